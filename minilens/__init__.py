@@ -1,0 +1,31 @@
+"""GPT-2, GPT-Neo and CTRL line by line, with the logit lens built in: every intermediate value, no hooks."""
+
+from .checkpoint import CheckpointError
+from .edits import at, then
+from .hub import load
+from .lens import LensRow, LensTable, lens_rows, logit_lens
+from .run import decode, run, trace
+from .trace import SITES, BlockTrace, Edit, Model, Site, Trace, untouched
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SITES",
+    "BlockTrace",
+    "CheckpointError",
+    "Edit",
+    "LensRow",
+    "LensTable",
+    "Model",
+    "Site",
+    "Trace",
+    "at",
+    "decode",
+    "lens_rows",
+    "load",
+    "logit_lens",
+    "run",
+    "then",
+    "trace",
+    "untouched",
+]

@@ -1,0 +1,174 @@
+"""What a checkpoint's files say: settings and tensors by their Hub names, each taken once.
+
+`Settings` is config.json, `Checkpoint` is the weights. Both know what was asked of them, so that a key or a tensor
+that nobody read is an error and not a silent difference from the model that was trained.
+"""
+
+import json
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class CheckpointError(Exception):
+    """A file of a checkpoint is missing, broken, or not what its neighbours say it is."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises CheckpointError where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable as JSON: {_why(path, error)}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object; it holds a {type(value).__name__}")
+    return value
+
+
+class Settings:
+    """config.json, key by key. Every reader raises CheckpointError, naming key and value, for what it cannot use.
+
+    A key that is null counts as absent, as it does for transformers.
+    """
+
+    def __init__(self, values: Mapping[str, Any], path: Path) -> None:
+        self.path = path
+        self._unread = dict(values)
+
+    def take(self, key: str, default: Any = None) -> Any:
+        """The value as it stands; the default where the key is absent."""
+        value = self._unread.pop(key, None)
+        return default if value is None else value
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A size: at least 1."""
+        value = self.take(key, default)
+        if type(value) is not int or value < 1:
+            raise self.refusal(key, value, "a whole number of at least 1")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """A positive number."""
+        value = self.take(key, default)
+        if type(value) not in (int, float) or not 0 < value < float("inf"):
+            raise self.refusal(key, value, "a positive number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """true or false."""
+        value = self.take(key, default)
+        if type(value) is not bool:
+            raise self.refusal(key, value, "true or false")
+        return value
+
+    def choice(self, key: str, choices: Mapping[str, T], default: str) -> T:
+        """One of the things named."""
+        value = self.take(key, default)
+        if not isinstance(value, str) or value not in choices:
+            raise self.refusal(key, value, " or ".join(f'"{name}"' for name in choices))
+        return choices[value]
+
+    def refusal(self, key: str, value: Any, expected: str) -> CheckpointError:
+        """The error to raise for a value that is not supported."""
+        found = "is missing" if value is None else f"is {json.dumps(value)[:80]}"
+        return CheckpointError(f'{self.path}: "{key}" {found}; minilens supports {expected}')
+
+    def finish(self, ignored: frozenset[str], only: Mapping[str, Any]) -> None:
+        """Raise for every key that was not read, unless it is ignored by name or has the only value supported."""
+        for key, value in self._unread.items():
+            if key in only:
+                if value is not None and value != only[key]:
+                    raise self.refusal(key, value, f"{json.dumps(only[key])} only")
+            elif key not in ignored:
+                raise CheckpointError(
+                    f'{self.path}: unknown key "{key}", of value {json.dumps(value)[:80]}: minilens does not know '
+                    "whether it changes the numbers, so it does not load the model"
+                )
+
+
+class Checkpoint:
+    """Tensors by their Hub names, without the `transformer.` that some files put before them.
+
+    Tensors of the dtype and device asked for stay where they are, in the memory-mapped file; others are converted as
+    they are taken.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+        self.path = paths[0]
+        self._dtype, self._device = dtype, device
+        self._unread: dict[str, Tensor] = {}
+        for path in paths:
+            for name, tensor in _read(path).items():
+                short = name.removeprefix("transformer.")
+                if short in self._unread:
+                    raise CheckpointError(f'{path}: the tensor "{short}" is there twice')
+                self._unread[short] = tensor
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """The tensor of that name, once. Raises CheckpointError where it is missing or has another shape."""
+        tensor = self._unread.pop(name, None)
+        if tensor is None:
+            raise CheckpointError(f'{self.path}: the tensor "{name}", of shape {list(shape)}, is missing')
+        if tensor.shape != shape:
+            raise CheckpointError(
+                f'{self.path}: the tensor "{name}" has shape {list(tensor.shape)}, but the config implies {list(shape)}'
+            )
+        if not tensor.is_floating_point():
+            raise CheckpointError(f'{self.path}: the tensor "{name}" holds {tensor.dtype}, not floating-point weights')
+        return tensor.to(self._device, self._dtype)
+
+    def tied(self, name: str, to: Tensor) -> None:
+        """Read a tensor that may be stored but must equal another one: the unembedding of a tied model."""
+        if name in self._unread and not torch.equal(self.take(name, *to.shape), to):
+            raise CheckpointError(f'{self.path}: "{name}" differs from the embedding, to which it should be tied')
+
+    def ignore(self, *names: str) -> None:
+        """Leave buffers that are not weights unread: masks that the code makes itself."""
+        for name in names:
+            self._unread.pop(name, None)
+
+    def finish(self) -> None:
+        """Raise CheckpointError if any tensor was not read."""
+        if self._unread:
+            names = ", ".join(f'"{name}"' for name in sorted(self._unread)[:3])
+            raise CheckpointError(
+                f"{self.path}: {len(self._unread)} tensors have no place in this model, among them {names}"
+            )
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of one file, memory-mapped."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        warnings.warn(f"{path.name} is a pickle file; reading it with torch's weights-only loader", stacklevel=2)
+        # Files from before torch 1.6 are not zip archives, and only those can be memory-mapped.
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as weights: {_why(path, error)}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise CheckpointError(f"{path} cannot be read as weights: it does not map names to tensors")
+    return tensors
+
+
+def _why(path: Path, error: Exception) -> str:
+    """What is wrong with a file that could not be read, in the user's words where the cause is a common one."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip().lower()
+    except OSError as unreadable:
+        return unreadable.strerror or str(unreadable)
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`"
+    if start.startswith((b"<!doctype", b"<html")):
+        return "it is a web page; download the file itself"
+    return " ".join(str(error).split())[:200]

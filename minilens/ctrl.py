@@ -1,0 +1,204 @@
+"""CTRL, from the first line to the last.
+
+Keskar et al. 2019, "CTRL: A Conditional Transformer Language Model for Controllable Generation", arXiv 1909.05858; code
+at github.com/salesforce/ctrl, weights converted for transformers, whose `CTRLModel` is the reference here. The same
+computation as gpt2.py, line for line, but for these departures:
+
+- Positions are not learned but sines and cosines, as in the 2017 Transformer; the sines fill the first half of the
+  vector and the cosines the second, not taking turns (salesforce/ctrl, `positional_encoding`).
+- The embedding is multiplied by sqrt(d_model) before the positions are added, but not in the unembedding.
+- The unembedding is the embedding, with a bias for each token.
+- Queries, keys and values come from three matrices, each with a bias.
+- The MLP's activation is ReLU, and its width is a setting of its own (8192 for d_model 1280 in the paper).
+- The norms inside the blocks have the epsilon 1e-6; only that of the final norm is a setting.
+
+A prompt begins with a control code, such as `Links` or `Wikipedia`: the model has never seen one without.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .checkpoint import Checkpoint, Settings
+from .ops import (
+    LayerNorm,
+    causal_mask,
+    check_tokens,
+    layer_norm,
+    linear,
+    merge_heads,
+    softmax,
+    split_heads,
+    upcast,
+)
+from .shapes import Logits, Resid, Tokens
+from .trace import BlockTrace, Edit, editable, untouched
+
+LN_EPS = 1e-6  # of the norms inside the blocks (salesforce/ctrl, `EncoderLayer`); no checkpoint can change it
+
+
+@dataclass(frozen=True)
+class Config:
+    d_vocab: int
+    n_ctx: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    d_mlp: int
+    ln_final_eps: float
+
+    @classmethod
+    def read(cls, settings: Settings) -> "Config":
+        """The sizes in a config.json, under their names on the Hub."""
+        d_model = settings.integer("n_embd")
+        n_heads = settings.integer("n_head")
+        if d_model % n_heads:
+            raise settings.refusal("n_head", n_heads, f"a divisor of n_embd, {d_model}")
+        return cls(
+            d_vocab=settings.integer("vocab_size"),
+            n_ctx=settings.integer("n_positions"),
+            d_model=d_model,
+            n_layers=settings.integer("n_layer"),
+            n_heads=n_heads,
+            d_mlp=settings.integer("dff"),
+            ln_final_eps=settings.number("layer_norm_epsilon", 1e-6),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """The weights of one block; each W is written so that it maps x to x @ W."""
+
+    ln1: LayerNorm
+    W_Q: Float[Tensor, "d_model d_model"]
+    b_Q: Float[Tensor, "d_model"]
+    W_K: Float[Tensor, "d_model d_model"]
+    b_K: Float[Tensor, "d_model"]
+    W_V: Float[Tensor, "d_model d_model"]
+    b_V: Float[Tensor, "d_model"]
+    W_O: Float[Tensor, "d_model d_model"]
+    b_O: Float[Tensor, "d_model"]
+    ln2: LayerNorm
+    W_in: Float[Tensor, "d_model d_mlp"]
+    b_in: Float[Tensor, "d_mlp"]
+    W_out: Float[Tensor, "d_mlp d_model"]
+    b_out: Float[Tensor, "d_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class CTRL:
+    family: ClassVar[str] = "ctrl"
+    config: Config
+    W_E: Float[Tensor, "d_vocab d_model"]
+    blocks: tuple[Block, ...]
+    ln_final: LayerNorm
+    b_U: Float[Tensor, "d_vocab"]
+
+    @property
+    def n_layers(self) -> int:
+        return self.config.n_layers
+
+    def embed(self, tokens: Tokens) -> Resid:
+        """The stream entering block 0. Raises ValueError for tokens that the model cannot read."""
+        check_tokens(tokens, self.config.d_vocab, self.config.n_ctx)
+        scaled = self.W_E[tokens] * math.sqrt(self.config.d_model)
+        return scaled + sinusoids(tokens.shape[1], self.config.d_model).to(scaled)
+
+    def block(self, layer: int, resid: Resid, edit: Edit = untouched) -> BlockTrace:
+        """Everything that block `layer` computes from the stream entering it."""
+        w, cfg = self.blocks[layer], self.config
+        at = editable(edit, layer)  # marks the places where a caller may replace a value
+
+        # Attention reads the residual stream...
+        resid_pre = at("resid_pre", resid)
+        ln1_out = layer_norm(resid_pre, w.ln1, LN_EPS)
+        q = at("q", split_heads(linear(ln1_out, w.W_Q, w.b_Q), cfg.n_heads))
+        k = at("k", split_heads(linear(ln1_out, w.W_K, w.b_K), cfg.n_heads))
+        v = at("v", split_heads(linear(ln1_out, w.W_V, w.b_V), cfg.n_heads))
+        scores = upcast(q) @ upcast(k).mT * q.shape[-1] ** -0.5
+        scores = scores.masked_fill(~causal_mask(resid), -torch.inf)
+        pattern = at("pattern", softmax(scores, v.dtype))
+        z = at("z", pattern @ v)
+        attn_out = at("attn_out", linear(merge_heads(z), w.W_O, w.b_O))
+        # ...and adds to it; the MLP reads the sum...
+        resid_mid = at("resid_mid", resid_pre + attn_out)
+        ln2_out = layer_norm(resid_mid, w.ln2, LN_EPS)
+        mlp_pre = linear(ln2_out, w.W_in, w.b_in)
+        mlp_post = at("mlp_post", mlp_pre.relu())
+        mlp_out = at("mlp_out", linear(mlp_post, w.W_out, w.b_out))
+        # ...and adds to it in turn.
+        resid_post = at("resid_post", resid_mid + mlp_out)
+
+        return BlockTrace(
+            layer=layer,
+            resid_pre=resid_pre,
+            ln1_out=ln1_out,
+            q=q,
+            k=k,
+            v=v,
+            scores=scores,
+            pattern=pattern,
+            z=z,
+            attn_out=attn_out,
+            resid_mid=resid_mid,
+            ln2_out=ln2_out,
+            mlp_pre=mlp_pre,
+            mlp_post=mlp_post,
+            mlp_out=mlp_out,
+            resid_post=resid_post,
+        )
+
+    def unembed(self, resid: Resid) -> Logits:
+        """The final norm and the unembedding: logits of the next token."""
+        return linear(layer_norm(resid, self.ln_final, self.config.ln_final_eps), self.W_E.mT, self.b_U)
+
+
+def sinusoids(n: int, d_model: int) -> Float[Tensor, "pos d_model"]:
+    """The vectors of positions 0 to n - 1: sines, then cosines, of position / 10000**(2i / d_model).
+
+    In float32 and in the reference's order of operations, which the trained weights know: float64 drifts from it at
+    large positions.
+    """
+    i = torch.arange(d_model, dtype=torch.float32)
+    angles = torch.arange(n, dtype=torch.float32)[:, None] * (1 / torch.pow(10000, 2 * (i // 2) / d_model))
+    return torch.cat([angles[:, 0::2].sin(), angles[:, 1::2].cos()], dim=-1)
+
+
+def build(config: Config, checkpoint: Checkpoint) -> CTRL:
+    """The model of these sizes with the weights of a checkpoint, under their names on the Hub."""
+    d_model, d_mlp, take = config.d_model, config.d_mlp, checkpoint.take
+
+    def norm(name: str) -> LayerNorm:
+        return LayerNorm(take(f"{name}.weight", d_model), take(f"{name}.bias", d_model))
+
+    def block(h: str) -> Block:
+        return Block(
+            ln1=norm(f"{h}.layernorm1"),
+            W_Q=take(f"{h}.multi_head_attention.Wq.weight", d_model, d_model).mT,
+            b_Q=take(f"{h}.multi_head_attention.Wq.bias", d_model),
+            W_K=take(f"{h}.multi_head_attention.Wk.weight", d_model, d_model).mT,
+            b_K=take(f"{h}.multi_head_attention.Wk.bias", d_model),
+            W_V=take(f"{h}.multi_head_attention.Wv.weight", d_model, d_model).mT,
+            b_V=take(f"{h}.multi_head_attention.Wv.bias", d_model),
+            W_O=take(f"{h}.multi_head_attention.dense.weight", d_model, d_model).mT,
+            b_O=take(f"{h}.multi_head_attention.dense.bias", d_model),
+            ln2=norm(f"{h}.layernorm2"),
+            W_in=take(f"{h}.ffn.0.weight", d_mlp, d_model).mT,
+            b_in=take(f"{h}.ffn.0.bias", d_mlp),
+            W_out=take(f"{h}.ffn.2.weight", d_model, d_mlp).mT,
+            b_out=take(f"{h}.ffn.2.bias", d_model),
+        )
+
+    W_E = take("w.weight", config.d_vocab, d_model)
+    checkpoint.tied("lm_head.weight", W_E)
+    return CTRL(
+        config=config,
+        W_E=W_E,
+        blocks=tuple(block(f"h.{layer}") for layer in range(config.n_layers)),
+        ln_final=norm("layernorm"),
+        b_U=take("lm_head.bias", config.d_vocab),
+    )

@@ -1,0 +1,210 @@
+"""GPT-Neo, from the first line to the last.
+
+Black et al. 2021; code at github.com/EleutherAI/gpt-neo, weights converted for transformers, whose `GPTNeoModel` is the
+reference here. The same computation as gpt2.py, line for line, but for these departures:
+
+- Layers take turns between global attention and local attention: a query of a local layer sees itself and the
+  `window - 1` positions before it (transformers, `GPTNeoSelfAttention`).
+- Scores are not divided by sqrt(d_head): mesh-tensorflow, where the model was trained, left that to the initialisation
+  (transformers issue 20828).
+- Scores are taken in float32, whatever the dtype of the weights: unscaled, they overflow float16. The reference does
+  so even where the weights are float64.
+- Queries, keys and values come from three matrices without a bias.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .checkpoint import Checkpoint, Settings
+from .ops import (
+    ACTIVATIONS,
+    LayerNorm,
+    causal_mask,
+    check_tokens,
+    layer_norm,
+    linear,
+    merge_heads,
+    softmax,
+    split_heads,
+)
+from .shapes import Logits, Resid, Tokens
+from .trace import BlockTrace, Edit, editable, untouched
+
+
+@dataclass(frozen=True)
+class Config:
+    d_vocab: int
+    n_ctx: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    d_mlp: int
+    ln_eps: float
+    activation: Callable[[Tensor], Tensor]
+    is_local: tuple[bool, ...]  # for each layer
+    window: int
+
+    @classmethod
+    def read(cls, settings: Settings) -> "Config":
+        """The sizes in a config.json, under their names on the Hub."""
+        d_model = settings.integer("hidden_size")
+        n_layers = settings.integer("num_layers")
+        n_heads = settings.integer("num_heads")
+        if d_model % n_heads:
+            raise settings.refusal("num_heads", n_heads, f"a divisor of hidden_size, {d_model}")
+        return cls(
+            d_vocab=settings.integer("vocab_size"),
+            n_ctx=settings.integer("max_position_embeddings"),
+            d_model=d_model,
+            n_layers=n_layers,
+            n_heads=n_heads,
+            d_mlp=settings.integer("intermediate_size", 4 * d_model),
+            ln_eps=settings.number("layer_norm_epsilon", 1e-5),
+            activation=settings.choice("activation_function", ACTIVATIONS, "gelu_new"),
+            is_local=_is_local(settings, n_layers),
+            window=settings.integer("window_size", 256),
+        )
+
+
+def _is_local(settings: Settings, n_layers: int) -> tuple[bool, ...]:
+    """Which layers attend locally: `attention_types`, such as [[["global", "local"], 6]], or its expansion."""
+    types, layers = settings.take("attention_types"), settings.take("attention_layers")
+    kinds = layers
+    if types is not None:
+        try:
+            expansion = (kind for pattern, times in types for _ in range(times) for kind in pattern)
+            kinds = list(islice(expansion, n_layers + 1))  # one more than can be right: the count may be anything
+        except (TypeError, ValueError):
+            kinds = None
+    if not isinstance(kinds, list) or len(kinds) != n_layers or not all(k in ("global", "local") for k in kinds):
+        raise settings.refusal("attention_types", types, f'"global" or "local" for each of the {n_layers} layers')
+    if layers not in (None, kinds):
+        raise settings.refusal("attention_layers", layers, f"the expansion of attention_types, {kinds}")
+    return tuple(kind == "local" for kind in kinds)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """The weights of one block; each W is written so that it maps x to x @ W."""
+
+    ln1: LayerNorm
+    W_Q: Float[Tensor, "d_model d_model"]
+    W_K: Float[Tensor, "d_model d_model"]
+    W_V: Float[Tensor, "d_model d_model"]
+    W_O: Float[Tensor, "d_model d_model"]
+    b_O: Float[Tensor, "d_model"]
+    ln2: LayerNorm
+    W_in: Float[Tensor, "d_model d_mlp"]
+    b_in: Float[Tensor, "d_mlp"]
+    W_out: Float[Tensor, "d_mlp d_model"]
+    b_out: Float[Tensor, "d_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class GPTNeo:
+    family: ClassVar[str] = "gpt_neo"
+    config: Config
+    W_E: Float[Tensor, "d_vocab d_model"]
+    W_pos: Float[Tensor, "n_ctx d_model"]
+    blocks: tuple[Block, ...]
+    ln_final: LayerNorm
+
+    @property
+    def n_layers(self) -> int:
+        return self.config.n_layers
+
+    def embed(self, tokens: Tokens) -> Resid:
+        """The stream entering block 0. Raises ValueError for tokens that the model cannot read."""
+        check_tokens(tokens, self.config.d_vocab, self.config.n_ctx)
+        return self.W_E[tokens] + self.W_pos[: tokens.shape[1]]
+
+    def block(self, layer: int, resid: Resid, edit: Edit = untouched) -> BlockTrace:
+        """Everything that block `layer` computes from the stream entering it."""
+        w, cfg = self.blocks[layer], self.config
+        at = editable(edit, layer)  # marks the places where a caller may replace a value
+
+        # Attention reads the residual stream...
+        resid_pre = at("resid_pre", resid)
+        ln1_out = layer_norm(resid_pre, w.ln1, cfg.ln_eps)
+        q = at("q", split_heads(linear(ln1_out, w.W_Q), cfg.n_heads))
+        k = at("k", split_heads(linear(ln1_out, w.W_K), cfg.n_heads))
+        v = at("v", split_heads(linear(ln1_out, w.W_V), cfg.n_heads))
+        scores = q.float() @ k.float().mT
+        visible = causal_mask(resid)
+        if cfg.is_local[layer]:
+            visible = visible.triu(1 - cfg.window)  # nothing further back than the window
+        scores = scores.masked_fill(~visible, -torch.inf)
+        pattern = at("pattern", softmax(scores, v.dtype))
+        z = at("z", pattern @ v)
+        attn_out = at("attn_out", linear(merge_heads(z), w.W_O, w.b_O))
+        # ...and adds to it; the MLP reads the sum...
+        resid_mid = at("resid_mid", resid_pre + attn_out)
+        ln2_out = layer_norm(resid_mid, w.ln2, cfg.ln_eps)
+        mlp_pre = linear(ln2_out, w.W_in, w.b_in)
+        mlp_post = at("mlp_post", cfg.activation(mlp_pre))
+        mlp_out = at("mlp_out", linear(mlp_post, w.W_out, w.b_out))
+        # ...and adds to it in turn.
+        resid_post = at("resid_post", resid_mid + mlp_out)
+
+        return BlockTrace(
+            layer=layer,
+            resid_pre=resid_pre,
+            ln1_out=ln1_out,
+            q=q,
+            k=k,
+            v=v,
+            scores=scores,
+            pattern=pattern,
+            z=z,
+            attn_out=attn_out,
+            resid_mid=resid_mid,
+            ln2_out=ln2_out,
+            mlp_pre=mlp_pre,
+            mlp_post=mlp_post,
+            mlp_out=mlp_out,
+            resid_post=resid_post,
+        )
+
+    def unembed(self, resid: Resid) -> Logits:
+        """The final norm and the unembedding: logits of the next token."""
+        return linear(layer_norm(resid, self.ln_final, self.config.ln_eps), self.W_E.mT)
+
+
+def build(config: Config, checkpoint: Checkpoint) -> GPTNeo:
+    """The model of these sizes with the weights of a checkpoint, under their names on the Hub."""
+    d_model, d_mlp, take = config.d_model, config.d_mlp, checkpoint.take
+
+    def norm(name: str) -> LayerNorm:
+        return LayerNorm(take(f"{name}.weight", d_model), take(f"{name}.bias", d_model))
+
+    def block(h: str) -> Block:
+        checkpoint.ignore(f"{h}.attn.attention.bias", f"{h}.attn.attention.masked_bias")  # the causal mask
+        return Block(
+            ln1=norm(f"{h}.ln_1"),
+            W_Q=take(f"{h}.attn.attention.q_proj.weight", d_model, d_model).mT,
+            W_K=take(f"{h}.attn.attention.k_proj.weight", d_model, d_model).mT,
+            W_V=take(f"{h}.attn.attention.v_proj.weight", d_model, d_model).mT,
+            W_O=take(f"{h}.attn.attention.out_proj.weight", d_model, d_model).mT,
+            b_O=take(f"{h}.attn.attention.out_proj.bias", d_model),
+            ln2=norm(f"{h}.ln_2"),
+            W_in=take(f"{h}.mlp.c_fc.weight", d_mlp, d_model).mT,
+            b_in=take(f"{h}.mlp.c_fc.bias", d_mlp),
+            W_out=take(f"{h}.mlp.c_proj.weight", d_model, d_mlp).mT,
+            b_out=take(f"{h}.mlp.c_proj.bias", d_model),
+        )
+
+    W_E = take("wte.weight", config.d_vocab, d_model)
+    checkpoint.tied("lm_head.weight", W_E)
+    return GPTNeo(
+        config=config,
+        W_E=W_E,
+        W_pos=take("wpe.weight", config.n_ctx, d_model),
+        blocks=tuple(block(f"h.{layer}") for layer in range(config.n_layers)),
+        ln_final=norm("ln_f"),
+    )

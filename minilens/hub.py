@@ -1,0 +1,183 @@
+"""Loading: a bundled model, a folder, or a repository on the Hugging Face Hub.
+
+config.json is audited key by key. A key is read by the family's Config, or it is listed here as one that cannot change
+what a forward pass gives, or it has the only value supported; anything else is refused.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import ctrl, gpt2, gpt_neo
+from .checkpoint import Checkpoint, CheckpointError, Settings, read_json
+from .text import Tokenizer, load_tokenizer
+from .trace import Model
+
+Find = Callable[[str], Path | None]
+"""A file of the checkpoint by its name -> where it is, or None where the checkpoint has no such file."""
+
+FAMILIES: dict[str, Any] = {"gpt2": gpt2, "gpt_neo": gpt_neo, "ctrl": ctrl}
+
+IGNORED = frozenset(
+    # What the file is and where it came from.
+    "_name_or_path architectures auto_map dtype model_type torch_dtype transformers_version use_bfloat16 "
+    # Training: dropout, initialisation, and how gradients are computed.
+    "attention_dropout attn_pdrop classifier_dropout embd_pdrop embed_dropout gradient_checkpointing initializer_range "
+    "resid_dropout resid_pdrop "
+    # Generation, and the form in which transformers gives its outputs.
+    "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id bad_words_ids begin_suppress_tokens "
+    "diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty "
+    "forced_bos_token_id forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups "
+    "num_beams num_return_sequences prefix remove_invalid_values repetition_penalty suppress_tokens "
+    "task_specific_params temperature tokenizer_class top_k top_p typical_p use_cache output_attentions "
+    "output_hidden_states output_past output_scores return_dict return_dict_in_generate torchscript "
+    # Heads other than the language model's.
+    "finetuning_task id2label label2id num_labels problem_type summary_activation summary_first_dropout "
+    "summary_proj_to_labels summary_type summary_use_proj "
+    # n_ctx repeats n_positions or is the length trained at; without an encoder the other two change nothing.
+    "n_ctx chunk_size_feed_forward is_decoder".split()
+)
+
+ONLY: dict[str, Any] = {
+    "add_cross_attention": False,
+    "cross_attention_hidden_size": None,
+    "is_encoder_decoder": False,
+    "pruned_heads": {},
+    "quantization_config": None,
+    "tie_encoder_decoder": False,
+    "tie_word_embeddings": True,
+}
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Model, Tokenizer | None]:
+    """A model and its tokenizer, by the name of a bundled model, the path of a folder, or a repository on the Hub.
+
+    revision: branch, tag or commit of a repository; all files are taken from the one commit it stands for. The weights
+    are converted to dtype; where the file has it already, they stay in the memory-mapped file. The tokenizer is None
+    where there are no files for one. Raises ValueError for a name that leads nowhere, CheckpointError for files that
+    are missing, broken, or of a model that is not supported.
+    """
+    find = _locate(os.fspath(name), revision)
+    path = find("config.json")
+    if path is None:
+        raise CheckpointError(f"{name} has no config.json, so it is not a model that minilens can read")
+    values = read_json(path)
+    settings = Settings(values, path)
+    family = settings.choice("model_type", FAMILIES, default="")
+    config = family.Config.read(settings)
+    settings.finish(IGNORED, ONLY)
+    checkpoint = Checkpoint(_weights(find, path.parent), dtype=dtype, device=device or "cpu")
+    model: Model = family.build(config, checkpoint)
+    checkpoint.finish()
+    return model, load_tokenizer(find, model.family)
+
+
+def bundled() -> dict[str, Path]:
+    """The models that come with minilens: in the package where it is installed, beside it in a checkout."""
+    here = Path(__file__).parent
+    root = next((folder for folder in (here / "weights", here.parent / "weights") if folder.is_dir()), None)
+    return {config.parent.name: config.parent for config in sorted(root.glob("*/config.json"))} if root else {}
+
+
+def cached() -> list[str]:
+    """The repositories in the Hub's cache on this machine that hold a model of the three families."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repos = scan_cache_dir().repos
+    except CacheNotFound:
+        return []
+    return sorted(repo.repo_id for repo in repos if repo.repo_type == "model" and _is_supported(repo.repo_path))
+
+
+def _is_supported(repo: Path) -> bool:
+    configs = repo.glob("snapshots/*/config.json")
+    try:
+        return any(read_json(config).get("model_type") in FAMILIES for config in configs)
+    except CheckpointError:
+        return False
+
+
+def _locate(name: str, revision: str | None) -> Find:
+    """How to find the files of a model: in a folder, or on the Hub."""
+    folder = bundled().get(name) or Path(name).expanduser()
+    if not folder.is_dir():
+        return _on_the_hub(name, revision)
+    if revision is not None:
+        raise ValueError(f"{name} is a folder, and only a repository on the Hub has a revision; leave out {revision!r}")
+    return lambda file: folder / file if (folder / file).is_file() else None
+
+
+def _on_the_hub(repo: str, revision: str | None) -> Find:
+    """How to find files in a repository, all of them in the commit in which the first was found."""
+    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
+
+    def find(file: str) -> Path | None:
+        nonlocal revision
+        known = ", ".join(bundled())
+        try:
+            path = Path(hf_hub_download(repo, file, revision=revision))
+        except errors.LocalEntryNotFoundError as error:
+            cache_entry = try_to_load_from_cache(repo, file, revision=revision)
+            if cache_entry is not None and not isinstance(cache_entry, str):
+                return None  # the cache remembers that the repository has no such file
+            raise CheckpointError(
+                f"{file} of {repo} is not in the cache, and the Hub cannot be reached; "
+                f"connect to the network, or use a folder or a bundled model ({known})"
+            ) from error
+        except errors.EntryNotFoundError:
+            return None
+        except errors.HFValidationError as error:
+            raise ValueError(f"there is no model {repo!r}: it is not bundled ({known}) and not a folder") from error
+        except errors.GatedRepoError as error:
+            raise CheckpointError(f"{repo} asks for permission: get it on the Hub, then `hf auth login`") from error
+        except errors.RepositoryNotFoundError as error:
+            raise ValueError(
+                f"there is no model {repo!r}: it is not bundled ({known}), not a folder and not on the Hub"
+            ) from error
+        except errors.RevisionNotFoundError as error:
+            raise ValueError(f"{repo} has no revision {revision!r}") from error
+        except (errors.HfHubHTTPError, OSError) as error:
+            raise CheckpointError(f"{file} of {repo} cannot be downloaded: {' '.join(str(error).split())}") from error
+        revision = path.parent.name
+        return path
+
+    return find
+
+
+def _weights(find: Find, folder: Path) -> list[Path]:
+    """The weight files: one or several, safetensors before pickle."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if path := find(name):
+            return [path]
+        if index := find(f"{name}.index.json"):
+            return [_shard(find, index, file) for file in _shards(index)]
+    raise CheckpointError(
+        f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin, in one file or with an index"
+    )
+
+
+def _shards(index: Path) -> list[str]:
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files or not all(isinstance(file, str) for file in files.values()):
+        raise CheckpointError(f'{index} must map tensors to files in "weight_map"')
+    return sorted(set(files.values()))
+
+
+def _shard(find: Find, index: Path, file: str) -> Path:
+    if Path(file).name != file:
+        raise CheckpointError(f"{index} names {file!r}, which is not a file in the model's own folder")
+    path = find(file)
+    if path is None:
+        raise CheckpointError(f"{index} names {file}, which is missing")
+    return path

@@ -1,0 +1,56 @@
+"""Running a model: block by block, all at once, or from the middle to the end."""
+
+from collections.abc import Iterator
+
+from .shapes import Logits, Resid, Tokens
+from .trace import BlockTrace, Edit, Model, Trace, untouched
+
+
+def run(
+    model: Model, resid: Resid, *, start: int = 0, stop: int | None = None, edit: Edit = untouched
+) -> Iterator[BlockTrace]:
+    """Run blocks start to stop - 1 (by default to the last) on the stream entering block `start`, one at a time.
+
+    Only the block at hand is computed and kept: keep less by keeping less of what is yielded. Raises ValueError for
+    blocks that the model does not have, and for an edit built by `at` that names none of the blocks to be run.
+    """
+    stop = model.n_layers if stop is None else stop
+    if not 0 <= start <= stop <= model.n_layers:
+        raise ValueError(
+            f"cannot run blocks {start} up to {stop}: start and stop must be in order, between 0 and {model.n_layers}"
+        )
+    for site in getattr(edit, "sites", ()):
+        if site.layer not in range(start, stop):
+            raise ValueError(
+                f"the edit at {site.layer}.{site.name} matches nothing: the blocks run are "
+                + (f"{start} to {stop - 1}" if start < stop else "none")
+            )
+    return _blocks(model, resid, start, stop, edit)
+
+
+def _blocks(model: Model, resid: Resid, start: int, stop: int, edit: Edit) -> Iterator[BlockTrace]:
+    for layer in range(start, stop):
+        block = model.block(layer, resid, edit)
+        resid = block.resid_post
+        yield block
+
+
+def trace(model: Model, tokens: Tokens, *, edit: Edit = untouched) -> Trace:
+    """A whole forward pass with every intermediate value kept.
+
+    For each of batch * pos places it keeps n_layers * (10 d_model + 2 d_mlp + 2 n_heads * pos) + d_model + d_vocab
+    numbers: the stream leaving one block and entering the next is one tensor. Use `run` to keep less.
+    """
+    embed = model.embed(tokens)
+    blocks = tuple(run(model, embed, edit=edit))
+    return Trace(embed=embed, blocks=blocks, logits=model.unembed(blocks[-1].resid_post))
+
+
+def decode(model: Model, resid: Resid, *, start: int, edit: Edit = untouched) -> Logits:
+    """Finish a forward pass: run the blocks from `start` on this stream, then unembed.
+
+    start = n_layers unembeds only. Raises ValueError as `run` does.
+    """
+    for block in run(model, resid, start=start, edit=edit):
+        resid = block.resid_post
+    return model.unembed(resid)

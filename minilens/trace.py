@@ -1,0 +1,118 @@
+"""What a forward pass gives: every intermediate value, under its name.
+
+The names are the field's own (TransformerLens's where it has one). A value is what the pass went on with: where an
+edit replaced it, the replacement.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from .shapes import Grid, Heads, Hidden, Logits, Resid, Tokens
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockTrace:
+    """One block, in the order in which it computes."""
+
+    layer: int
+    resid_pre: Resid  # the stream entering the block
+    ln1_out: Resid  # what attention reads
+    q: Heads
+    k: Heads
+    v: Heads
+    scores: Grid  # scaled and masked, before softmax
+    pattern: Grid  # after softmax: each query's weights over the keys
+    z: Heads  # pattern @ v
+    attn_out: Resid  # written to the stream
+    resid_mid: Resid  # = resid_pre + attn_out, bit for bit
+    ln2_out: Resid  # what the MLP reads
+    mlp_pre: Hidden  # before the activation function
+    mlp_post: Hidden  # after it
+    mlp_out: Resid  # written to the stream
+    resid_post: Resid  # = resid_mid + mlp_out, bit for bit
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trace:
+    """A whole forward pass: the stream entering block 0, every block, and the logits."""
+
+    embed: Resid
+    blocks: tuple[BlockTrace, ...]
+    logits: Logits
+
+
+class Site(NamedTuple):
+    """A place in the computation that an edit can name."""
+
+    layer: int
+    name: str
+
+
+SITES = (
+    "resid_pre",
+    "q",
+    "k",
+    "v",
+    "pattern",
+    "z",
+    "attn_out",
+    "resid_mid",
+    "mlp_post",
+    "mlp_out",
+    "resid_post",
+)
+
+Edit = Callable[[Site, Tensor], Tensor]
+"""A pure function: the value that is about to be used at a site -> the value to use instead."""
+
+
+def untouched(site: Site, value: Tensor) -> Tensor:
+    """The edit that changes nothing."""
+    return value
+
+
+def editable(edit: Edit, layer: int) -> Callable[[str, Tensor], Tensor]:
+    """The marks of one block: `at(name, value)` is the value to go on with at that site.
+
+    Raises ValueError where an edit gives back anything but a tensor of the same shape, dtype and device.
+    """
+
+    def at(name: str, value: Tensor) -> Tensor:
+        new = edit(Site(layer, name), value)
+        if not isinstance(new, Tensor):
+            raise ValueError(f"the edit at {layer}.{name} must return a tensor; it returned {new!r}")
+        if (new.shape, new.dtype, new.device) != (value.shape, value.dtype, value.device):
+            raise ValueError(f"the edit at {layer}.{name} must keep {_describe(value)}; it returned {_describe(new)}")
+        return new
+
+    return at
+
+
+def _describe(value: Tensor) -> str:
+    return f"{list(value.shape)} {value.dtype} on {value.device}"
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What run, lens, edits and attribution know of a model; gpt2.py, gpt_neo.py and ctrl.py each provide it."""
+
+    @property
+    def family(self) -> str: ...  # "gpt2", "gpt_neo" or "ctrl"
+
+    @property
+    def n_layers(self) -> int: ...
+
+    def embed(self, tokens: Tokens) -> Resid:
+        """The stream entering block 0. Raises ValueError for tokens that the model cannot read."""
+        ...
+
+    def block(self, layer: int, resid: Resid, edit: Edit = untouched) -> BlockTrace:
+        """Everything that block `layer` computes from the stream entering it."""
+        ...
+
+    def unembed(self, resid: Resid) -> Logits:
+        """The final norm and the unembedding: logits of the next token."""
+        ...

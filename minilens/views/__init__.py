@@ -1,0 +1,1 @@
+"""A LensTable in, a picture out."""

@@ -1,0 +1,94 @@
+"""Tiny random checkpoints of each family, made by transformers and read by minilens."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the Hub's client: no test touches a network
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import CTRLConfig, CTRLLMHeadModel, GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+FAMILIES = ("gpt2", "gpt_neo", "ctrl")
+N_CTX = 40
+# Odd sizes: three layers, five heads of 6, an MLP that is not 4 d_model wide, and for GPT-Neo a window that is shorter
+# than the texts, without which a missing window could not be seen.
+SIZES: dict[str, dict[str, Any]] = {
+    "gpt2": dict(vocab_size=101, n_positions=N_CTX, n_embd=30, n_layer=3, n_head=5, n_inner=50),
+    "gpt_neo": dict(
+        vocab_size=101,
+        max_position_embeddings=N_CTX,
+        hidden_size=30,
+        num_layers=3,
+        num_heads=5,
+        intermediate_size=50,
+        window_size=7,
+        attention_types=[[["global", "local", "local"], 1]],
+    ),
+    "ctrl": dict(vocab_size=101, n_positions=N_CTX, n_embd=30, n_layer=3, n_head=5, dff=50),
+}
+CLASSES = {
+    "gpt2": (GPT2Config, GPT2LMHeadModel),
+    "gpt_neo": (GPTNeoConfig, GPTNeoForCausalLM),
+    "ctrl": (CTRLConfig, CTRLLMHeadModel),
+}
+NO_IDS = dict(bos_token_id=None, eos_token_id=None)
+
+
+def make_reference(family: str, **overrides: Any) -> transformers.PreTrainedModel:
+    """transformers' model in float64 with eager attention.
+
+    The weights are drawn with a standard deviation of 0.3: with the library's own 0.02 a wrong GELU would pass.
+    """
+    config_class, model_class = CLASSES[family]
+    config = config_class(**{**SIZES[family], **NO_IDS, **overrides})
+    config._attn_implementation = "eager"
+    model = model_class(config).eval()
+    generator = torch.Generator().manual_seed(2020)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3, generator=generator)
+    return model.double()
+
+
+Tiny = Callable[..., tuple[transformers.PreTrainedModel, Path]]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """tiny(family, **config keys) -> transformers' model in float64, and the folder where it is saved."""
+    made: dict[str, tuple[transformers.PreTrainedModel, Path]] = {}
+
+    def make(family: str, **overrides: Any) -> tuple[transformers.PreTrainedModel, Path]:
+        key = json.dumps([family, overrides], sort_keys=True)
+        if key not in made:
+            reference = make_reference(family, **overrides)
+            folder = tmp_path_factory.mktemp(family)
+            reference.save_pretrained(folder)
+            made[key] = reference, folder
+        return made[key]
+
+    return make
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    """Two texts side by side, longer than GPT-Neo's window."""
+    return torch.randint(0, 101, (2, 33), generator=torch.Generator().manual_seed(2021))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder beside the project that holds the real tokenizers; tests that need it skip where it is absent."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("../shared, with the real tokenizer files, is not beside this checkout")
+    return folder

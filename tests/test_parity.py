@@ -1,0 +1,142 @@
+"""Equal to the reference: every value that transformers exposes, and the logits."""
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import FAMILIES, Tiny, make_reference
+
+import minilens
+
+N_GREEDY = 30  # tokens, longer than GPT-Neo's window
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    *((family, {}) for family in FAMILIES),
+    ("gpt2", dict(n_inner=None)),
+    ("gpt2", dict(n_head=3)),
+    ("gpt2", dict(scale_attn_weights=False)),
+    ("gpt2", dict(scale_attn_by_inverse_layer_idx=True)),
+    ("gpt2", dict(scale_attn_by_inverse_layer_idx=True, scale_attn_weights=False)),
+    ("gpt2", dict(layer_norm_epsilon=0.1)),
+    *(("gpt2", dict(activation_function=name)) for name in ("gelu", "relu", "gelu_fast", "gelu_pytorch_tanh")),
+    ("gpt_neo", dict(intermediate_size=None)),
+    ("gpt_neo", dict(attention_types=[[["local"], 1], [["global"], 2]], window_size=1)),
+    ("gpt_neo", dict(layer_norm_epsilon=0.1)),
+    ("gpt_neo", dict(activation_function="gelu")),
+    ("ctrl", dict(n_head=3)),
+    ("ctrl", dict(layer_norm_epsilon=0.1)),
+]
+
+
+def values(model: minilens.Model, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What minilens computes, under the names of what transformers exposes.
+
+    transformers gives the stream entering each block, and after the last one only its final norm.
+    """
+    trace = minilens.trace(model, tokens)
+    named = {"embed": trace.embed, "logits": trace.logits}
+    for block in trace.blocks:
+        named[f"resid_pre {block.layer}"] = block.resid_pre
+        named[f"pattern {block.layer}"] = block.pattern
+    return named
+
+
+def reference_values(model: Any, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    with torch.no_grad():
+        out = model(tokens, output_hidden_states=True, output_attentions=True)
+    named = {"embed": out.hidden_states[0], "logits": out.logits}
+    for layer, pattern in enumerate(out.attentions):
+        named[f"resid_pre {layer}"] = out.hidden_states[layer]
+        named[f"pattern {layer}"] = pattern
+    return named
+
+
+def largest_difference(model: minilens.Model, reference: Any, tokens: torch.Tensor) -> dict[str, float]:
+    ours, theirs = values(model, tokens), reference_values(reference, tokens)
+    assert ours.keys() == theirs.keys()
+    return {name: (ours[name] - theirs[name]).abs().max().item() for name in ours}
+
+
+@pytest.mark.parametrize(("family", "config"), VARIANTS, ids=str)
+def test_every_value_equals_the_reference(
+    tiny: Tiny, tokens: torch.Tensor, family: str, config: dict[str, Any]
+) -> None:
+    reference, folder = tiny(family, **config)
+    model, _ = minilens.load(folder, dtype=torch.float64)
+    # 1e-10, also for CTRL: its positions are float32 numbers here as they are there.
+    differences = largest_difference(model, reference, tokens)
+    assert max(differences.values()) < 1e-10, differences
+
+
+@pytest.mark.parametrize(("family", "config"), VARIANTS, ids=str)
+def test_float32_equals_the_reference(tiny: Tiny, tokens: torch.Tensor, family: str, config: dict[str, Any]) -> None:
+    _, folder = tiny(family, **config)
+    model, _ = minilens.load(folder)
+    reference = make_reference(family, **config).float()
+    differences = largest_difference(model, reference, tokens)
+    assert max(differences.values()) < 1e-5, differences
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float32_is_bit_identical_to_eager_attention(tiny: Tiny, tokens: torch.Tensor, family: str) -> None:
+    _, folder = tiny(family)
+    model, _ = minilens.load(folder)
+    assert not any(largest_difference(model, make_reference(family).float(), tokens).values())
+
+
+def test_upcast_scores_equal_the_reference(tiny: Tiny, tokens: torch.Tensor) -> None:
+    """In float32 only: with `reorder_and_upcast_attn` the reference refuses weights in float64."""
+    config = dict(reorder_and_upcast_attn=True, scale_attn_by_inverse_layer_idx=True)
+    _, folder = tiny("gpt2", **config)
+    model, _ = minilens.load(folder)
+    differences = largest_difference(model, make_reference("gpt2", **config).float(), tokens)
+    assert max(differences.values()) < 1e-5, differences
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_intermediate_values_equal_the_reference_modules(tiny: Tiny, tokens: torch.Tensor, family: str) -> None:
+    """What transformers does not return, as its own modules compute it."""
+    reference, folder = tiny(family)
+    model, _ = minilens.load(folder, dtype=torch.float64)
+    names = {
+        "gpt2": dict(
+            ln1_out="ln_1", attn_out="attn", ln2_out="ln_2", mlp_pre="mlp.c_fc", mlp_post="mlp.act", mlp_out="mlp"
+        ),
+        "gpt_neo": dict(
+            ln1_out="ln_1", attn_out="attn", ln2_out="ln_2", mlp_pre="mlp.c_fc", mlp_post="mlp.act", mlp_out="mlp"
+        ),
+        "ctrl": dict(
+            ln1_out="layernorm1",
+            attn_out="multi_head_attention",
+            ln2_out="layernorm2",
+            mlp_pre="ffn.0",
+            mlp_post="ffn.1",
+            mlp_out="ffn",
+        ),
+    }[family]
+    heard: dict[tuple[int, str], torch.Tensor] = {}
+    for layer, block in enumerate(reference.transformer.h):
+        for field, name in names.items():
+
+            def listen(_: Any, __: Any, out: Any, key: tuple[int, str] = (layer, field)) -> None:
+                heard[key] = out[0] if isinstance(out, tuple) else out
+
+            block.get_submodule(name).register_forward_hook(listen)
+    with torch.no_grad():
+        reference(tokens)
+    trace = minilens.trace(model, tokens)
+    assert len(heard) == len(names) * model.n_layers
+    for (layer, field), expected in heard.items():
+        difference = (getattr(trace.blocks[layer], field) - expected).abs().max().item()
+        assert difference < 1e-10, (layer, field, difference)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_continuations_are_the_same(tiny: Tiny, family: str) -> None:
+    reference, folder = tiny(family)
+    model, _ = minilens.load(folder, dtype=torch.float64)
+    tokens = torch.tensor([[5, 17, 3]])
+    expected = reference.generate(tokens, max_length=N_GREEDY, do_sample=False, pad_token_id=0)
+    while tokens.shape[1] < N_GREEDY:
+        logits = minilens.decode(model, model.embed(tokens), start=0)
+        tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(tokens, expected)

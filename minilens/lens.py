@@ -95,7 +95,7 @@ def logit_lens(
     rows = list(_residuals(model, tokens, sites, layers, start))
     columns = _columns(positions, tokens)
 
-    def logits_of(row: tuple[str, int, Resid]) -> Float[Tensor, "pos d_vocab"]:
+    def logits_of(row: tuple[str, int, Resid]) -> Float[Tensor, "column d_vocab"]:
         label, _, resid = row
         logits = upcast(decode(model, resid, start=start)[0, columns])
         if not logits.isfinite().all():
@@ -180,7 +180,7 @@ def _start(decoder: str, n_layers: int) -> int:
     return n_layers - int(count)
 
 
-def _columns(positions: Sequence[int] | None, tokens: Tokens) -> Int[Tensor, "pos"]:
+def _columns(positions: Sequence[int] | None, tokens: Tokens) -> Int[Tensor, "column"]:
     """The positions to show, as indices from 0."""
     n = tokens.shape[1]
     if positions is None:

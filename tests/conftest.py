@@ -14,6 +14,7 @@ import torch
 import transformers
 from transformers import CTRLConfig, CTRLLMHeadModel, GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM
 
+torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for one another
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 

@@ -1,0 +1,318 @@
+r"""Text to tokens and back, exactly as the checkpoint's own tokenizer does it: no token is added, none is hidden.
+
+GPT-2 and GPT-Neo cut text into pieces of bytes, so that every text has tokens and decodes to itself. CTRL cuts it into
+pieces of words: white space between words is dropped, and a character that is not in the vocabulary becomes `<unk>`.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, overload, runtime_checkable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from .checkpoint import CheckpointError, read_json
+from .shapes import Tokens
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What the rest of minilens knows of a tokenizer."""
+
+    size: int  # the ids are those below it
+
+    @overload
+    def encode(self, text: str) -> Tokens: ...
+    @overload
+    def encode(self, text: list[str]) -> tuple[Tokens, Int[Tensor, "batch"]]: ...
+    def encode(self, text: str | list[str]) -> Tokens | tuple[Tokens, Int[Tensor, "batch"]]:
+        """The tokens of a text, int64 of shape [1, pos]; of a list of texts, one row each and the rows' lengths.
+
+        Short rows are padded on the right with id 0. A causal model needs no mask for that: no position sees what
+        follows it. Raises ValueError for text that is not valid Unicode.
+        """
+        ...
+
+    def decode(self, tokens: Tensor | Sequence[int]) -> str:
+        """The text of one row of tokens, special tokens included. Raises ValueError for an id that does not exist."""
+        ...
+
+    def piece(self, token: int) -> bytes:
+        """What one token stands for. Raises ValueError for an id that does not exist."""
+        ...
+
+    def hint(self, text: str) -> str | None:
+        """One sentence of advice for a prompt that the model was not trained for."""
+        ...
+
+
+# GPT-2's alphabet for bytes (bytes_to_unicode in openai/gpt-2, src/encoder.py): a printable Latin-1 character stands
+# for its own byte; the other bytes, in order, have the characters from U+0100 on.
+_PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte for n, byte in enumerate(_OTHERS)}
+
+
+class ByteBPE:
+    """Byte-level BPE (GPT-2, Radford et al. 2019), run by the `tokenizers` package."""
+
+    def __init__(self, bpe: "tokenizers.Tokenizer") -> None:
+        self._bpe = bpe
+        self.size = 1 + max(bpe.get_vocab().values(), default=-1)
+        self._added = bpe.get_added_tokens_decoder()
+
+    @overload
+    def encode(self, text: str) -> Tokens: ...
+    @overload
+    def encode(self, text: list[str]) -> tuple[Tokens, Int[Tensor, "batch"]]: ...
+    def encode(self, text: str | list[str]) -> Tokens | tuple[Tokens, Int[Tensor, "batch"]]:
+        """See Tokenizer."""
+        return _encode(text, self._ids)
+
+    def decode(self, tokens: Tensor | Sequence[int]) -> str:
+        """See Tokenizer. A token may end within a character; bytes that are not UTF-8 decode to U+FFFD."""
+        return b"".join(map(self.piece, _row(tokens))).decode(errors="replace")
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token, perhaps broken UTF-8; an added token's text in UTF-8. Raises ValueError as decode."""
+        entry = self._bpe.id_to_token(token) if 0 <= token < self.size else None
+        if entry is None:
+            raise _no_such_token(token, self.size)
+        if token in self._added or not all(char in _BYTE_OF for char in entry):
+            return entry.encode()
+        return bytes(_BYTE_OF[char] for char in entry)
+
+    def hint(self, text: str) -> None:
+        """None: any text will do."""
+
+    def _ids(self, text: str) -> list[int]:
+        return self._bpe.encode(text, add_special_tokens=False).ids
+
+
+# The control codes of CTRL (Keskar et al. 2019; control_codes.py in salesforce/ctrl), the default of its README first.
+# Each is an ordinary word of the vocabulary.
+_CONTROL_CODES = """
+    Links Wikipedia Books Reviews Horror Questions Opinion News Legal Translation multilingual Alone Ask Ass Atheism
+    Christianity Computing Confession Confessions Conspiracy Diet Event Explain Extract Feminism Finance Fitness Funny
+    Gaming Human India Joke Joker Learned Movies Narcissus Netflix Norman Notion Politics Pregnancy Relationship
+    Relationships Retail Running Saving Scary Science Support Technologies Teenage Thoughts Tip Weight Writing
+"""
+
+
+class WordBPE:
+    """CTRL's BPE of words (Sennrich et al. 2016), equal to transformers' CTRLTokenizer.
+
+    A word is what stands between white space, with one newline after it if there is one; other white space is lost.
+    `x@@` is a piece that the next one continues.
+    """
+
+    # transformers splits with the `regex` package, for which U+001C to U+001F are no white space. `<unk>` typed in a
+    # text is the unknown token, even within a word.
+    _WORD = re.compile(r"<unk>|(?:(?!<unk>)[\S\x1c-\x1f])+\n?")
+
+    def __init__(self, vocab: dict[str, int], merges: Iterable[tuple[str, ...]]) -> None:
+        self._vocab = vocab
+        self._entries = {token: entry for entry, token in vocab.items()}
+        self._ranks = {merge: rank for rank, merge in enumerate(merges)}
+        self._unknown = vocab["<unk>"]
+        self._cache = {"<unk>": [self._unknown]}
+        self._codes = {vocab[code]: code for code in _CONTROL_CODES.split() if code in vocab}
+        self.size = len(vocab)
+
+    @overload
+    def encode(self, text: str) -> Tokens: ...
+    @overload
+    def encode(self, text: list[str]) -> tuple[Tokens, Int[Tensor, "batch"]]: ...
+    def encode(self, text: str | list[str]) -> Tokens | tuple[Tokens, Int[Tensor, "batch"]]:
+        """See Tokenizer."""
+        return _encode(text, self._ids)
+
+    def decode(self, tokens: Tensor | Sequence[int]) -> str:
+        """See Tokenizer. One space between words; no white space at either end."""
+        return " ".join(map(self._entry, _row(tokens))).replace("@@ ", "").strip()
+
+    def piece(self, token: int) -> bytes:
+        """The vocabulary's entry in UTF-8, `plas@@` with its `@@`. Raises ValueError for an id that does not exist."""
+        return self._entry(token).encode()
+
+    def hint(self, text: str) -> str | None:
+        """A sentence where the text's first token is none of the control codes that this vocabulary has."""
+        first = self._ids(text)[:1]  # none in an empty text
+        if not self._codes or (first and first[0] in self._codes):
+            return None
+        some = ", ".join(list(self._codes.values())[:3])
+        return f"CTRL was trained on texts that begin with a control code (such as {some}); this one does not."
+
+    def _entry(self, token: int) -> str:
+        if token not in self._entries:
+            raise _no_such_token(token, self.size)
+        return self._entries[token]
+
+    def _ids(self, text: str) -> list[int]:
+        return [token for word in self._WORD.findall(text) for token in self._word_ids(word)]
+
+    def _word_ids(self, word: str) -> list[int]:
+        if word not in self._cache:
+            symbols = [*word[:-1], word[-1] + "</w>"]
+            while pairs := [pair for pair in pairwise(symbols) if pair in self._ranks]:
+                symbols = _merge(symbols, min(pairs, key=self._ranks.__getitem__))
+            pieces = [symbol + "@@" for symbol in symbols[:-1]] + [symbols[-1].removesuffix("</w>")]
+            self._cache[word] = [self._vocab.get(piece, self._unknown) for piece in pieces]
+        return self._cache[word]
+
+
+def _merge(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    """The symbols with every occurrence of the pair, from left to right, made one."""
+    merged: list[str] = []
+    for symbol in symbols:
+        if merged and (merged[-1], symbol) == pair:
+            merged[-1] += symbol
+        else:
+            merged.append(symbol)
+    return merged
+
+
+def _encode(text: str | list[str], ids: Callable[[str], list[int]]) -> Tokens | tuple[Tokens, Int[Tensor, "batch"]]:
+    """What every tokenizer's encode does around its own `ids`: refuse what is not Unicode, pad, make tensors."""
+    texts = [text] if isinstance(text, str) else text
+    for each in texts:
+        if surrogate := re.search("[\ud800-\udfff]", each):
+            raise ValueError(
+                f"the text is not valid Unicode: character {surrogate.start()} is a lone surrogate, "
+                f"U+{ord(surrogate[0]):04X}; remove it or read the text as UTF-8"
+            )
+    rows = [ids(each) for each in texts]
+    lengths = [len(row) for row in rows]
+    longest = max(lengths, default=0)
+    padded = [row + [0] * (longest - len(row)) for row in rows]
+    tokens = torch.tensor(padded, dtype=torch.int64).reshape(len(rows), longest)  # [0, 0] for no texts
+    return tokens if isinstance(text, str) else (tokens, torch.tensor(lengths, dtype=torch.int64))
+
+
+def _row(tokens: Tensor | Sequence[int]) -> list[int]:
+    row = torch.as_tensor(tokens)
+    if row.ndim != 1:
+        raise ValueError(
+            f"decode takes one row of tokens, found shape {list(row.shape)}; give it one row, as tokens[0]"
+        )
+    ids: list[int] = row.tolist()
+    return ids
+
+
+def _no_such_token(token: int, size: int) -> ValueError:
+    return ValueError(f"token id {token} does not exist; the tokenizer's ids are 0 to {size - 1}")
+
+
+def load_tokenizer(find: Callable[[str], Path | None], family: str) -> Tokenizer | None:
+    """The tokenizer of a checkpoint; None where it has no tokenizer files.
+
+    `find` gives the path of a file of the checkpoint, or None where there is no such file. "ctrl" needs vocab.json and
+    merges.txt; the other families tokenizer.json, or else the same two. Raises CheckpointError for a file that is
+    missing beside the other, that cannot be read, or that holds another kind of tokenizer.
+    """
+    if family != "ctrl" and (path := find("tokenizer.json")):
+        return _byte_bpe_from_one_file(path)
+    vocab, merges = find("vocab.json"), find("merges.txt")
+    if vocab and merges:
+        return _word_bpe(vocab, merges) if family == "ctrl" else _byte_bpe(vocab, merges)
+    if vocab or merges:
+        raise CheckpointError(f"{vocab or merges} is there, but {'merges.txt' if vocab else 'vocab.json'} is missing")
+    return None
+
+
+def _byte_bpe_from_one_file(path: Path) -> ByteBPE:
+    import tokenizers
+
+    read_json(path)  # for its messages, which know the usual accidents
+    try:
+        bpe = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers package raises no type of its own
+        raise CheckpointError(f"{path} is not readable as a tokenizer: {error}") from error
+    if not isinstance(bpe.decoder, tokenizers.decoders.ByteLevel):
+        raise CheckpointError(f"{path} is not a byte-level BPE, the only kind that GPT-2 and GPT-Neo use")
+    bpe.no_truncation()
+    bpe.no_padding()
+    return ByteBPE(bpe)
+
+
+def _byte_bpe(vocab: Path, merges: Path) -> ByteBPE:
+    import tokenizers
+
+    read_json(vocab)  # as above
+    try:
+        bpe = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocab), str(merges)))
+    except Exception as error:
+        raise CheckpointError(f"{vocab} and {merges.name} are not readable as a BPE: {error}") from error
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    if bpe.token_to_id("<|endoftext|>") is not None:
+        bpe.add_special_tokens(["<|endoftext|>"])
+    return ByteBPE(bpe)
+
+
+def _word_bpe(vocab: Path, merges: Path) -> WordBPE:
+    entries = read_json(vocab)
+    tokens = list(entries.values())
+    if not all(type(token) is int for token in tokens) or set(tokens) != set(range(len(tokens))):
+        raise CheckpointError(f"{vocab} must number its {len(tokens)} entries from 0 to {len(tokens) - 1}")
+    if "<unk>" not in entries:
+        raise CheckpointError(f"{vocab} has no <unk>, which stands for what is not in the vocabulary")
+    try:
+        text = merges.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{merges} is not readable as text: {error}") from error
+    if not text.startswith("#version"):
+        raise CheckpointError(f"{merges} must begin with a #version line; it begins with {text[:40]!r}")
+    # As transformers does it: the last line is dropped, being empty, and a line is split at any white space. In CTRL's
+    # own file that breaks 135 merges that hold a U+00A0 or the like, and moves 31 others to a later rank.
+    return WordBPE(entries, [tuple(line.split()) for line in text.split("\n")[1:-1]])
+
+
+_MARKS = {" ": "·", "\n": "↵", "\t": "⇥"}
+_ESCAPED = re.compile(
+    # without ink, though str.isprintable() is true: Unicode's Default_Ignorable_Code_Point and the empty Braille cell
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+    # our own marks
+    "|[·↵⇥∅◌]"
+    # what would look like our own escapes
+    r"|\\(?=x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})"
+)
+
+
+def visible(piece: bytes) -> str:
+    r"""How every view shows a token: on one line, with nothing hidden, and safe to print in a terminal.
+
+    A space is `·`, a newline `↵`, a tab `⇥`, the empty piece `∅`. A byte that is not UTF-8, or an ASCII control
+    character, is `\x1b`; any other character without ink is `\u200b` or `\U000e0001`. A combining character that has
+    nothing in the piece to stand on gets a `◌`.
+
+    Two different pieces never look alike: the marks above are escaped where the piece itself has them, and so is a
+    backslash that seems to begin an escape. Any other backslash is left alone.
+    """
+    shown, stands_alone = "", True
+    text = piece.decode(errors="surrogateescape")
+    for at, char in enumerate(text):
+        if char in _MARKS:
+            cell = _MARKS[char]
+        elif not char.isprintable() or _ESCAPED.match(text, at):
+            cell = _escape(char)
+        elif stands_alone and unicodedata.category(char).startswith("M"):
+            cell = "◌" + char
+        else:
+            cell = char
+        shown += cell
+        stands_alone = not cell.endswith(char)
+    return shown or "∅"
+
+
+def _escape(char: str) -> str:
+    if char < "\x80" or "\udc80" <= char <= "\udcff":  # a byte; surrogateescape reads the broken byte b as U+DC00 + b
+        return f"\\x{ord(char) % 256:02x}"
+    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"

@@ -1,0 +1,117 @@
+"""The rules of the house that a machine can check."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "minilens"
+
+# What each file may import from minilens: arrows point down the chain only, and families never see each other.
+GRAPH = {
+    "shapes": set(),
+    "trace": {"shapes"},
+    "ops": {"shapes"},
+    "checkpoint": set(),
+    "gpt2": {"trace", "ops", "checkpoint", "shapes"},
+    "gpt_neo": {"trace", "ops", "checkpoint", "shapes"},
+    "ctrl": {"trace", "ops", "checkpoint", "shapes"},
+    "run": {"trace", "shapes"},
+    "edits": {"trace"},
+    "vocab": {"shapes"},
+    "lens": {"run", "vocab", "ops", "trace", "shapes"},
+    "text": {"checkpoint", "shapes"},
+    "hub": {"gpt2", "gpt_neo", "ctrl", "checkpoint", "text", "trace"},
+    "views.tokens": {"text"},
+    "views.terminal": {"lens", "text", "views.tokens"},
+    "views.export": {"lens", "text", "views.tokens"},
+    "views": set(),
+    "cli": {"hub", "lens", "checkpoint", "shapes", "text", "views.terminal", "views.export"},
+    "__init__": {"checkpoint", "edits", "hub", "lens", "run", "trace"},
+    "__main__": {"cli"},
+}
+FILES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+
+
+def imports(name: str) -> set[str]:
+    """The modules of minilens that a file imports, wherever in the file."""
+    here = ("minilens." + name).split(".")
+    package = here if FILES[name].name == "__init__.py" and name != "__init__" else here[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+            names = {f"{module}.{alias.name}" for alias in node.names} | {module}
+        elif isinstance(node, ast.Import):
+            names = {alias.name for alias in node.names}
+        else:
+            continue
+        found |= {name.removeprefix("minilens.") for name in names if name.startswith("minilens.")}
+    return found & FILES.keys()
+
+
+def test_every_file_has_its_place() -> None:
+    assert FILES.keys() == GRAPH.keys()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_follow_the_graph(name: str) -> None:
+    assert imports(name) <= GRAPH[name]
+
+
+def test_the_graph_has_no_cycle() -> None:
+    done: set[str] = set()
+    while ready := [name for name in GRAPH if name not in done and GRAPH[name] <= done]:
+        done |= set(ready)
+    assert done == GRAPH.keys()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_library_never_imports_transformers(name: str) -> None:
+    assert not re.search(r"^\s*(import|from)\s+transformers", FILES[name].read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "ctrl"])
+def test_hub_names_appear_only_where_the_checkpoint_is_read(family: str) -> None:
+    """The mathematics speaks of W_Q, not of c_attn."""
+    tree = ast.parse(FILES[family].read_text())
+    readers = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name in ("build", "read", "_is_local")
+    ]
+    lines = {line for node in readers for line in range(node.lineno, (node.end_lineno or 0) + 1)}
+    docstrings = {
+        line
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        for line in range(node.lineno, (node.end_lineno or 0) + 1)
+    }
+    hub_names = re.compile(
+        r"c_attn|c_proj|c_fc|q_proj|out_proj|\bWq\b|ffn\.|wte|wpe|\bln_[12f]\b|layernorm\d|n_embd|n_head\b"
+    )
+    for number, line in enumerate(FILES[family].read_text().splitlines(), 1):
+        if number not in lines | docstrings:
+            assert not hub_names.search(line), f"{family}.py:{number}: {line}"
+
+
+def test_the_three_blocks_are_alike_line_for_line() -> None:
+    """A reader of one family finds every other line where it was: only the departures differ."""
+
+    def block(family: str) -> dict[str, str]:
+        methods = [node for node in ast.walk(ast.parse(FILES[family].read_text())) if isinstance(node, ast.FunctionDef)]
+        (node,) = [node for node in methods if node.name == "block" and node.args.args[0].arg == "self"]
+        return {ast.unparse(statement): ast.unparse(statement).split(" = ")[0].strip("()") for statement in node.body}
+
+    gpt2 = block("gpt2")
+    for family, departures in (
+        ("gpt_neo", {"q, k, v", "q", "k", "v", "scores"}),
+        ("ctrl", {"q, k, v", "q", "k", "v", "scores", "ln1_out", "ln2_out", "mlp_post"}),
+    ):
+        assert {gpt2[statement] for statement in gpt2.keys() - block(family).keys()} == departures

@@ -5,6 +5,7 @@ that nobody read is an error and not a silent difference from the model that was
 """
 
 import json
+import sys
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -58,7 +59,7 @@ class Settings:
     def number(self, key: str, default: float) -> float:
         """A positive number."""
         value = self.take(key, default)
-        if type(value) not in (int, float) or not 0 < value < float("inf"):
+        if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
             raise self.refusal(key, value, "a positive number")
         return float(value)
 
@@ -69,7 +70,7 @@ class Settings:
             raise self.refusal(key, value, "true or false")
         return value
 
-    def choice(self, key: str, choices: Mapping[str, T], default: str) -> T:
+    def choice(self, key: str, choices: Mapping[str, T], default: str | None = None) -> T:
         """One of the things named."""
         value = self.take(key, default)
         if not isinstance(value, str) or value not in choices:
@@ -89,8 +90,8 @@ class Settings:
                     raise self.refusal(key, value, f"{json.dumps(only[key])} only")
             elif key not in ignored:
                 raise CheckpointError(
-                    f'{self.path}: unknown key "{key}", of value {json.dumps(value)[:80]}: minilens does not know '
-                    "whether it changes the numbers, so it does not load the model"
+                    f"{self.path}: unknown key {json.dumps(key)}, of value {json.dumps(value)[:80]}: minilens does not "
+                    "know whether it changes the numbers, so it does not load the model"
                 )
 
 
@@ -138,24 +139,28 @@ class Checkpoint:
     def finish(self) -> None:
         """Raise CheckpointError if any tensor was not read."""
         if self._unread:
-            names = ", ".join(f'"{name}"' for name in sorted(self._unread)[:3])
-            raise CheckpointError(
-                f"{self.path}: {len(self._unread)} tensors have no place in this model, among them {names}"
-            )
+            names = [json.dumps(name) for name in sorted(self._unread)]
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise CheckpointError(f"{self.path}: this model has no place for the tensor {', '.join(names[:3])}{more}")
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
     """The tensors of one file, memory-mapped."""
+    is_pickle = path.suffix != ".safetensors"
+    if is_pickle:
+        warnings.warn(f"{path} is a pickle file; reading it with torch's weights-only loader", stacklevel=2)
     try:
-        if path.suffix == ".safetensors":
+        if is_pickle:
+            # Files from before torch 1.6 are not zip archives, and only those can be memory-mapped.
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        else:
             with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        warnings.warn(f"{path.name} is a pickle file; reading it with torch's weights-only loader", stacklevel=2)
-        # Files from before torch 1.6 are not zip archives, and only those can be memory-mapped.
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read as weights: {_why(path, error)}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
+    ):
         raise CheckpointError(f"{path} cannot be read as weights: it does not map names to tensors")
     return tensors
 
@@ -164,11 +169,15 @@ def _why(path: Path, error: Exception) -> str:
     """What is wrong with a file that could not be read, in the user's words where the cause is a common one."""
     try:
         with path.open("rb") as file:
-            start = file.read(64).lstrip().lower()
+            start = file.read(64)
     except OSError as unreadable:
         return unreadable.strerror or str(unreadable)
+    if not start:
+        return "it is empty"
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`"
-    if start.startswith((b"<!doctype", b"<html")):
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "it is a web page; download the file itself"
-    return " ".join(str(error).split())[:200]
+    if path.suffix == ".bin" and not isinstance(error, RuntimeError):  # one of torch's unpickler, with unsafe advice
+        return "it is cut short or broken, or it holds more than tensors, and minilens runs no code from a file"
+    return f"it is cut short or broken ({' '.join(str(error).split()).split('. ')[0]})"

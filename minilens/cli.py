@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -22,13 +23,13 @@ SHOW = ("prob", "logit", "rank", "kl", "entropy")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (by default the process's own) and return its exit status."""
-    args = _parser().parse_args(argv)
-    warnings.showwarning = lambda message, *_: print(f"minilens: note: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: _say(f"note: {message}")
     try:
+        args = _parser().parse_args(argv)
         args.command(args)
         sys.stdout.flush()
     except (ValueError, CheckpointError) as error:
-        print(f"minilens: error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return 2
     except BrokenPipeError:  # the reader has seen enough, as in `minilens models | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -37,8 +38,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="minilens", description="The logit lens on GPT-2, GPT-Neo and CTRL.")
+def _say(message: str) -> None:
+    """One line on stderr, with nothing in it that a terminal would obey: names and paths may hold anything."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    print(f"minilens: {shown}", file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="minilens", description="The logit lens on GPT-2, GPT-Neo and CTRL.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     lens = commands.add_parser("lens", help="what each layer would say next, as a table")
@@ -94,18 +106,15 @@ def _lens(args: argparse.Namespace) -> None:
 
 def _text(args: argparse.Namespace) -> str | None:
     """The text to read, from the one place where the user put it; None where there are token ids instead."""
-    given = [option for option in ("prompt", "file", "ids") if getattr(args, option) is not None]
+    sources = {"a text": args.prompt, "--file": args.file, "--ids": args.ids}
+    given = [source for source, value in sources.items() if value is not None]
     if len(given) > 1:
-        raise ValueError(
-            f"a text and {given[1]} are both given: choose one"
-            if given[0] == "prompt"
-            else "choose one of --file and --ids"
-        )
+        raise ValueError(f"{given[0]} and {given[1]} are both given: choose one")
     if args.ids is not None:
         return None
     if args.prompt is not None:
         return str(args.prompt)
-    if args.file is None and sys.stdin.isatty():
+    if args.file is None and (sys.stdin is None or sys.stdin.isatty()):
         raise ValueError("there is nothing to read: give a text, --file, --ids, or text on stdin")
     source = "stdin" if args.file is None else str(args.file)
     try:
@@ -126,7 +135,7 @@ def _tokens(args: argparse.Namespace, text: str | None, tokenizer: Tokenizer | N
     if tokenizer is None:
         raise ValueError(f"{args.model} has no tokenizer files, so it cannot read text: give token ids with --ids")
     if hint := tokenizer.hint(text):
-        print(f"minilens: note: {hint}", file=sys.stderr)
+        _say(f"note: {hint}")
     return tokenizer.encode(text)
 
 

@@ -23,7 +23,7 @@ FAMILIES: dict[str, Any] = {"gpt2": gpt2, "gpt_neo": gpt_neo, "ctrl": ctrl}
 
 IGNORED = frozenset(
     # What the file is and where it came from.
-    "_name_or_path architectures auto_map dtype model_type torch_dtype transformers_version use_bfloat16 "
+    "_name_or_path architectures dtype from_tf model_type torch_dtype transformers_version use_bfloat16 "
     # Training: dropout, initialisation, and how gradients are computed.
     "attention_dropout attn_pdrop classifier_dropout embd_pdrop embed_dropout gradient_checkpointing initializer_range "
     "resid_dropout resid_pdrop "
@@ -35,14 +35,15 @@ IGNORED = frozenset(
     "task_specific_params temperature tokenizer_class top_k top_p typical_p use_cache output_attentions "
     "output_hidden_states output_past output_scores return_dict return_dict_in_generate torchscript "
     # Heads other than the language model's.
-    "finetuning_task id2label label2id num_labels problem_type summary_activation summary_first_dropout "
-    "summary_proj_to_labels summary_type summary_use_proj "
+    "_num_labels finetuning_task id2label label2id n_special num_labels predict_special_tokens problem_type "
+    "summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj "
     # n_ctx repeats n_positions or is the length trained at; without an encoder the other two change nothing.
     "n_ctx chunk_size_feed_forward is_decoder".split()
 )
 
 ONLY: dict[str, Any] = {
     "add_cross_attention": False,
+    "auto_map": None,  # code of the checkpoint's own
     "cross_attention_hidden_size": None,
     "is_encoder_decoder": False,
     "pruned_heads": {},
@@ -66,13 +67,16 @@ def load(
     where there are no files for one. Raises ValueError for a name that leads nowhere, CheckpointError for files that
     are missing, broken, or of a model that is not supported.
     """
-    find = _locate(os.fspath(name), revision)
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point one, such as torch.float32; got {dtype}")
+    name = os.fspath(name)
+    find = _locate(name, revision)
     path = find("config.json")
     if path is None:
-        raise CheckpointError(f"{name} has no config.json, so it is not a model that minilens can read")
+        raise CheckpointError(f"{name!r} has no config.json, so it is not a model that minilens can read")
     values = read_json(path)
     settings = Settings(values, path)
-    family = settings.choice("model_type", FAMILIES, default="")
+    family = settings.choice("model_type", FAMILIES)
     config = family.Config.read(settings)
     settings.finish(IGNORED, ONLY)
     checkpoint = Checkpoint(_weights(find, path.parent), dtype=dtype, device=device or "cpu")
@@ -103,19 +107,19 @@ def cached() -> list[str]:
 def _is_supported(repo: Path) -> bool:
     configs = repo.glob("snapshots/*/config.json")
     try:
-        return any(read_json(config).get("model_type") in FAMILIES for config in configs)
+        return any(read_json(config).get("model_type") in list(FAMILIES) for config in configs)
     except CheckpointError:
         return False
 
 
 def _locate(name: str, revision: str | None) -> Find:
     """How to find the files of a model: in a folder, or on the Hub."""
-    folder = bundled().get(name) or Path(name).expanduser()
-    if not folder.is_dir():
+    folder = bundled().get(name) or Path(os.path.expanduser(name))
+    if not os.path.isdir(folder):  # unlike Path.is_dir, it takes any text, a long sentence too
         return _on_the_hub(name, revision)
     if revision is not None:
         raise ValueError(f"{name} is a folder, and only a repository on the Hub has a revision; leave out {revision!r}")
-    return lambda file: folder / file if (folder / file).is_file() else None
+    return lambda file: folder / file if os.path.isfile(folder / file) else None
 
 
 def _on_the_hub(repo: str, revision: str | None) -> Find:
@@ -147,7 +151,7 @@ def _on_the_hub(repo: str, revision: str | None) -> Find:
             ) from error
         except errors.RevisionNotFoundError as error:
             raise ValueError(f"{repo} has no revision {revision!r}") from error
-        except (errors.HfHubHTTPError, OSError) as error:
+        except Exception as error:  # the client lets those of the libraries below it through
             raise CheckpointError(f"{file} of {repo} cannot be downloaded: {' '.join(str(error).split())}") from error
         revision = path.parent.name
         return path
@@ -179,5 +183,5 @@ def _shard(find: Find, index: Path, file: str) -> Path:
         raise CheckpointError(f"{index} names {file!r}, which is not a file in the model's own folder")
     path = find(file)
     if path is None:
-        raise CheckpointError(f"{index} names {file}, which is missing")
+        raise CheckpointError(f"{index} names {file!r}, which is missing")
     return path

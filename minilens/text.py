@@ -5,7 +5,6 @@ pieces of words: white space between words is dropped, and a character that is n
 """
 
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -273,46 +272,3 @@ def _word_bpe(vocab: Path, merges: Path) -> WordBPE:
     # As transformers does it: the last line is dropped, being empty, and a line is split at any white space. In CTRL's
     # own file that breaks 135 merges that hold a U+00A0 or the like, and moves 31 others to a later rank.
     return WordBPE(entries, [tuple(line.split()) for line in text.split("\n")[1:-1]])
-
-
-_MARKS = {" ": "·", "\n": "↵", "\t": "⇥"}
-_ESCAPED = re.compile(
-    # without ink, though str.isprintable() is true: Unicode's Default_Ignorable_Code_Point and the empty Braille cell
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
-    # our own marks
-    "|[·↵⇥∅◌]"
-    # what would look like our own escapes
-    r"|\\(?=x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})"
-)
-
-
-def visible(piece: bytes) -> str:
-    r"""How every view shows a token: on one line, with nothing hidden, and safe to print in a terminal.
-
-    A space is `·`, a newline `↵`, a tab `⇥`, the empty piece `∅`. A byte that is not UTF-8, or an ASCII control
-    character, is `\x1b`; any other character without ink is `\u200b` or `\U000e0001`. A combining character that has
-    nothing in the piece to stand on gets a `◌`.
-
-    Two different pieces never look alike: the marks above are escaped where the piece itself has them, and so is a
-    backslash that seems to begin an escape. Any other backslash is left alone.
-    """
-    shown, stands_alone = "", True
-    text = piece.decode(errors="surrogateescape")
-    for at, char in enumerate(text):
-        if char in _MARKS:
-            cell = _MARKS[char]
-        elif not char.isprintable() or _ESCAPED.match(text, at):
-            cell = _escape(char)
-        elif stands_alone and unicodedata.category(char).startswith("M"):
-            cell = "◌" + char
-        else:
-            cell = char
-        shown += cell
-        stands_alone = not cell.endswith(char)
-    return shown or "∅"
-
-
-def _escape(char: str) -> str:
-    if char < "\x80" or "\udc80" <= char <= "\udcff":  # a byte; surrogateescape reads the broken byte b as U+DC00 + b
-        return f"\\x{ord(char) % 256:02x}"
-    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"

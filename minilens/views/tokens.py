@@ -1,10 +1,56 @@
 """How every view shows a token."""
 
-from ..text import Tokenizer, visible
+import re
+import unicodedata
+
+from ..text import Tokenizer
+
+_MARKS = {" ": "·", "\n": "↵", "\t": "⇥"}
+_ESCAPED = re.compile(
+    # without ink, though str.isprintable() is true: Unicode's Default_Ignorable_Code_Point and the empty Braille cell
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+    # our own marks
+    "|[·↵⇥∅◌]"
+    # what would look like our own escapes
+    r"|\\(?=x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})"
+)
+
+
+def visible(piece: bytes) -> str:
+    r"""How every view shows a token: on one line, with nothing hidden, and safe to print in a terminal.
+
+    A space is `·`, a newline `↵`, a tab `⇥`, the empty piece `∅`. A byte that is not UTF-8, or an ASCII control
+    character, is `\x1b`; any other character without ink is `\u200b` or `\U000e0001`. A combining character that has
+    nothing in the piece to stand on gets a `◌`.
+
+    Two different pieces never look alike: the marks above are escaped where the piece itself has them, and so is a
+    backslash that seems to begin an escape. Any other backslash is left alone.
+    """
+    shown, stands_alone = "", True
+    text = piece.decode(errors="surrogateescape")
+    for at, char in enumerate(text):
+        if char in _MARKS:
+            cell = _MARKS[char]
+        elif not char.isprintable() or _ESCAPED.match(text, at):
+            cell = _escape(char)
+        elif stands_alone and unicodedata.category(char).startswith("M"):
+            cell = "◌" + char
+        else:
+            cell = char
+        shown += cell
+        stands_alone = not cell.endswith(char)
+    return shown or "∅"
+
+
+def _escape(char: str) -> str:
+    if char < "\x80" or "\udc80" <= char <= "\udcff":  # a byte; surrogateescape reads the broken byte b as U+DC00 + b
+        return f"\\x{ord(char) % 256:02x}"
+    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
 
 
 def token_label(tokenizer: Tokenizer | None, token: int) -> str:
     """The text of a token with nothing hidden in it; its id where there is no text for it."""
-    if tokenizer is None or token >= tokenizer.size:
+    try:
+        return visible(tokenizer.piece(token)) if tokenizer else f"#{token}"
+    except ValueError:  # a vocabulary may be padded with ids that the tokenizer does not have
         return f"#{token}"
-    return visible(tokenizer.piece(token))

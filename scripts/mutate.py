@@ -1,0 +1,163 @@
+"""Plant known mistakes, one at a time, and show that a test turns red for each.
+
+    python scripts/mutate.py            all of them
+    python scripts/mutate.py window     those with this word in their description
+
+Every mistake is one replacement in a copy of the package; the tests of the mathematics run on the copy. Exit status 1
+if a mistake goes unnoticed.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+TESTS = ("tests/test_parity.py", "tests/test_run.py", "tests/test_lens.py")
+
+
+class Mistake(NamedTuple):
+    what: str
+    file: str
+    right: str
+    wrong: str
+
+
+MISTAKES = [
+    Mistake("exact GELU for gelu_new", "ops.py", '"gelu_new": gelu_new', '"gelu_new": F.gelu'),
+    Mistake("GPT-Neo: window one too long", "gpt_neo.py", "triu(1 - cfg.window)", "triu(-cfg.window)"),
+    Mistake("GPT-Neo: window one too short", "gpt_neo.py", "triu(1 - cfg.window)", "triu(2 - cfg.window)"),
+    Mistake("GPT-Neo: window dropped", "gpt_neo.py", "if cfg.is_local[layer]:", "if False:"),
+    Mistake("GPT-Neo: local and global swapped", "gpt_neo.py", 'kind == "local"', 'kind == "global"'),
+    Mistake("GPT-Neo: scores scaled", "gpt_neo.py", "k.float().mT", "k.float().mT * q.shape[-1] ** -0.5"),
+    Mistake("GPT-Neo: scores not in float32", "gpt_neo.py", "q.float() @ k.float().mT", "q @ k.mT"),
+    Mistake("GPT-2: scores not scaled", "gpt2.py", " * cfg.score_scale(layer)", ""),
+    Mistake("GPT-2: scores of layer n divided by n + 2", "gpt2.py", "(layer + 1)", "(layer + 2)"),
+    Mistake("GPT-2: queries and keys swapped", "gpt2.py", "q, k, v = linear", "k, q, v = linear"),
+    Mistake("GPT-2: bias of the attention output dropped", "gpt2.py", "w.W_O, w.b_O)", "w.W_O)"),
+    Mistake("GPT-2: positions dropped", "gpt2.py", " + self.W_pos[: tokens.shape[1]]", ""),
+    Mistake(
+        "GPT-2: positions shifted by one",
+        "gpt2.py",
+        "self.W_pos[: tokens.shape[1]]",
+        "self.W_pos[1:][: tokens.shape[1]]",
+    ),
+    Mistake(
+        "GPT-2: MLP reads the stream before attention", "gpt2.py", "layer_norm(resid_mid,", "layer_norm(resid_pre,"
+    ),
+    Mistake(
+        "GPT-2: norms after the sums",
+        "gpt2.py",
+        "resid_mid + mlp_out)",
+        "layer_norm(resid_mid + mlp_out, w.ln2, cfg.ln_eps))",
+    ),
+    Mistake("GPT-2: the two norms swapped", "gpt2.py", "layer_norm(resid_pre, w.ln1", "layer_norm(resid_pre, w.ln2"),
+    Mistake(
+        "GPT-2: final norm twice",
+        "gpt2.py",
+        "linear(layer_norm(resid, self.ln_final, self.config.ln_eps)",
+        "linear(layer_norm(layer_norm(resid, self.ln_final, self.config.ln_eps), self.ln_final, self.config.ln_eps)",
+    ),
+    Mistake("CTRL: sines and cosines take turns", "ctrl.py", "dim=-1)\n", "dim=-1).view(n, 2, -1).mT.reshape(n, -1)\n"),
+    Mistake("CTRL: sinusoids in float64", "ctrl.py", "dtype=torch.float32)", "dtype=torch.float64)"),
+    Mistake("CTRL: embedding not scaled", "ctrl.py", " * math.sqrt(self.config.d_model)", ""),
+    Mistake("CTRL: bias of the unembedding dropped", "ctrl.py", ", self.b_U)", ")"),
+    Mistake("CTRL: bias of the keys dropped", "ctrl.py", "w.W_K, w.b_K)", "w.W_K)"),
+    Mistake("CTRL: epsilon of the inner norms", "ctrl.py", "LN_EPS = 1e-6", "LN_EPS = 1e-5"),
+    Mistake("CTRL: final norm with the inner epsilon", "ctrl.py", "self.config.ln_final_eps)", "LN_EPS)"),
+    Mistake("GELU for CTRL's ReLU", "ctrl.py", "mlp_pre.relu()", "torch.nn.functional.gelu(mlp_pre)"),
+    Mistake("a look at the next token", "ops.py", ".tril()", ".tril(1)"),
+    Mistake("softmax over queries", "ops.py", "scores.softmax(-1,", "scores.softmax(-2,"),
+    Mistake(
+        "heads cut the other way",
+        "ops.py",
+        "x.view(*x.shape[:-1], n_heads, -1).transpose(1, 2)",
+        "x.view(*x.shape[:-1], -1, n_heads).movedim(-1, 1)",
+    ),
+    Mistake(
+        "lens: rows one block early",
+        "lens.py",
+        "getattr(block, site)\n",
+        'getattr(block, "resid_pre" if site == "resid_post" else site)\n',
+    ),
+    Mistake(
+        "lens: final norm twice",
+        "lens.py",
+        "LensRow(label, layer, decode(model, resid, start=start))",
+        "LensRow(label, layer, decode(model, torch.nn.functional.layer_norm(resid, resid.shape[-1:]), start=start))",
+    ),
+    Mistake(
+        "lens: extended decoder one block short",
+        "lens.py",
+        "return n_layers - int(count)",
+        "return n_layers - int(count) + 1",
+    ),
+    Mistake("lens: KL the other way round", "lens.py", "vocab.kl(final, logits)", "vocab.kl(logits, final)"),
+    Mistake(
+        "lens: the true next token is the input",
+        "lens.py",
+        "torch.cat([tokens[0, 1:], tokens.new_tensor([-1])])",
+        "torch.cat([tokens[0, :-1], tokens.new_tensor([-1])])",
+    ),
+    Mistake("rank: ties count against the token", "vocab.py", "logits > logit", "logits >= logit"),
+    Mistake(
+        "run: the stream is not carried on",
+        "run.py",
+        "resid = block.resid_post\n        yield",
+        "resid = block.resid_mid\n        yield",
+    ),
+]
+
+
+def first_red(mistake: Mistake | None) -> str | None:
+    """The first test that fails with this mistake planted, or None where all pass."""
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name)
+        for part in ("minilens", "tests"):
+            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        if mistake:
+            path = copy / "minilens" / mistake.file
+            text = path.read_text()
+            if mistake.right not in text:
+                raise SystemExit(
+                    f"{mistake.what}: {mistake.file} no longer holds {mistake.right!r}; mend scripts/mutate.py"
+                )
+            path.write_text(text.replace(mistake.right, mistake.wrong))
+        run = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *TESTS],
+            cwd=copy,
+            env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+        )
+        if run.returncode == 0:
+            return None
+        failed = re.search(r"^(?:FAILED|ERROR) \S*?::(\S+)", run.stdout, re.MULTILINE)
+        if run.returncode != 1 or not failed:
+            raise SystemExit(f"{mistake}: the tests did not run\n{run.stdout}{run.stderr}")
+        return failed[1]
+
+
+def main() -> int:
+    chosen = [mistake for mistake in MISTAKES if all(word in mistake.what for word in sys.argv[1:])]
+    if red := first_red(None):
+        print(f"without a mistake, {red} is red already")
+        return 1
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        reds = pool.map(first_red, chosen)
+        unnoticed = 0
+        for mistake, red in zip(chosen, reds, strict=True):
+            print(f"{mistake.what:48} {red or 'NOT NOTICED'}", flush=True)
+            unnoticed += red is None
+    print(f"{len(chosen) - unnoticed} of {len(chosen)} mistakes turn a test red")
+    return 1 if unnoticed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

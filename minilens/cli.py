@@ -70,7 +70,7 @@ def _parser() -> _Parser:
         "--positions", help="columns, as in Python: 0,3,-1 or 5:10; before a minus sign, --positions=-10:"
     )
     lens.add_argument("--top-k", type=int, help="tokens to show for each cell (default: 1, and 5 with --json)")
-    lens.add_argument("--show", choices=SHOW, default="prob", help="what cells show: the best token, or a statistic")
+    lens.add_argument("--show", choices=SHOW, help="what cells show: the best token (prob, the default) or a number")
     lens.add_argument("--json", action="store_true", help="print the whole table as JSON")
 
     models = commands.add_parser("models", help="the models that are bundled or in the Hub's cache")
@@ -79,6 +79,10 @@ def _parser() -> _Parser:
 
 
 def _lens(args: argparse.Namespace) -> None:
+    if args.json and args.show:
+        raise ValueError("--show is for the terminal: --json prints every statistic")
+    if args.top_k is not None and args.show not in (None, "prob"):
+        raise ValueError(f"--top-k goes with --json or with cells that show tokens, not with --show {args.show}")
     text = _text(args)
     model, tokenizer = load(args.model, revision=args.revision)
     tokens = _tokens(args, text, tokenizer)
@@ -101,7 +105,7 @@ def _lens(args: argparse.Namespace) -> None:
         from .views.terminal import lens_view
 
         console = Console(highlight=False)
-        console.print(lens_view(table, tokenizer, show=args.show, width=console.width))
+        console.print(lens_view(table, tokenizer, show=args.show or "prob", width=console.width))
 
 
 def _text(args: argparse.Namespace) -> str | None:

@@ -23,10 +23,11 @@ FAMILIES: dict[str, Any] = {"gpt2": gpt2, "gpt_neo": gpt_neo, "ctrl": ctrl}
 
 IGNORED = frozenset(
     # What the file is and where it came from.
-    "_name_or_path architectures dtype from_tf model_type torch_dtype transformers_version use_bfloat16 "
+    "_attn_implementation_autoset _name_or_path architectures dtype from_tf model_type torch_dtype "
+    "transformers_version use_bfloat16 "
     # Training: dropout, initialisation, and how gradients are computed.
     "attention_dropout attn_pdrop classifier_dropout embd_pdrop embed_dropout gradient_checkpointing initializer_range "
-    "resid_dropout resid_pdrop "
+    "resid_dropout resid_pdrop tf_legacy_loss "
     # Generation, and the form in which transformers gives its outputs.
     "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id bad_words_ids begin_suppress_tokens "
     "diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty "

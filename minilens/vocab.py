@@ -61,6 +61,9 @@ def entropy(logits: Rows) -> PerPos:
 
 
 def kl(p: Rows, q: Rows) -> PerPos:
-    """KL(p || q) = sum p (log p - log q), of the distributions with these logits."""
+    """KL(p || q) = sum p (log p - log q), of the distributions with these logits.
+
+    Never negative: what rounding takes below zero is zero.
+    """
     logp, logq = p.log_softmax(-1), q.log_softmax(-1)
-    return (logp.exp() * (logp - logq)).sum(-1)
+    return (logp.exp() * (logp - logq)).sum(-1).clamp(min=0)

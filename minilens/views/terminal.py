@@ -23,11 +23,11 @@ WIDEST = 12  # terminal cells that a token may take before it is cut
 CIVIDIS = ((0, 34, 78), (53, 69, 108), (102, 105, 112), (148, 142, 119), (200, 184, 102), (254, 232, 56))
 
 STATISTICS = {
-    "prob": "the row's best token, shaded by its probability, 0 to 1",
-    "logit": "the logit of the row's best token, shaded from 5th to 95th percentile",
-    "rank": "the rank of the model's output, shaded from 1000 (dark) to 1 (bright)",
+    "prob": "best token of the row, shaded by probability, 0 to 1",
+    "logit": "logit of the best token, shaded from 5th to 95th percentile",
+    "rank": "rank of the output, shaded from 1000 (dark) to 1 (bright)",
     "kl": "KL(output || row) in nats, shaded from 10 (dark) to 0 (bright)",
-    "entropy": "the row's entropy in nats, shaded from 10 (dark) to 0 (bright)",
+    "entropy": "entropy in nats, shaded from 10 (dark) to 0 (bright)",
 }
 
 
@@ -37,80 +37,74 @@ def lens_view(table: LensTable, tokenizer: Tokenizer | None, *, show: str = "pro
     The line below the grid is the input, the line above it the true next token, after a * where the model's own best
     token is that one. Cells whose best token is the model's own are bold.
     """
+
+    def labels(tokens: Tensor) -> list[str]:
+        return [token_label(tokenizer, token) if token >= 0 else "" for token in tokens.tolist()]
+
     texts, shades = _cells(table, tokenizer, show)
-    above = [token_label(tokenizer, token) if token >= 0 else "" for token in table.next_tokens.tolist()]
-    output = [token_label(tokenizer, token) for token in table.final_tokens.tolist()]
-    below = [token_label(tokenizer, token) for token in table.tokens.tolist()]
-    is_right = (table.next_tokens == table.final_tokens).tolist()
     agrees = (table.top.tokens[..., 0] == table.final_tokens).tolist()
-    columns = [
-        min(WIDEST, max(map(cell_len, (above[c], output[c], below[c], *(text for row in texts for text in row[c])))))
-        for c in range(len(below))
-    ]
-    labels = max(cell_len(label) for label in (*table.labels, "position"))
+    stars = ["*" if right else " " for right in (table.next_tokens == table.final_tokens).tolist()]
+    above, output, below = labels(table.next_tokens), labels(table.final_tokens), labels(table.tokens)
+    places = [str(position) for position in table.positions.tolist()]
+    everything = zip(places, above, output, below, *(cells for row in texts for cells in row), strict=True)
+    widths = [min(WIDEST, max(map(cell_len, column))) for column in everything]
+    label_width = max(map(cell_len, (*table.labels, "position")))
 
     panels: list[RenderableType] = []
-    for first, last in _panels(columns, width - labels):
-        grid = Table(box=None, padding=0, pad_edge=False, show_header=False)
-        span = range(first, last)
-        grid.add_row(*_line("position", [str(p) for p in table.positions.tolist()], columns, span, "dim"))
-        grid.add_row(*_line("next", above, columns, span, "italic", is_right))
+    for columns in _panels(widths, width - label_width):
+        grid = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=False)
+
+        def line(label: str, cells: list[Text], grid: Table = grid) -> None:
+            grid.add_row(Text(label, "dim"), *cells)
+
+        line("position", [Text(" " + _fit(places[c], widths[c]), "dim") for c in columns])
+        line("next", [Text(stars[c] + _fit(above[c], widths[c]), "italic") for c in columns])
         if show != "prob":
-            grid.add_row(*_line("output", output, columns, span, "italic"))
+            line("output", [Text(" " + _fit(output[c], widths[c]), "italic") for c in columns])
         for row in reversed(range(len(table.labels))):
-            for k in range(len(texts[row][0])):
-                cells = [
-                    Text(f" {_fit(texts[row][c][k], columns[c])}", _style(shades[row][c][k], agrees[row][c] and k == 0))
-                    for c in span
-                ]
-                grid.add_row(Text(table.labels[row] if k == 0 else "", "dim"), *cells)
-        grid.add_row(*_line("input", below, columns, span, "italic"))
+            for k, cells in enumerate(texts[row]):
+                styles = {c: _style(shades[row][k][c], bold=agrees[row][c] and k == 0) for c in columns}
+                line(
+                    "" if k else table.labels[row],
+                    [Text(" " + _fit(cells[c], widths[c]), styles[c]) for c in columns],
+                )
+        line("input", [Text(" " + _fit(below[c], widths[c]), "italic") for c in columns])
         panels += [grid, Text()]
-    return Group(*panels, Text(STATISTICS[show], "dim"))
+    return Group(*panels, Text(f"{STATISTICS[show]}; decoder {table.decoder}", "dim"))
 
 
 def _cells(
     table: LensTable, tokenizer: Tokenizer | None, show: str
 ) -> tuple[list[list[list[str]]], list[list[list[float]]]]:
-    """Texts and shades, 0 to 1, as [row][column][line]."""
+    """Texts and shades, 0 to 1, as [row][line][column]: a line for each of the top k, or one with a number."""
     if show == "prob":
-        texts = [
-            [[token_label(tokenizer, token) for token in best] for best in row] for row in table.top.tokens.tolist()
-        ]
-        return texts, table.top.prob.tolist()
+        tokens = table.top.tokens.mT.tolist()
+        return [
+            [[token_label(tokenizer, t) for t in line] for line in row] for row in tokens
+        ], table.top.prob.mT.tolist()
     value: Float[Tensor, "row pos"]
     if show == "logit":
         value = table.top.logit[..., 0]
         low, high = value.quantile(0.05), value.quantile(0.95)
-        text, shade = "{:.1f}", (value - low) / (high - low).clamp(min=1e-9)
+        form, shade = "{:.1f}", (value - low) / (high - low).clamp(min=1e-9)
     elif show == "rank":
         value = table.final.rank
-        text, shade = "{:d}", 1 - value.log10() / 3
+        form, shade = "{:d}", 1 - value.log10() / 3
     else:
         value = table.kl_final if show == "kl" else table.entropy
-        text, shade = "{:.2f}", 1 - value / 10
-    return (
-        [[[text.format(number)] for number in row] for row in value.tolist()],
-        shade.clamp(0, 1)[..., None].tolist(),
-    )
+        form, shade = "{:.2f}", 1 - value / 10
+    return [[[form.format(v) for v in row]] for row in value.tolist()], shade.clamp(0, 1)[:, None].tolist()
 
 
-def _panels(columns: list[int], width: int) -> list[tuple[int, int]]:
-    """Cut the columns into runs that fit the width, each column with a space before it."""
+def _panels(widths: list[int], room: int) -> list[range]:
+    """Cut the columns into runs that fit the room, each column with a space before it and one for a star."""
     panels, first, used = [], 0, 0
-    for c, column in enumerate(columns):
-        if used + column + 1 > width and c > first:
-            panels.append((first, c))
+    for c, width in enumerate(widths):
+        if used + width + 2 > room and c > first:
+            panels.append(range(first, c))
             first, used = c, 0
-        used += column + 1
-    return [*panels, (first, len(columns))]
-
-
-def _line(
-    label: str, texts: list[str], columns: list[int], span: range, style: str, starred: list[bool] | None = None
-) -> list[Text]:
-    stars = ["*" if starred and starred[c] else " " for c in span]
-    return [Text(label, "dim"), *(Text(stars[c - span.start] + _fit(texts[c], columns[c]), style) for c in span)]
+        used += width + 2
+    return [*panels, range(first, len(widths))]
 
 
 def _fit(text: str, width: int) -> str:
@@ -119,6 +113,7 @@ def _fit(text: str, width: int) -> str:
 
 
 def _style(shade: float, bold: bool) -> Style:
+    """Black or white on the colour of this shade, 0 to 1."""
     where = shade * (len(CIVIDIS) - 1)
     low = min(int(where), len(CIVIDIS) - 2)
     red, green, blue = (a + (b - a) * (where - low) for a, b in zip(CIVIDIS[low], CIVIDIS[low + 1], strict=True))

@@ -1,0 +1,117 @@
+"""The terminal shows the numbers of the table, within the width, in colour only where there is colour."""
+
+import io
+
+import pytest
+import torch
+from conftest import Tiny
+from rich.cells import cell_len
+from rich.console import Console
+
+import minilens
+from minilens.views.terminal import CIVIDIS, STATISTICS, lens_view
+from minilens.views.tokens import token_label
+
+NIGHTMARES = {
+    0: b"\x1b[31m",
+    1: b" two",
+    2: b"\n",
+    3: b"\xe2\x82",
+    4: "日本語".encode(),
+    5: b"a long one, far too long",
+}
+
+
+class Letters:
+    """A tokenizer of the tiny models' ids, less the last, some of whose tokens are a view's nightmare."""
+
+    size = 100
+
+    def encode(self, text: str) -> torch.Tensor:
+        raise ValueError("this tokenizer cannot read")
+
+    def decode(self, tokens: torch.Tensor) -> str:
+        return b"".join(map(self.piece, tokens.tolist())).decode(errors="replace")
+
+    def piece(self, token: int) -> bytes:
+        if token >= self.size:
+            raise ValueError(f"token id {token} does not exist")
+        return NIGHTMARES.get(token, f"t{token}".encode())
+
+    def hint(self, text: str) -> None:
+        return None
+
+
+LETTERS = Letters()
+
+
+@pytest.fixture
+def table(tiny: Tiny, tokens: torch.Tensor) -> minilens.LensTable:
+    model, _ = minilens.load(tiny("gpt2")[1])
+    text = torch.cat([torch.arange(6), tokens[0]])[None]
+    return minilens.logit_lens(model, text, sites=("resid_mid", "resid_post"), top_k=2)
+
+
+def shown(table: minilens.LensTable, show: str, width: int = 80, colour: bool = False) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=colour, color_system="truecolor" if colour else None)
+    console.print(lens_view(table, LETTERS, show=show, width=width))
+    return out.getvalue()
+
+
+def rows(text: str, label: str) -> list[str]:
+    """The cells of one row, joined across the panels."""
+    return [cell for line in text.splitlines() if line.startswith(label + " ") for cell in line.split()[1:]]
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("show", ["rank", "kl", "entropy", "logit"])
+def test_every_number_is_the_tables(table: minilens.LensTable, show: str, width: int) -> None:
+    text = shown(table, show, width)
+    values = {
+        "rank": table.final.rank,
+        "kl": table.kl_final,
+        "entropy": table.entropy,
+        "logit": table.top.logit[..., 0],
+    }
+    form = {"rank": "{:d}", "kl": "{:.2f}", "entropy": "{:.2f}", "logit": "{:.1f}"}[show]
+    for r, label in enumerate(table.labels):
+        assert rows(text, label) == [form.format(value) for value in values[show][r].tolist()]
+    order = [line.split()[0] for line in text.splitlines() if line.strip()][3 : 3 + len(table.labels)]
+    assert order == list(reversed(table.labels))
+
+
+def test_cells_are_the_best_tokens(table: minilens.LensTable) -> None:
+    text = shown(table, "prob")
+    for r, label in enumerate(table.labels):
+        best = [token_label(LETTERS, token) for token in table.top.tokens[r, :, 0].tolist()]
+        assert [cell.rstrip("…") for cell in rows(text, label)] == [b if cell_len(b) <= 12 else b[:11] for b in best]
+
+
+def test_input_above_and_stars(table: minilens.LensTable) -> None:
+    text = shown(table, "rank", width=1000)
+    assert rows(text, "input")[:5] == [r"\x1b[31m", "·two", "↵", r"\xe2\x82", "日本語"]
+    wanted = [token_label(LETTERS, token)[:11] for token in table.tokens[1:].tolist()]
+    assert [cell.strip("*…") for cell in rows(text, "next")] == wanted
+    right = (table.next_tokens == table.final_tokens).tolist()
+    assert [cell.startswith("*") for cell in rows(text, "next")] == right[:-1]
+    assert rows(text, "output") == [token_label(LETTERS, token) for token in table.final_tokens.tolist()]
+
+
+@pytest.mark.parametrize("width", [30, 80, 133])
+@pytest.mark.parametrize("show", STATISTICS)
+def test_no_line_is_wider_than_the_terminal(table: minilens.LensTable, show: str, width: int) -> None:
+    assert max(map(cell_len, shown(table, show, width).splitlines())) <= width
+
+
+def test_colour_only_where_there_is_colour(table: minilens.LensTable) -> None:
+    assert "\x1b" not in shown(table, "prob")
+    coloured = shown(table, "rank", colour=True)
+    brightest = ";".join(map(str, CIVIDIS[-1]))
+    assert f"48;2;{brightest}m" in coloured  # rank 1
+    assert "\x1b[31m" not in coloured  # the token that would turn the terminal red
+
+
+def test_an_id_without_text_is_shown_as_an_id() -> None:
+    assert token_label(LETTERS, 100) == "#100"
+    assert token_label(None, 7) == "#7"

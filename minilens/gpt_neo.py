@@ -78,8 +78,8 @@ def _is_local(settings: Settings, n_layers: int) -> tuple[bool, ...]:
     kinds = layers
     if types is not None:
         try:
-            expansion = (kind for pattern, times in types for _ in range(times) for kind in pattern)
-            kinds = list(islice(expansion, n_layers + 1))  # one more than can be right: the count may be anything
+            expansion = (kind for pattern, times in types for _ in range(min(times, n_layers + 1)) for kind in pattern)
+            kinds = list(islice(expansion, n_layers + 1))  # bounded: a count may be anything
         except (TypeError, ValueError):
             kinds = None
     if not isinstance(kinds, list) or len(kinds) != n_layers or not all(k in ("global", "local") for k in kinds):

@@ -127,11 +127,13 @@ def _on_the_hub(repo: str, revision: str | None) -> Find:
     """How to find files in a repository, all of them in the commit in which the first was found."""
     from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
 
+    only_cache = not _is_reachable(repo, revision)
+
     def find(file: str) -> Path | None:
         nonlocal revision
         known = ", ".join(bundled())
         try:
-            path = Path(hf_hub_download(repo, file, revision=revision))
+            path = Path(hf_hub_download(repo, file, revision=revision, local_files_only=only_cache))
         except errors.LocalEntryNotFoundError as error:
             cache_entry = try_to_load_from_cache(repo, file, revision=revision)
             if cache_entry is not None and not isinstance(cache_entry, str):
@@ -158,6 +160,19 @@ def _on_the_hub(repo: str, revision: str | None) -> Find:
         return path
 
     return find
+
+
+def _is_reachable(repo: str, revision: str | None) -> bool:
+    """Whether the Hub answers at all, asked once: hf_hub_download would try for half a minute, and log each try."""
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+
+    try:
+        get_hf_file_metadata(hf_hub_url(repo, "config.json", revision=revision))
+    except errors.HfHubHTTPError:  # an answer, though not a good one
+        return True
+    except Exception:  # the client lets those of the libraries below it through
+        return False
+    return True
 
 
 def _weights(find: Find, folder: Path) -> list[Path]:

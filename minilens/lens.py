@@ -4,6 +4,7 @@ nostalgebraist 2020, "interpreting GPT: the logit lens"; the extended decoder an
 of the 2021 extension. As in 2021, every row goes through the final norm with its gain and bias.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -171,7 +172,7 @@ def _start(decoder: str, n_layers: int) -> int:
     if decoder == "final":
         return n_layers
     kind, _, count = decoder.partition(":")
-    if kind != "block" or not count.isdecimal():
+    if kind != "block" or not re.fullmatch("[0-9]{1,9}", count):
         raise ValueError(f'there is no decoder "{decoder}": it must be "final", or "block:K" for the last K blocks')
     if not 1 <= int(count) <= n_layers:
         raise ValueError(

@@ -1,0 +1,482 @@
+"""What can be wrong with a checkpoint, a prompt or an option: one sentence that names it, never a traceback."""
+
+import io
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import Tensors, changed, tokenizer_json
+from conftest import Tiny
+
+import minilens
+from minilens import CheckpointError, Site
+from minilens.cli import main
+
+Capture = pytest.CaptureFixture[str]
+
+
+def refusal(capsys: Capture, *args: str) -> str:
+    """The one line that the command prints, on stderr, before it exits with status 2."""
+    status = main(args)
+    out, err = capsys.readouterr()
+    assert (status, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("minilens: error: ")
+    return line.removeprefix("minilens: error: ")
+
+
+def check_folder(capsys: Capture, folder: Path, sentence: str) -> None:
+    """The library raises this sentence about the checkpoint, and the command prints it."""
+    with pytest.raises(CheckpointError) as info:
+        minilens.load(folder)
+    assert str(info.value).replace(str(folder), "HERE") == sentence
+    assert refusal(capsys, "lens", "--ids", "1 2", "--model", str(folder)) == str(info.value)
+
+
+SIZE = "a whole number of at least 1"
+ACTIVATIONS = '"gelu_new" or "gelu_pytorch_tanh" or "gelu_fast" or "gelu" or "relu"'
+KINDS = '"global" or "local" for each of the 3 layers'
+CONFIGS: list[tuple[str, dict[str, Any], str]] = [
+    (
+        "gpt2",
+        {"use_magic": [1, 2]},
+        'unknown key "use_magic", of value [1, 2]: minilens does not know whether it changes the numbers, '
+        "so it does not load the model",
+    ),
+    (
+        "gpt2",
+        {"two\nlines\x1b[31m": 1},
+        r'unknown key "two\nlines\u001b[31m", of value 1: minilens does not know whether it changes the numbers, '
+        "so it does not load the model",
+    ),
+    ("gpt2", {"model_type": "llama"}, '"model_type" is "llama"; minilens supports "gpt2" or "gpt_neo" or "ctrl"'),
+    ("gpt2", {"model_type": []}, '"model_type" is []; minilens supports "gpt2" or "gpt_neo" or "ctrl"'),
+    ("gpt2", {"model_type": None}, '"model_type" is missing; minilens supports "gpt2" or "gpt_neo" or "ctrl"'),
+    *(
+        (family, {"tie_word_embeddings": False}, '"tie_word_embeddings" is false; minilens supports true only')
+        for family in ("gpt2", "gpt_neo", "ctrl")
+    ),
+    ("gpt2", {"pruned_heads": {"0": [1]}}, '"pruned_heads" is {"0": [1]}; minilens supports {} only'),
+    ("gpt2", {"add_cross_attention": True}, '"add_cross_attention" is true; minilens supports false only'),
+    ("gpt2", {"is_encoder_decoder": True}, '"is_encoder_decoder" is true; minilens supports false only'),
+    ("gpt2", {"quantization_config": {"bits": 4}}, '"quantization_config" is {"bits": 4}; minilens supports null only'),
+    ("gpt2", {"activation_function": "swish"}, f'"activation_function" is "swish"; minilens supports {ACTIVATIONS}'),
+    ("gpt_neo", {"activation_function": ["a"]}, f'"activation_function" is ["a"]; minilens supports {ACTIVATIONS}'),
+    ("gpt2", {"n_head": 7}, '"n_head" is 7; minilens supports a divisor of n_embd, 30'),
+    ("ctrl", {"n_head": 7}, '"n_head" is 7; minilens supports a divisor of n_embd, 30'),
+    ("gpt_neo", {"num_heads": 7}, '"num_heads" is 7; minilens supports a divisor of hidden_size, 30'),
+    ("gpt2", {"n_embd": None}, f'"n_embd" is missing; minilens supports {SIZE}'),
+    ("gpt2", {"vocab_size": None}, f'"vocab_size" is missing; minilens supports {SIZE}'),
+    ("gpt_neo", {"hidden_size": None}, f'"hidden_size" is missing; minilens supports {SIZE}'),
+    ("ctrl", {"dff": None}, f'"dff" is missing; minilens supports {SIZE}'),
+    ("gpt2", {"n_embd": "30"}, f'"n_embd" is "30"; minilens supports {SIZE}'),
+    ("gpt2", {"n_embd": 30.0}, f'"n_embd" is 30.0; minilens supports {SIZE}'),
+    ("gpt2", {"n_head": True}, f'"n_head" is true; minilens supports {SIZE}'),
+    ("gpt2", {"n_head": 0}, f'"n_head" is 0; minilens supports {SIZE}'),
+    ("gpt2", {"n_layer": -1}, f'"n_layer" is -1; minilens supports {SIZE}'),
+    ("gpt2", {"scale_attn_weights": 1}, '"scale_attn_weights" is 1; minilens supports true or false'),
+    ("gpt2", {"layer_norm_epsilon": "1"}, '"layer_norm_epsilon" is "1"; minilens supports a positive number'),
+    ("gpt2", {"layer_norm_epsilon": 0}, '"layer_norm_epsilon" is 0; minilens supports a positive number'),
+    ("gpt2", {"layer_norm_epsilon": float("nan")}, '"layer_norm_epsilon" is NaN; minilens supports a positive number'),
+    (
+        "gpt2",
+        {"layer_norm_epsilon": 10**400},
+        f'"layer_norm_epsilon" is 1{"0" * 79}; minilens supports a positive number',
+    ),
+    *(
+        (
+            "gpt_neo",
+            {"attention_types": types, "attention_layers": None},
+            f'"attention_types" is {json.dumps(types)}; minilens supports {KINDS}',
+        )
+        for types in (
+            [[["global", "local"], 1]],
+            [[["global"], 4]],
+            [[["global", "sideways"], 1], [["local"], 1]],
+            [[["global"], 10**12]],
+            [[[], 10**12]],
+            [[["global"], "3"]],
+            [[["global"], -3]],
+            [["global", 3]],
+            [5],
+            [],
+            "global",
+            {"global": 3},
+        )
+    ),
+    (
+        "gpt_neo",
+        {"attention_types": None, "attention_layers": None},
+        '"attention_types" is missing; minilens supports ',
+    ),
+    (
+        "gpt_neo",
+        {"attention_layers": ["global"] * 3},
+        '"attention_layers" is ["global", "global", "global"]; minilens supports the expansion of attention_types, ',
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "config", "sentence"), CONFIGS, ids=str)
+def test_config(
+    tiny: Tiny, tmp_path: Path, capsys: Capture, family: str, config: dict[str, Any], sentence: str
+) -> None:
+    folder = changed(tiny(family)[1], tmp_path / "model", config=config)
+    with pytest.raises(CheckpointError) as info:
+        minilens.load(folder)
+    assert str(info.value).startswith(f"{folder / 'config.json'}: {sentence}")
+    assert refusal(capsys, "lens", "--ids", "1 2", "--model", str(folder)) == str(info.value)
+
+
+def test_a_config_without_model_type(tiny: Tiny, tmp_path: Path, capsys: Capture) -> None:
+    folder = changed(tiny("gpt2")[1], tmp_path / "model", drop=["model_type"])
+    check_folder(
+        capsys, folder, 'HERE/config.json: "model_type" is missing; minilens supports "gpt2" or "gpt_neo" or "ctrl"'
+    )
+
+
+def with_one(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {**tensors, name: change(tensors[name]).contiguous().clone()}
+
+
+def without(*names: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {name: tensor for name, tensor in tensors.items() if name not in names}
+
+
+def and_more(*names: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {**tensors, **{name: torch.zeros(3) for name in names}}
+
+
+TENSORS: list[tuple[Callable[[Tensors], Tensors], str]] = [
+    (without("transformer.wpe.weight"), 'the tensor "wpe.weight", of shape [40, 30], is missing'),
+    (
+        without("transformer.h.2.attn.c_attn.bias"),
+        'the tensor "h.2.attn.c_attn.bias", of shape [90], is missing',
+    ),
+    (and_more("transformer.h.3.ln_1.weight"), 'this model has no place for the tensor "h.3.ln_1.weight"'),
+    (and_more("e", "d", "c", "b\n"), r'this model has no place for the tensor "b\n", "c", "d" and 1 more'),
+    (and_more("wpe.weight"), 'the tensor "wpe.weight" is there twice'),
+    (
+        with_one("transformer.wpe.weight", lambda tensor: tensor[:7]),
+        'the tensor "wpe.weight" has shape [7, 30], but the config implies [40, 30]',
+    ),
+    (
+        with_one("transformer.h.0.mlp.c_fc.weight", lambda tensor: tensor.mT),
+        'the tensor "h.0.mlp.c_fc.weight" has shape [50, 30], but the config implies [30, 50]',
+    ),
+    (
+        with_one("transformer.ln_f.weight", lambda tensor: tensor.long()),
+        'the tensor "ln_f.weight" holds torch.int64, not floating-point weights',
+    ),
+    (
+        with_one("transformer.ln_f.weight", lambda tensor: tensor > 0),
+        'the tensor "ln_f.weight" holds torch.bool, not floating-point weights',
+    ),
+]
+
+
+@pytest.mark.parametrize(("tensors", "sentence"), TENSORS, ids=range(len(TENSORS)))
+def test_tensors(
+    tiny: Tiny, tmp_path: Path, capsys: Capture, tensors: Callable[[Tensors], Tensors], sentence: str
+) -> None:
+    folder = changed(tiny("gpt2")[1], tmp_path / "model", tensors=tensors)
+    check_folder(capsys, folder, f"HERE/model.safetensors: {sentence}")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
+@pytest.mark.parametrize("name", ["transformer.h.1.mlp.c_fc.weight", "transformer.ln_f.bias"])
+def test_weights_that_are_not_finite(tiny: Tiny, tmp_path: Path, capsys: Capture, name: str, value: float) -> None:
+    folder = changed(tiny("gpt2")[1], tmp_path / "model", tensors=with_one(name, lambda tensor: tensor * 0 + value))
+    assert re.fullmatch(
+        r"the logits of row \S+ are not finite: there is a NaN or an infinity in the weights, .*",
+        refusal(capsys, "lens", "--ids", "1 2", "--model", str(folder)),
+    )
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:248dfc39\nsize 548105171\n"
+PAGE = b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>"
+IS_LFS = "it is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`"
+IS_PAGE = "it is a web page; download the file itself"
+NO_JSON = "HERE/config.json is not readable as JSON: "
+NO_WEIGHTS = "HERE/model.safetensors cannot be read as weights: "
+NO_TENSORS = "HERE/model.safetensors has no weights"
+CUT = r"it is cut short or broken \(.+\)"
+NO_CODE = "it is cut short or broken, or it holds more than tensors, and minilens runs no code from a file"
+FILES: list[tuple[str, bytes | None, str]] = [
+    ("config.json", None, "'HERE' has no config.json, so it is not a model that minilens can read"),
+    ("config.json", b"", NO_JSON + "it is empty"),
+    ("config.json", b'{"model_type": ', NO_JSON + CUT),
+    ("config.json", b'{"model_type": "gpt\xe9"}', NO_JSON + CUT),
+    ("config.json", '{"model_type": "gpt2"}'.encode("utf-16"), NO_JSON + CUT),
+    ("config.json", b"[" * 100_000, NO_JSON + CUT),
+    ("config.json", b'{"n_layer": ' + b"9" * 5000 + b"}", NO_JSON + CUT),
+    ("config.json", b"[]", "HERE/config.json must hold a JSON object; it holds a list"),
+    ("config.json", b"null", "HERE/config.json must hold a JSON object; it holds a NoneType"),
+    ("config.json", LFS, NO_JSON + IS_LFS),
+    ("config.json", PAGE, NO_JSON + IS_PAGE),
+    (
+        "model.safetensors",
+        None,
+        "HERE has no weights: neither model.safetensors nor pytorch_model.bin, in one file or with an index",
+    ),
+    ("model.safetensors", b"", NO_WEIGHTS + "it is empty"),
+    ("model.safetensors", b"rubbish" * 99, NO_WEIGHTS + CUT),
+    ("model.safetensors", LFS, NO_WEIGHTS + IS_LFS),
+    ("model.safetensors", PAGE, NO_WEIGHTS + IS_PAGE),
+    ("tokenizer.json", b"", "HERE/tokenizer.json is not readable as JSON: it is empty"),
+    ("tokenizer.json", PAGE, "HERE/tokenizer.json is not readable as JSON: " + IS_PAGE),
+    ("tokenizer.json", b"{}", "HERE/tokenizer.json is not readable as a tokenizer: .+"),
+    ("merges.txt", b"#version: 0.2\n", "HERE/merges.txt is there, but vocab.json is missing"),
+]
+
+
+def check_files(capsys: Capture, folder: Path, sentence: str) -> None:
+    with pytest.raises(CheckpointError) as info:
+        minilens.load(folder)
+    assert re.fullmatch(sentence, str(info.value).replace(str(folder), "HERE"))
+    assert refusal(capsys, "lens", "--ids", "1 2", "--model", str(folder)) == str(info.value)
+
+
+@pytest.mark.parametrize(("name", "content", "sentence"), FILES, ids=lambda value: str(value)[:40])
+def test_files(tiny: Tiny, tmp_path: Path, capsys: Capture, name: str, content: bytes | None, sentence: str) -> None:
+    check_files(capsys, changed(tiny("gpt2")[1], tmp_path / "model", files={name: content}), sentence)
+
+
+@pytest.mark.parametrize("kept", [0.999, 0.5, 0.05, 0.001])
+def test_a_file_of_weights_that_is_cut_short(tiny: Tiny, tmp_path: Path, capsys: Capture, kept: float) -> None:
+    _, original = tiny("gpt2")
+    whole = (original / "model.safetensors").read_bytes()
+    files: dict[str, bytes | None] = {"model.safetensors": whole[: int(kept * len(whole))]}
+    check_files(capsys, changed(original, tmp_path / "model", files=files), NO_WEIGHTS + CUT)
+
+
+@pytest.mark.filterwarnings("ignore:.*is a pickle file")
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("kept", [0.999, 0.5, 0.05, 0.001, 0])
+def test_a_pickle_file_that_is_cut_short(tiny: Tiny, tmp_path: Path, kept: float, is_zip: bool) -> None:
+    _, original = tiny("gpt2")
+    folder = changed(original, tmp_path / "model", files={"model.safetensors": None})
+    file = folder / "pytorch_model.bin"
+    torch.save({"wte.weight": torch.zeros(40, 50)}, file, _use_new_zipfile_serialization=is_zip)
+    file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
+    with pytest.raises(CheckpointError) as info:
+        minilens.load(folder)
+    assert re.fullmatch(rf"{file} cannot be read as weights: ({CUT}|{NO_CODE}|it is empty)", str(info.value))
+
+
+@pytest.mark.filterwarnings("ignore:.*is a pickle file")
+@pytest.mark.parametrize(
+    "value", [[1], {"a": 1}, {"state": {"a": torch.zeros(1)}}, {1: torch.zeros(1)}, torch.zeros(1)], ids=str
+)
+def test_a_pickle_file_of_something_else(tiny: Tiny, tmp_path: Path, value: Any) -> None:
+    folder = changed(tiny("gpt2")[1], tmp_path / "model", files={"model.safetensors": None})
+    torch.save(value, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"cannot be read as weights: it does not map names to tensors$"):
+        minilens.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("index", "sentence"),
+    [
+        ({}, 'must map tensors to files in "weight_map"'),
+        ({"weight_map": {}}, 'must map tensors to files in "weight_map"'),
+        ({"weight_map": ["model.safetensors"]}, 'must map tensors to files in "weight_map"'),
+        ({"weight_map": {"wte.weight": 1}}, 'must map tensors to files in "weight_map"'),
+        ({"weight_map": {"wte.weight": "gone.safetensors"}}, "names 'gone.safetensors', which is missing"),
+        ({"weight_map": {"wte.weight": "x" * 999}}, f"names '{'x' * 999}', which is missing"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_an_index_of_shards(tiny: Tiny, tmp_path: Path, capsys: Capture, index: dict[str, Any], sentence: str) -> None:
+    files = {"model.safetensors": None, "model.safetensors.index.json": json.dumps(index).encode()}
+    folder = changed(tiny("gpt2")[1], tmp_path / "model", files=files)
+    check_folder(capsys, folder, f"HERE/model.safetensors.index.json {sentence}")
+
+
+@pytest.fixture
+def gpt2(tiny: Tiny, tmp_path: Path) -> Path:
+    return changed(tiny("gpt2")[1], tmp_path / "gpt2", files={"tokenizer.json": tokenizer_json()})
+
+
+READ = ["--ids", "1 2 3"]
+TEXT = "a text, --file, --ids, or text on stdin"
+BLOCKS = "this model has 3 blocks, so K is 1 to 3"
+DECODERS = 'it must be "final", or "block:K" for the last K blocks'
+SITES = "resid_pre, resid_mid, resid_post"
+IDS = 'must be whole numbers, such as "464 3290"'
+OPTIONS: list[tuple[list[str], str]] = [
+    ([""], "the prompt is empty: it must hold at least one token"),
+    (["--ids", ""], "the prompt is empty: it must hold at least one token"),
+    (["B" * 41], "the prompt has 41 tokens, but the model's context holds 40: shorten it"),
+    (["--ids", "1 " * 41], "the prompt has 41 tokens, but the model's context holds 40: shorten it"),
+    (["--ids", "1 101"], "token id 101 is out of range: the model's ids go from 0 to 100"),
+    (["--ids=-1 5"], "token id -1 is out of range: the model's ids go from 0 to 100"),
+    (["--ids", "1 two"], f"--ids {IDS}; got '1 two'"),
+    (["--ids", "1.5"], f"--ids {IDS}; got '1.5'"),
+    (["--ids", "9" * 30], f"--ids {IDS}; got '{'9' * 30}'"),
+    (["hello\udcff"], "the text is not valid Unicode: character 5 is a lone surrogate, U+DCFF; "),
+    ([*READ, "--decoder", "block:0"], f'the decoder "block:0" does not fit: {BLOCKS}'),
+    ([*READ, "--decoder", "block:4"], f'the decoder "block:4" does not fit: {BLOCKS}'),
+    ([*READ, "--decoder", "block:-1"], f'there is no decoder "block:-1": {DECODERS}'),
+    ([*READ, "--decoder", "block:"], f'there is no decoder "block:": {DECODERS}'),
+    ([*READ, "--decoder", "block:²"], f'there is no decoder "block:²": {DECODERS}'),
+    ([*READ, "--decoder", "first\n"], r'there is no decoder "first\n": ' + DECODERS),
+    ([*READ, "--sites", "mlp_out"], f'the lens has no rows for "mlp_out"; it has them for {SITES}'),
+    ([*READ, "--sites", "resid_pre,"], f'the lens has no rows for ""; it has them for {SITES}'),
+    ([*READ, "--positions", "3"], "position 3 does not exist: the text has 3 tokens, so positions 0 to 2"),
+    ([*READ, "--positions=-4"], "position -4 does not exist: the text has 3 tokens, so positions 0 to 2"),
+    ([*READ, "--positions", "3:"], "positions is empty: choose at least one, or leave it out to see all"),
+    *(
+        ([*READ, f"--positions={form}"], f"--positions must look like 0,3,-1 or 5:10; got {form!r}")
+        for form in ("", "a", "1,", "1.0", "::0", "1:2:3:4")
+    ),
+    ([*READ, "--top-k", "0"], "top_k must be between 1 and the size of the vocabulary, 101; it is 0"),
+    ([*READ, "--top-k", "102"], "top_k must be between 1 and the size of the vocabulary, 101; it is 102"),
+    ([*READ, "--top-k", "x"], "argument --top-k: invalid int value: 'x' (see minilens lens --help)"),
+    ([*READ, "--show", "x"], "argument --show: invalid choice: 'x' (choose from "),
+    ([*READ, "--show", "kl", "--json"], "--show is for the terminal: --json prints every statistic"),
+    (
+        [*READ, "--show", "kl", "--top-k", "2"],
+        "--top-k goes with --json or with cells that show tokens, not with --show kl",
+    ),
+    ([*READ, "--colour"], "unrecognized arguments: --colour (see minilens --help)"),
+    ([*READ, "--revision", "v1"], "HERE is a folder, and only a repository on the Hub has a revision; leave out 'v1'"),
+    (["hello", *READ], "a text and --ids are both given: choose one"),
+    (["hello", "--file", "x"], "a text and --file are both given: choose one"),
+    (["--file", "x", *READ], "--file and --ids are both given: choose one"),
+    (["--file", "/no/such"], "/no/such cannot be read: No such file or directory"),
+    (["--file", "/"], "/ cannot be read: Is a directory"),
+    (["--file", "x" * 999], f"{'x' * 999} cannot be read: File name too long"),
+]
+
+
+@pytest.mark.parametrize(("options", "sentence"), OPTIONS, ids=lambda value: str(value)[:60])
+def test_options(gpt2: Path, capsys: Capture, options: list[str], sentence: str) -> None:
+    line = refusal(capsys, "lens", *options, "--model", str(gpt2)).replace(str(gpt2), "HERE")
+    assert line.startswith(sentence)
+
+
+def test_commands(capsys: Capture) -> None:
+    assert refusal(capsys) == "the following arguments are required: COMMAND (see minilens --help)"
+    assert refusal(capsys, "lense").startswith("argument COMMAND: invalid choice: 'lense' (choose from ")
+
+
+def test_text_without_a_tokenizer(tiny: Tiny, capsys: Capture) -> None:
+    _, folder = tiny("gpt2")
+    assert refusal(capsys, "lens", "hello", "--model", str(folder)) == (
+        f"{folder} has no tokenizer files, so it cannot read text: give token ids with --ids"
+    )
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "a b", "~nobody/x", "", "Once upon a time " * 40, "x\x1b[31m\ny"])
+def test_model_names(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert repr(name) in refusal(capsys, "lens", "--ids", "1", "--model", name)
+
+
+def test_a_model_name_that_the_machine_cannot_look_up(capsys: Capture, tmp_path: Path) -> None:
+    """conftest.py has set the Hub's client to work offline."""
+    assert refusal(capsys, "lens", "--ids", "1", "--model", "no/such-model").startswith(
+        "config.json of no/such-model is not in the cache, and the Hub cannot be reached; "
+    )
+
+
+def test_text_that_is_not_utf8(gpt2: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9")))
+    assert refusal(capsys, "lens", "--model", str(gpt2)) == "stdin is not UTF-8: it has the byte 0xe9 at 3"
+    file = tmp_path / "text"
+    file.write_bytes("café".encode("utf-16"))
+    assert refusal(capsys, "lens", "--model", str(gpt2), "--file", str(file)) == (
+        f"{file} is not UTF-8: it has the byte 0xff at 0"
+    )
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stdin", [Terminal(), None], ids=["terminal", "closed"])
+def test_nothing_to_read(
+    gpt2: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, stdin: io.StringIO | None
+) -> None:
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert refusal(capsys, "lens", "--model", str(gpt2)) == f"there is nothing to read: give {TEXT}"
+
+
+def test_nothing_on_stdin(gpt2: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    assert refusal(capsys, "lens", "--model", str(gpt2)) == "the prompt is empty: it must hold at least one token"
+
+
+TOKENS = torch.tensor([[5, 17, 3]])
+FLOAT = "torch.float32 on cpu"
+
+
+def double(value: torch.Tensor) -> torch.Tensor:
+    return 2 * value
+
+
+def test_edits_that_cannot_be_built() -> None:
+    with pytest.raises(ValueError, match=r'^"resid" is not a site that can be edited; those are resid_pre, q, '):
+        minilens.at(0, "resid", double)
+    with pytest.raises(ValueError, match=r"^layer -1 does not exist: layers count from 0$"):
+        minilens.at(-1, "z", double)
+
+
+def only_at_z(site: Site, value: torch.Tensor, new: Any) -> Any:
+    return new if site == Site(1, "z") else value
+
+
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        (minilens.at(3, "z", double), "the edit at 3.z matches nothing: the blocks run are 0 to 2"),
+        (
+            minilens.then(minilens.at(0, "z", double), minilens.at(9, "q", double)),
+            "the edit at 9.q matches nothing: the blocks run are 0 to 2",
+        ),
+        (
+            minilens.at(1, "z", lambda z: z[:, :, 1:]),
+            f"the edit at 1.z must keep [1, 5, 3, 6] {FLOAT}; it returned [1, 5, 2, 6] {FLOAT}",
+        ),
+        (
+            minilens.at(1, "z", torch.Tensor.double),
+            f"the edit at 1.z must keep [1, 5, 3, 6] {FLOAT}; it returned [1, 5, 3, 6] torch.float64 on cpu",
+        ),
+        (lambda site, value: only_at_z(site, value, None), "the edit at 1.z must return a tensor; it returned None"),
+        (lambda site, value: only_at_z(site, value, 0.0), "the edit at 1.z must return a tensor; it returned 0.0"),
+    ],
+    ids=["layer", "layer of one of two", "shape", "dtype", "nothing", "number"],
+)
+def test_edits_that_do_not_fit(tiny: Tiny, edit: minilens.Edit, sentence: str) -> None:
+    model, _ = minilens.load(tiny("gpt2")[1])
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        minilens.trace(model, TOKENS, edit=edit)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (dict(layers=[3]), "layer 3 does not exist: the model's layers are 0 to 2"),
+        (dict(layers=[-1]), "layer -1 does not exist: the model's layers are 0 to 2"),
+        (dict(sites=["scores"]), f'the lens has no rows for "scores"; it has them for {SITES}'),
+        (dict(positions=[]), "positions is empty: choose at least one, or leave it out to see all"),
+    ],
+    ids=str,
+)
+def test_rows_and_columns_that_do_not_exist(tiny: Tiny, options: dict[str, Any], sentence: str) -> None:
+    model, _ = minilens.load(tiny("gpt2")[1])
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        minilens.logit_lens(model, TOKENS, **options)
+
+
+def test_the_lens_reads_one_text(tiny: Tiny) -> None:
+    model, _ = minilens.load(tiny("gpt2")[1])
+    with pytest.raises(ValueError, match=r"^logit_lens reads one text, of shape \[1, pos\]; got 2 of them: "):
+        minilens.logit_lens(model, TOKENS.expand(2, 3))

@@ -1,0 +1,335 @@
+"""The command: what it prints is what logit_lens computes, wherever the text comes from and the output goes."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import changed, tokenizer_json
+from conftest import Tiny
+from safetensors.torch import load_file
+
+import minilens
+from minilens.cli import SHOW, main
+from minilens.views.tokens import token_label
+
+TEXT = "once upon a time\n cat"
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output that goes to a file as wide as it needs to be, and no wish for colours from outside."""
+    monkeypatch.setenv("COLUMNS", "500")
+    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def gpt2(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny GPT-2 with a tokenizer."""
+    folder = tmp_path_factory.mktemp("cli") / "gpt2"
+    return changed(tiny("gpt2")[1], folder, files={"tokenizer.json": tokenizer_json()})
+
+
+def output(capsys: Capture, *args: str | Path) -> str:
+    """What the command prints where all is well: nothing on stderr."""
+    status = main([str(arg) for arg in args])
+    out, err = capsys.readouterr()
+    assert (status, err) == (0, "")
+    return out
+
+
+def lens(capsys: Capture, *args: str | Path) -> str:
+    return output(capsys, "lens", *args)
+
+
+def as_json(capsys: Capture, *args: str | Path) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    record: dict[str, Any] = json.loads(lens(capsys, *args, "--json"), parse_constant=refuse)
+    return record
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The lines of a table's first panel, by their labels, from top to bottom."""
+    panel, *_ = text.split("\n\n")
+    return {line.split()[0]: line.split()[1:] for line in (each.rstrip() for each in panel.splitlines()) if line}
+
+
+def numbers(values: torch.Tensor) -> list[Any]:
+    return [None if value != value else value for value in values.tolist()]
+
+
+def ids(record: list[dict[str, Any] | None]) -> list[int]:
+    return [-1 if token is None else token["id"] for token in record]
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        ([], dict(top_k=5)),
+        (["--top-k", "1"], dict(top_k=1)),
+        (["--top-k", "101"], dict(top_k=101)),
+        (["--sites", "resid_pre,resid_mid,resid_post"], dict(sites=("resid_pre", "resid_mid", "resid_post"))),
+        (["--sites", "resid_mid", "--decoder", "block:1"], dict(sites=("resid_mid",), decoder="block:1")),
+        (["--decoder", "block:3"], dict(decoder="block:3")),
+        (["--positions", "0,-1"], dict(positions=[0, -1])),
+    ],
+    ids=str,
+)
+def test_json_holds_the_numbers_of_the_lens(
+    gpt2: Path, capsys: Capture, options: list[str], arguments: dict[str, Any]
+) -> None:
+    model, tokenizer = minilens.load(gpt2)
+    assert tokenizer is not None
+    table = minilens.logit_lens(model, tokenizer.encode(TEXT), **arguments)
+    record = as_json(capsys, TEXT, "--model", gpt2, *options)
+    assert (record["model"], record["family"], record["decoder"]) == (str(gpt2), "gpt2", table.decoder)
+    assert record["positions"] == table.positions.tolist()
+    for name in ("tokens", "next_tokens", "final_tokens"):
+        assert ids(record[name]) == getattr(table, name).tolist()
+    assert [token["text"] for token in record["tokens"]] == [
+        token_label(tokenizer, token) for token in table.tokens.tolist()
+    ]
+    assert [row["label"] for row in record["rows"]] == list(table.labels)
+    assert [row["layer"] for row in record["rows"]] == list(table.layers)
+    for r, row in enumerate(record["rows"]):
+        assert [ids(best) for best in row["top"]] == table.top.tokens[r].tolist()
+        assert [[token["prob"] for token in best] for best in row["top"]] == table.top.prob[r].tolist()
+        assert [[token["logit"] for token in best] for best in row["top"]] == table.top.logit[r].tolist()
+        assert row["final_prob"] == table.final.prob[r].tolist()
+        assert row["final_rank"] == table.final.rank[r].tolist()
+        assert row["next_prob"] == numbers(table.next.prob[r])
+        assert row["next_rank"] == [rank or None for rank in table.next.rank[r].tolist()]
+        assert row["kl_final"] == table.kl_final[r].tolist()
+        assert row["entropy"] == table.entropy[r].tolist()
+
+
+def test_the_table(gpt2: Path, capsys: Capture) -> None:
+    model, tokenizer = minilens.load(gpt2)
+    assert tokenizer is not None
+    table = minilens.logit_lens(model, tokenizer.encode(TEXT))
+
+    def labels(tokens: torch.Tensor) -> list[str]:
+        return [token_label(tokenizer, token) for token in tokens.tolist()]
+
+    shown = rows(lens(capsys, TEXT, "--model", gpt2))
+    assert list(shown) == ["position", "next", "2.resid_post", "1.resid_post", "0.resid_post", "embed", "input"]
+    assert shown["position"] == [str(position) for position in table.positions.tolist()]
+    for r, label in enumerate(table.labels):
+        assert shown[label] == labels(table.top.tokens[r, :, 0])
+    assert shown["input"] == labels(table.tokens)
+    right = (table.final_tokens == table.next_tokens).tolist()
+    assert shown["next"] == [
+        "*" * said + label for said, label in zip(right, labels(table.next_tokens[:-1]), strict=False)
+    ]
+
+
+def test_a_star_where_the_model_is_right(gpt2: Path, capsys: Capture) -> None:
+    model, _ = minilens.load(gpt2)
+    right = minilens.trace(model, torch.tensor([[5, 17]])).logits[0, 1].argmax().item()
+    wrong = (right + 1) % 101
+    record = as_json(capsys, "--ids", f"5 17 {right} {wrong}", "--model", gpt2)
+    shown = rows(lens(capsys, "--ids", f"5 17 {right} {wrong}", "--model", gpt2))
+    assert shown["next"][1] == "*" + record["tokens"][2]["text"]
+    assert not shown["next"][0].startswith("*")
+
+
+@pytest.mark.parametrize("show", SHOW)
+def test_every_show(gpt2: Path, capsys: Capture, show: str) -> None:
+    model, _ = minilens.load(gpt2)
+    table = minilens.logit_lens(model, torch.tensor([[5, 17, 3, 8]]))
+    shown = rows(lens(capsys, "--ids", "5 17 3 8", "--model", gpt2, "--show", show))
+    record = as_json(capsys, "--ids", "5 17 3 8", "--model", gpt2)
+    for r, row in enumerate(record["rows"]):
+        assert (
+            shown[row["label"]]
+            == {
+                "prob": [best[0]["text"] for best in row["top"]],
+                "logit": [f"{logit:.1f}" for logit in table.top.logit[r, :, 0].tolist()],
+                "rank": [str(rank) for rank in table.final.rank[r].tolist()],
+                "kl": [f"{kl:.2f}" for kl in table.kl_final[r].tolist()],
+                "entropy": [f"{entropy:.2f}" for entropy in table.entropy[r].tolist()],
+            }[show]
+        )
+    assert ("output" in shown) == (show != "prob")
+
+
+def test_more_tokens_in_each_cell(gpt2: Path, capsys: Capture) -> None:
+    record = as_json(capsys, "--ids", "5", "--model", gpt2)
+    lines = lens(capsys, "--ids", "5", "--model", gpt2, "--top-k", "3").splitlines()
+    at = next(n for n, line in enumerate(lines) if line.startswith("embed"))
+    assert [line.split()[-1] for line in lines[at : at + 3]] == [
+        token["text"] for token in record["rows"][0]["top"][0][:3]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("form", "positions"),
+    [("2", [2]), ("0,3,-1", [0, 3, 5]), ("1:3", [1, 2]), ("-2:", [4, 5]), ("::2", [0, 2, 4]), ("5,:2", [5, 0, 1])],
+)
+def test_positions(gpt2: Path, capsys: Capture, form: str, positions: list[int]) -> None:
+    """Columns are chosen; what the model reads stays the same."""
+    whole = as_json(capsys, "--ids", "5 17 3 8 99 1", "--model", gpt2)
+    chosen = as_json(capsys, "--ids", "5 17 3 8 99 1", "--model", gpt2, f"--positions={form}")
+    assert chosen["positions"] == positions
+    assert chosen["tokens"] == [whole["tokens"][position] for position in positions]
+    for few, many in zip(chosen["rows"], whole["rows"], strict=True):
+        assert few["final_rank"] == [many["final_rank"][position] for position in positions]
+        assert few["kl_final"] == pytest.approx([many["kl_final"][position] for position in positions], abs=1e-4)
+
+
+def test_one_text_from_four_places(
+    gpt2: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ("--model", gpt2)
+    expected = lens(capsys, TEXT, *model)
+    (tmp_path / "text").write_text(TEXT + "\n", encoding="utf-8")
+    assert lens(capsys, "--file", tmp_path / "text", *model) == expected
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode() + b"\n")))
+    assert lens(capsys, *model) == expected
+    tokens = " ".join(str(token) for token in ids(as_json(capsys, TEXT, *model)["tokens"]))
+    assert lens(capsys, "--ids", tokens, *model) == expected
+    assert lens(capsys, "--ids", tokens.replace(" ", ","), *model) == expected
+
+
+def test_only_one_newline_at_the_end_of_a_file_is_dropped(gpt2: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "text").write_bytes(b"once\n\n")
+    record = as_json(capsys, "--file", tmp_path / "text", "--model", gpt2)
+    assert "".join(token["text"] for token in record["tokens"]) == "once↵"
+
+
+def test_ids_where_there_is_no_tokenizer(tiny: Tiny, capsys: Capture) -> None:
+    shown = rows(lens(capsys, "--ids", "5 17 3", "--model", tiny("gpt_neo")[1]))
+    assert shown["input"] == ["#5", "#17", "#3"]
+    assert shown["next"] == ["#17", "#3"]
+
+
+def test_nothing_in_the_output_is_for_the_terminal_to_obey(gpt2: Path, capsys: Capture) -> None:
+    """The escape character is in the text, and with 101 tokens in each cell it is in every one of them."""
+    _, tokenizer = minilens.load(gpt2)
+    assert tokenizer is not None
+    assert any(b"\x1b" in tokenizer.piece(token) for token in range(101))
+    for options in (["--top-k", "101"], *(["--show", show] for show in SHOW)):
+        out = lens(capsys, "\x1b[31mred\n", "--model", gpt2, *options)
+        assert "\\x1b" in out
+        assert all(char.isprintable() or char == "\n" for char in out)
+
+
+def test_long_texts_are_cut_into_panels_that_fit(gpt2: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = rows(lens(capsys, "A" * 30, "--model", gpt2))
+    monkeypatch.setenv("COLUMNS", "60")
+    out = lens(capsys, "A" * 30, "--model", gpt2)
+    assert max(map(len, out.splitlines()[:-1])) <= 60
+    panels = out.split("\n\n")[:-1]
+    assert len(panels) > 1
+    for label in ("embed", "2.resid_post", "input"):
+        assert [cell for panel in panels for cell in rows(panel)[label]] == wide[label]
+
+
+def test_a_hint_for_ctrl_without_a_control_code(tiny: Tiny, tmp_path: Path, capsys: Capture) -> None:
+    entries = ["Links", "a", "<unk>", *(f"word{n}" for n in range(98))]
+    files: dict[str, bytes | None] = {
+        "vocab.json": json.dumps({entry: token for token, entry in enumerate(entries)}).encode(),
+        "merges.txt": b"#version: 0.2\nL i\nLi n\nLin k\nLink s</w>\n",
+    }
+    folder = changed(tiny("ctrl")[1], tmp_path / "ctrl", files=files)
+    assert rows(lens(capsys, "Links a", "--model", folder))["input"] == ["Links", "a"]
+    assert main(["lens", "a Links", "--model", str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert rows(out)["input"] == ["a", "Links"]
+    assert err.startswith("minilens: note: CTRL was trained on texts that begin with a control code")
+    assert err.count("\n") == 1
+
+
+def test_a_note_about_a_pickle_file(tiny: Tiny, tmp_path: Path, capsys: Capture) -> None:
+    _, original = tiny("gpt2")
+    folder = changed(original, tmp_path / "bin", files={"model.safetensors": None})
+    torch.save(load_file(original / "model.safetensors"), folder / "pytorch_model.bin")
+    expected = lens(capsys, "--ids", "5 17", "--model", original)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("warnings.filters", [])  # as outside of pytest
+        assert main(["lens", "--ids", "5 17", "--model", str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert out == expected
+    assert err == (
+        f"minilens: note: {folder / 'pytorch_model.bin'} is a pickle file; "
+        "reading it with torch's weights-only loader\n"
+    )
+
+
+def test_models(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minilens.cli.bundled", lambda: {"tales": Path("x"), "longer-name": Path("y")})
+    monkeypatch.setattr("minilens.cli.cached", lambda: ["some/gpt2"])
+    assert output(capsys, "models") == "tales        bundled\nlonger-name  bundled\nsome/gpt2    cached\n"
+    monkeypatch.setattr("minilens.cli.bundled", dict)
+    monkeypatch.setattr("minilens.cli.cached", list)
+    assert output(capsys, "models") == ""
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--help"], ["lens", "models"]),
+        (
+            ["lens", "--help"],
+            "--file --ids --model --revision --decoder --sites --positions --top-k --show --json prob kl".split(),
+        ),
+        (["models", "--help"], ["usage: minilens models"]),
+    ],
+    ids=" ".join,
+)
+def test_help(capsys: Capture, args: list[str], words: list[str]) -> None:
+    with pytest.raises(SystemExit) as exit_status:
+        main(args)
+    assert exit_status.value.code == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert all(word in out for word in words)
+
+
+def command(*args: str | Path) -> list[str]:
+    return [sys.executable, "-W", "error", "-m", "minilens", *map(str, args)]
+
+
+def test_python_m_minilens(gpt2: Path, capsys: Capture) -> None:
+    args = ("lens", TEXT, "--model", gpt2)
+    ran = subprocess.run(command(*args), capture_output=True, encoding="utf-8", env={**os.environ, "PYTHONUTF8": "1"})
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout == output(capsys, *args)
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
+def test_a_reader_who_has_seen_enough(gpt2: Path, options: list[str]) -> None:
+    """As in `minilens lens ... | head -1`, but always before the first line is written."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = subprocess.run(command("lens", "--ids", "5 17", "--model", gpt2, *options), stdout=writer, stderr=-1)
+    os.close(writer)
+    assert ran.stderr == b""
+
+
+def test_nothing_is_imported_before_it_is_needed() -> None:
+    """Neither by the library nor by the command's help."""
+    script = """
+import sys
+import minilens
+heavy = {"transformers", "tokenizers", "rich", "matplotlib", "huggingface_hub"}
+print(*sorted(heavy & sys.modules.keys()))
+from minilens.cli import main
+try:
+    main(["--help"])
+finally:
+    print(*sorted(heavy & sys.modules.keys()))
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    first, *usage, last = ran.stdout.split("\n")[:-1]
+    assert (first, last) == ("", "")
+    assert usage[0].startswith("usage: minilens")

@@ -120,7 +120,8 @@ class CTRL:
         k = at("k", split_heads(linear(ln1_out, w.W_K, w.b_K), cfg.n_heads))
         v = at("v", split_heads(linear(ln1_out, w.W_V, w.b_V), cfg.n_heads))
         scores = upcast(q) @ upcast(k).mT * q.shape[-1] ** -0.5
-        scores = scores.masked_fill(~causal_mask(resid), -torch.inf)
+        visible = causal_mask(resid)
+        scores = scores.masked_fill(~visible, -torch.inf)
         pattern = at("pattern", softmax(scores, v.dtype))
         z = at("z", pattern @ v)
         attn_out = at("attn_out", linear(merge_heads(z), w.W_O, w.b_O))

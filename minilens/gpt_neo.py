@@ -5,7 +5,7 @@ reference here. The same computation as gpt2.py, line for line, but for these de
 
 - Layers take turns between global attention and local attention: a query of a local layer sees itself and the
   `window - 1` positions before it (transformers, `GPTNeoSelfAttention`).
-- Scores are not divided by sqrt(d_head): mesh-tensorflow, where the model was trained, left that to the initialisation
+- Scores are not divided by sqrt(d_head): mesh-tensorflow, in which the model was trained, does not do it either
   (transformers issue 20828).
 - Scores are taken in float32, whatever the dtype of the weights: unscaled, they overflow float16. The reference does
   so even where the weights are float64.

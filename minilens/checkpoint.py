@@ -148,7 +148,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     """The tensors of one file, memory-mapped."""
     is_pickle = path.suffix != ".safetensors"
     if is_pickle:
-        warnings.warn(f"{path} is a pickle file; reading it with torch's weights-only loader", stacklevel=2)
+        warnings.warn(f"{path} is a pickle file; reading it with torch's weights-only loader", stacklevel=4)
     try:
         if is_pickle:
             # Files from before torch 1.6 are not zip archives, and only those can be memory-mapped.

@@ -23,16 +23,20 @@ SHOW = ("prob", "logit", "rank", "kl", "entropy")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (by default the process's own) and return its exit status."""
-    warnings.showwarning = lambda message, *_: _say(f"note: {message}")
     try:
         args = _parser().parse_args(argv)
-        args.command(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: _say(f"note: {message}")
+            args.command(args)
         sys.stdout.flush()
     except (ValueError, CheckpointError) as error:
         _say(f"error: {error}")
         return 2
     except BrokenPipeError:  # the reader has seen enough, as in `minilens models | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a disk that is full
+        _say(f"error: the output cannot be written: {error.strerror}")
+        return 2
     except KeyboardInterrupt:
         return 130
     return 0

@@ -12,6 +12,9 @@ computation as gpt2.py, line for line, but for these departures:
 - The MLP's activation is ReLU, and its width is a setting of its own (8192 for d_model 1280 in the paper).
 - The norms inside the blocks have the epsilon 1e-6; only that of the final norm is a setting.
 
+Here as in gpt2.py, scores and their softmax are taken in float32 at least; transformers takes those of weights in half
+precision in half precision.
+
 A prompt begins with a control code, such as `Links` or `Wikipedia`: the model has never seen one without.
 """
 
@@ -27,6 +30,7 @@ from .checkpoint import Checkpoint, Settings
 from .ops import (
     LayerNorm,
     causal_mask,
+    check_layer,
     check_tokens,
     layer_norm,
     linear,
@@ -38,8 +42,6 @@ from .ops import (
 from .shapes import Logits, Resid, Tokens
 from .trace import BlockTrace, Edit, editable, untouched
 
-LN_EPS = 1e-6  # of the norms inside the blocks (salesforce/ctrl, `EncoderLayer`); no checkpoint can change it
-
 
 @dataclass(frozen=True)
 class Config:
@@ -49,6 +51,7 @@ class Config:
     n_layers: int
     n_heads: int
     d_mlp: int
+    ln_eps: ClassVar[float] = 1e-6  # inside the blocks (salesforce/ctrl, `EncoderLayer`); no checkpoint can change it
     ln_final_eps: float
 
     @classmethod
@@ -109,13 +112,14 @@ class CTRL:
         return scaled + sinusoids(tokens.shape[1], self.config.d_model).to(scaled)
 
     def block(self, layer: int, resid: Resid, edit: Edit = untouched) -> BlockTrace:
-        """Everything that block `layer` computes from the stream entering it."""
+        """Everything that block `layer` computes from the stream entering it. Raises ValueError for no such layer."""
+        check_layer(layer, self.config.n_layers)
         w, cfg = self.blocks[layer], self.config
         at = editable(edit, layer)  # marks the places where a caller may replace a value
 
         # Attention reads the residual stream...
         resid_pre = at("resid_pre", resid)
-        ln1_out = layer_norm(resid_pre, w.ln1, LN_EPS)
+        ln1_out = layer_norm(resid_pre, w.ln1, cfg.ln_eps)
         q = at("q", split_heads(linear(ln1_out, w.W_Q, w.b_Q), cfg.n_heads))
         k = at("k", split_heads(linear(ln1_out, w.W_K, w.b_K), cfg.n_heads))
         v = at("v", split_heads(linear(ln1_out, w.W_V, w.b_V), cfg.n_heads))
@@ -127,7 +131,7 @@ class CTRL:
         attn_out = at("attn_out", linear(merge_heads(z), w.W_O, w.b_O))
         # ...and adds to it; the MLP reads the sum...
         resid_mid = at("resid_mid", resid_pre + attn_out)
-        ln2_out = layer_norm(resid_mid, w.ln2, LN_EPS)
+        ln2_out = layer_norm(resid_mid, w.ln2, cfg.ln_eps)
         mlp_pre = linear(ln2_out, w.W_in, w.b_in)
         mlp_post = at("mlp_post", mlp_pre.relu())
         mlp_out = at("mlp_out", linear(mlp_post, w.W_out, w.b_out))
@@ -161,8 +165,8 @@ class CTRL:
 def sinusoids(n: int, d_model: int) -> Float[Tensor, "pos d_model"]:
     """The vectors of positions 0 to n - 1: sines, then cosines, of position / 10000**(2i / d_model).
 
-    In float32 and in the reference's order of operations, which the trained weights know: float64 drifts from it at
-    large positions.
+    In float32 and in transformers' order of operations, so as to equal it. Salesforce's own code takes the angles in
+    float64, which differs by 4e-5 at 512 positions.
     """
     i = torch.arange(d_model, dtype=torch.float32)
     angles = torch.arange(n, dtype=torch.float32)[:, None] * (1 / torch.pow(10000, 2 * (i // 2) / d_model))

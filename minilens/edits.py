@@ -15,7 +15,7 @@ class _At:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The places this edit is for; `run` refuses it where none of them comes up."""
+        """The places this edit is for; `run` refuses it where one of them does not come up."""
         return (self.site,)
 
     def __call__(self, site: Site, value: Tensor) -> Tensor:

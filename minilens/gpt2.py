@@ -11,7 +11,8 @@ CTRL are told as departures from this file. What may surprise here:
 - The unembedding is the embedding, without a bias (openai/gpt-2, `model`).
 - A checkpoint may leave out the division of the scores by sqrt(d_head), or divide those of layer n by n + 1 as well
   (transformers' `scale_attn_weights` and `scale_attn_by_inverse_layer_idx`; Stanford's Mistral uses the second).
-  `reorder_and_upcast_attn` asks for scores in float32, and here they always are, at least.
+- Scores and their softmax are taken in float32 at least, whatever the dtype of the weights. transformers does that for
+  weights in half precision only where a checkpoint sets `reorder_and_upcast_attn`.
 """
 
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from .ops import (
     ACTIVATIONS,
     LayerNorm,
     causal_mask,
+    check_layer,
     check_tokens,
     layer_norm,
     linear,
@@ -115,7 +117,8 @@ class GPT2:
         return self.W_E[tokens] + self.W_pos[: tokens.shape[1]]
 
     def block(self, layer: int, resid: Resid, edit: Edit = untouched) -> BlockTrace:
-        """Everything that block `layer` computes from the stream entering it."""
+        """Everything that block `layer` computes from the stream entering it. Raises ValueError for no such layer."""
+        check_layer(layer, self.config.n_layers)
         w, cfg = self.blocks[layer], self.config
         at = editable(edit, layer)  # marks the places where a caller may replace a value
 

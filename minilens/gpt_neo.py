@@ -14,7 +14,6 @@ reference here. The same computation as gpt2.py, line for line, but for these de
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from typing import ClassVar
 
 import torch
@@ -26,6 +25,7 @@ from .ops import (
     ACTIVATIONS,
     LayerNorm,
     causal_mask,
+    check_layer,
     check_tokens,
     layer_norm,
     linear,
@@ -78,8 +78,8 @@ def _is_local(settings: Settings, n_layers: int) -> tuple[bool, ...]:
     kinds = layers
     if types is not None:
         try:
-            expansion = (kind for pattern, times in types for _ in range(min(times, n_layers + 1)) for kind in pattern)
-            kinds = list(islice(expansion, n_layers + 1))  # bounded: a count may be anything
+            # A count may be anything; one more than can be right is enough.
+            kinds = [kind for pattern, times in types for kind in pattern * min(times, n_layers + 1)]
         except (TypeError, ValueError):
             kinds = None
     if not isinstance(kinds, list) or len(kinds) != n_layers or not all(k in ("global", "local") for k in kinds):
@@ -125,7 +125,8 @@ class GPTNeo:
         return self.W_E[tokens] + self.W_pos[: tokens.shape[1]]
 
     def block(self, layer: int, resid: Resid, edit: Edit = untouched) -> BlockTrace:
-        """Everything that block `layer` computes from the stream entering it."""
+        """Everything that block `layer` computes from the stream entering it. Raises ValueError for no such layer."""
+        check_layer(layer, self.config.n_layers)
         w, cfg = self.blocks[layer], self.config
         at = editable(edit, layer)  # marks the places where a caller may replace a value
 

@@ -68,8 +68,12 @@ def load(
     where there are no files for one. Raises ValueError for a name that leads nowhere, CheckpointError for files that
     are missing, broken, or of a model that is not supported.
     """
-    if not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a floating-point one, such as torch.float32; got {dtype}")
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"dtype must be torch.float16, bfloat16, float32 or float64; got {dtype!r}")
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # torch has one for a build without CUDA, one for other trouble
+        raise ValueError(f"the device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
     name = os.fspath(name)
     find = _locate(name, revision)
     path = find("config.json")

@@ -5,7 +5,7 @@ of the 2021 extension. As in 2021, every row goes through the final norm with it
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from . import vocab
-from .ops import upcast
+from .ops import check_layer, upcast
 from .run import decode, run
 from .shapes import Logits, Resid, Tokens
 from .trace import Model
@@ -59,9 +59,9 @@ def lens_rows(
     *,
     decoder: str = "final",
     sites: Sequence[str] = ("resid_post",),
-    layers: Sequence[int] | None = None,
+    layers: Iterable[int] | None = None,
 ) -> Iterator[LensRow]:
-    """Decode the stream entering block 0, then that at each of the sites, one row of logits alive at a time.
+    """Decode the stream entering block 0, then that at each of the sites, a row of logits at a time.
 
     decoder: "final", the final norm and the unembedding, or "block:K", the last K blocks before them as well; residuals
     inside the decoder have no row. sites: any of resid_pre, resid_mid and resid_post. layers: the blocks that get rows,
@@ -69,8 +69,8 @@ def lens_rows(
     its logits are the model's own, bit for bit. Raises ValueError for a decoder, site or layer that does not exist.
     """
     start = _start(decoder, model.n_layers)
-    for label, layer, resid in _residuals(model, tokens, sites, layers, start):
-        yield LensRow(label, layer, decode(model, resid, start=start))
+    residuals = _residuals(model, tokens, sites, layers, start)
+    return (LensRow(label, layer, decode(model, resid, start=start)) for label, layer, resid in residuals)
 
 
 def logit_lens(
@@ -79,8 +79,8 @@ def logit_lens(
     *,
     decoder: str = "final",
     sites: Sequence[str] = ("resid_post",),
-    layers: Sequence[int] | None = None,
-    positions: Sequence[int] | None = None,
+    layers: Iterable[int] | None = None,
+    positions: Iterable[int] | None = None,
     top_k: int = 5,
 ) -> LensTable:
     """The lens on one text, of shape [1, pos], in numbers; decoder, sites and layers as in `lens_rows`.
@@ -94,24 +94,23 @@ def logit_lens(
         )
     start = _start(decoder, model.n_layers)
     rows = list(_residuals(model, tokens, sites, layers, start))
-    columns = _columns(positions, tokens)
+    columns = _columns(positions, tokens.shape[1])
 
-    def logits_of(row: tuple[str, int, Resid]) -> Float[Tensor, "column d_vocab"]:
-        label, _, resid = row
-        logits = upcast(decode(model, resid, start=start)[0, columns])
+    def logits_of(row: _Residual) -> Float[Tensor, "column d_vocab"]:
+        logits = upcast(decode(model, row.resid, start=start)[0, columns])
         if not logits.isfinite().all():
             raise ValueError(
-                f"the logits of row {label} are not finite: there is a NaN or an infinity in the weights, or the "
-                f"numbers are too large for {resid.dtype}"
+                f"the logits of row {row.label} are not finite: there is a NaN or an infinity in the weights, or the "
+                f"numbers are too large for {row.resid.dtype}"
             )
         return logits
 
     final = logits_of(rows[-1])
     if not 1 <= top_k <= final.shape[-1]:
         raise ValueError(f"top_k must be between 1 and the size of the vocabulary, {final.shape[-1]}; it is {top_k}")
-    final_tokens = final.argmax(-1)
-    next_tokens = torch.cat([tokens[0, 1:], tokens.new_tensor([-1])])[columns]
-    is_last = next_tokens < 0
+    final_tokens = vocab.top(final, top_k).tokens[:, 0]
+    next_tokens = torch.cat([tokens[0, 1:], tokens.new_tensor([-1])])[columns].to(final.device)
+    is_last = (next_tokens < 0).cpu()
 
     tops, finals, nexts, kls, entropies = [], [], [], [], []
     for row in rows:
@@ -124,19 +123,19 @@ def logit_lens(
 
     next_logit, next_logprob, next_rank = _stack(nexts)
     return LensTable(
-        labels=tuple(label for label, _, _ in rows),
-        layers=tuple(layer for _, layer, _ in rows),
+        labels=tuple(row.label for row in rows),
+        layers=tuple(row.layer for row in rows),
         decoder=decoder,
-        positions=columns.cpu(),
+        positions=torch.tensor(columns),
         tokens=tokens[0, columns].cpu(),
         final_tokens=final_tokens.cpu(),
         next_tokens=next_tokens.cpu(),
         top=Top(*_stack(tops)),
         final=Standing(*_stack(finals)),
         next=Standing(
-            next_logit.masked_fill(is_last.cpu(), torch.nan),
-            next_logprob.masked_fill(is_last.cpu(), torch.nan),
-            next_rank.masked_fill(is_last.cpu(), 0),
+            next_logit.masked_fill(is_last, torch.nan),
+            next_logprob.masked_fill(is_last, torch.nan),
+            next_rank.masked_fill(is_last, 0),
         ),
         kl_final=torch.stack(kls).cpu(),
         entropy=torch.stack(entropies).cpu(),
@@ -148,23 +147,35 @@ def _stack(rows: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
     return [torch.stack(values).cpu() for values in zip(*rows, strict=True)]
 
 
+class _Residual(NamedTuple):
+    """A value of the residual stream that gets a row."""
+
+    label: str
+    layer: int
+    resid: Resid
+
+
 def _residuals(
-    model: Model, tokens: Tokens, sites: Sequence[str], layers: Sequence[int] | None, stop: int
-) -> Iterator[tuple[str, int, Resid]]:
-    """Label, layer and value of each residual to decode, up to the stream entering block `stop`."""
-    wrong = [site for site in sites if site not in LENS_SITES]
-    if wrong:
-        raise ValueError(f'the lens has no rows for "{wrong[0]}"; it has them for {", ".join(LENS_SITES)}')
-    wrong_layers = [layer for layer in layers or () if layer not in range(model.n_layers)]
-    if wrong_layers:
-        raise ValueError(f"layer {wrong_layers[0]} does not exist: the model's layers are 0 to {model.n_layers - 1}")
-    resid = model.embed(tokens)
-    yield "embed", -1, resid
+    model: Model, tokens: Tokens, sites: Sequence[str], layers: Iterable[int] | None, stop: int
+) -> Iterator[_Residual]:
+    """The residuals to decode, up to the stream entering block `stop`; what does not exist is refused at once."""
+    sites = (sites,) if isinstance(sites, str) else sites
+    layers = range(model.n_layers) if layers is None else [int(layer) for layer in layers]
+    for site in sites:
+        if site not in LENS_SITES:
+            raise ValueError(f'the lens has no rows for "{site}"; it has them for {", ".join(LENS_SITES)}')
+    for layer in layers:
+        check_layer(layer, model.n_layers)
+    wanted = {(layer, site) for layer in layers for site in sites} | {(stop - 1, "resid_post")}
+    return _walk(model, model.embed(tokens), wanted, stop)
+
+
+def _walk(model: Model, resid: Resid, wanted: set[tuple[int, str]], stop: int) -> Iterator[_Residual]:
+    yield _Residual("embed", -1, resid)
     for block in run(model, resid, stop=stop):
         for site in LENS_SITES:
-            is_last = (block.layer, site) == (stop - 1, "resid_post")
-            if is_last or (site in sites and (layers is None or block.layer in layers)):
-                yield f"{block.layer}.{site}", block.layer, getattr(block, site)
+            if (block.layer, site) in wanted:
+                yield _Residual(f"{block.layer}.{site}", block.layer, getattr(block, site))
 
 
 def _start(decoder: str, n_layers: int) -> int:
@@ -181,14 +192,14 @@ def _start(decoder: str, n_layers: int) -> int:
     return n_layers - int(count)
 
 
-def _columns(positions: Sequence[int] | None, tokens: Tokens) -> Int[Tensor, "column"]:
-    """The positions to show, as indices from 0."""
-    n = tokens.shape[1]
+def _columns(positions: Iterable[int] | None, n: int) -> list[int]:
+    """The positions to show of a text of n tokens, counted from 0."""
     if positions is None:
-        return torch.arange(n, device=tokens.device)
-    if not positions:
+        return list(range(n))
+    chosen = [int(position) for position in positions]
+    if not chosen:
         raise ValueError("positions is empty: choose at least one, or leave it out to see all")
-    for position in positions:
+    for position in chosen:
         if not -n <= position < n:
             raise ValueError(f"position {position} does not exist: the text has {n} tokens, so positions 0 to {n - 1}")
-    return torch.tensor([position % n for position in positions], device=tokens.device)
+    return [position % n for position in chosen]

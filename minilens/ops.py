@@ -88,3 +88,9 @@ def check_tokens(tokens: Tokens, d_vocab: int, n_ctx: int) -> None:
     if low < 0 or high >= d_vocab:
         wrong = low if low < 0 else high
         raise ValueError(f"token id {wrong} is out of range: the model's ids go from 0 to {d_vocab - 1}")
+
+
+def check_layer(layer: int, n_layers: int) -> None:
+    """Raise ValueError for a layer that the model does not have."""
+    if layer not in range(n_layers):
+        raise ValueError(f"layer {layer} does not exist: the model's layers are 0 to {n_layers - 1}")

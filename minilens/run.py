@@ -11,8 +11,9 @@ def run(
 ) -> Iterator[BlockTrace]:
     """Run blocks start to stop - 1 (by default to the last) on the stream entering block `start`, one at a time.
 
-    Only the block at hand is computed and kept: keep less by keeping less of what is yielded. Raises ValueError for
-    blocks that the model does not have, and for an edit built by `at` that names none of the blocks to be run.
+    A block is computed when it is asked for, and none is kept here: keep less by keeping less of what is yielded.
+    Raises ValueError for blocks that the model does not have, and for an edit built by `at` for a block that is not
+    run.
     """
     stop = model.n_layers if stop is None else stop
     if not 0 <= start <= stop <= model.n_layers:
@@ -33,6 +34,7 @@ def _blocks(model: Model, resid: Resid, start: int, stop: int, edit: Edit) -> It
         block = model.block(layer, resid, edit)
         resid = block.resid_post
         yield block
+        del block
 
 
 def trace(model: Model, tokens: Tokens, *, edit: Edit = untouched) -> Trace:

@@ -77,11 +77,15 @@ def untouched(site: Site, value: Tensor) -> Tensor:
 def editable(edit: Edit, layer: int) -> Callable[[str, Tensor], Tensor]:
     """The marks of one block: `at(name, value)` is the value to go on with at that site.
 
-    Raises ValueError where an edit gives back anything but a tensor of the same shape, dtype and device.
+    Raises ValueError where an edit gives back anything but a tensor of the same shape, dtype and device, or writes into
+    the one it was given, which other names may share.
     """
 
     def at(name: str, value: Tensor) -> Tensor:
+        version = _version(value)
         new = edit(Site(layer, name), value)
+        if _version(value) != version:
+            raise ValueError(f"the edit at {layer}.{name} wrote into the tensor it was given; it must return a new one")
         if not isinstance(new, Tensor):
             raise ValueError(f"the edit at {layer}.{name} must return a tensor; it returned {new!r}")
         if (new.shape, new.dtype, new.device) != (value.shape, value.dtype, value.device):
@@ -89,6 +93,11 @@ def editable(edit: Edit, layer: int) -> Callable[[str, Tensor], Tensor]:
         return new
 
     return at
+
+
+def _version(value: Tensor) -> int:
+    """How often a tensor was written to, where torch counts it."""
+    return 0 if value.is_inference() else value._version
 
 
 def _describe(value: Tensor) -> str:

@@ -95,9 +95,10 @@ def test_json_holds_the_numbers_of_the_lens(
     assert record["positions"] == table.positions.tolist()
     for name in ("tokens", "next_tokens", "final_tokens"):
         assert ids(record[name]) == getattr(table, name).tolist()
-    assert [token["text"] for token in record["tokens"]] == [
+    assert [token["label"] for token in record["tokens"]] == [
         token_label(tokenizer, token) for token in table.tokens.tolist()
     ]
+    assert [token["text"] for token in record["tokens"]] == [tokenizer.decode(token[None]) for token in table.tokens]
     assert [row["label"] for row in record["rows"]] == list(table.labels)
     assert [row["layer"] for row in record["rows"]] == list(table.layers)
     for r, row in enumerate(record["rows"]):
@@ -203,7 +204,7 @@ def test_one_text_from_four_places(
 def test_only_one_newline_at_the_end_of_a_file_is_dropped(gpt2: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "text").write_bytes(b"once\n\n")
     record = as_json(capsys, "--file", tmp_path / "text", "--model", gpt2)
-    assert "".join(token["text"] for token in record["tokens"]) == "once↵"
+    assert "".join(token["text"] for token in record["tokens"]) == "once\n"
 
 
 def test_ids_where_there_is_no_tokenizer(tiny: Tiny, capsys: Capture) -> None:
@@ -333,3 +334,17 @@ finally:
     first, *usage, last = ran.stdout.split("\n")[:-1]
     assert (first, last) == ("", "")
     assert usage[0].startswith("usage: minilens")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full on this system")
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=str)
+def test_a_disk_that_is_full(gpt2: Path, options: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "minilens", "lens", TEXT, "--model", str(gpt2), *options],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert ran.returncode == 2
+    assert ran.stderr == "minilens: error: the output cannot be written: No space left on device\n"

@@ -66,7 +66,7 @@ def test_layers_choose_rows_and_change_no_number(model: minilens.Model, tokens: 
     assert all(torch.equal(row.logits, every[row.label]) for row in some)
 
 
-def test_only_one_row_of_logits_is_alive(model: minilens.Model, tokens: torch.Tensor) -> None:
+def test_a_row_is_decoded_when_it_is_asked_for(model: minilens.Model, tokens: torch.Tensor) -> None:
     decoded = []
     unembed = type(model).unembed
 
@@ -160,3 +160,36 @@ def test_the_table_is_in_float32_whatever_the_weights(tiny: Tiny, text: torch.Te
 def test_several_texts_are_refused(model: minilens.Model, tokens: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"one text, of shape \[1, pos\]; got 2"):
         minilens.logit_lens(model, tokens)
+
+
+def test_what_does_not_exist_is_refused_before_the_first_row(model: minilens.Model, tokens: torch.Tensor) -> None:
+    for wrong in (dict(decoder="block:4"), dict(sites=("q",)), dict(layers=[3])):
+        with pytest.raises(ValueError):
+            minilens.lens_rows(model, tokens, **wrong)
+
+
+def test_one_site_and_a_range_of_positions_are_taken(model: minilens.Model, text: torch.Tensor) -> None:
+    one = minilens.logit_lens(model, text, sites="resid_mid", positions=range(1, 3), layers=iter([1]))
+    assert one.labels == ("embed", "1.resid_mid", "2.resid_post")
+    assert one.positions.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ties_do_not_divide_the_table(tiny: Tiny, family: str) -> None:
+    """In bfloat16 logits often tie; what the top row says is best is also what the table follows."""
+    model, _ = minilens.load(tiny(family)[1], dtype=torch.bfloat16)
+    tokens = torch.randint(0, 101, (20, 40), generator=torch.Generator().manual_seed(0))
+    ties = 0
+    for text in tokens.split(1):
+        table = minilens.logit_lens(model, text)
+        assert torch.equal(table.top.tokens[-1, :, 0], table.final_tokens)
+        assert (table.final.rank[-1] == 1).all()
+        ties += int((table.top.logit[-1, :, 0] == table.top.logit[-1, :, 1]).sum())
+    assert ties > 0
+
+
+def test_divergence_is_never_negative() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2000, 50, generator=generator)
+    nearby = logits + 1e-7 * torch.randn(2000, 50, generator=generator)
+    assert (vocab.kl(logits, nearby) >= 0).all()

@@ -204,12 +204,6 @@ def test_weights_are_converted_to_the_dtype_asked_for(
         assert logits(model).dtype == dtype
 
 
-def test_integers_are_no_dtype_for_weights(tiny: Tiny) -> None:
-    _, folder = tiny("gpt2")
-    with pytest.raises(ValueError, match=r"^dtype must be a floating-point one, .*; got torch\.int64$"):
-        minilens.load(folder, dtype=torch.int64)
-
-
 def test_the_tokenizer_comes_with_the_model_if_there_is_one(tiny: Tiny, tmp_path: Path) -> None:
     _, original = tiny("gpt2")
     assert minilens.load(original)[1] is None
@@ -297,3 +291,23 @@ def test_every_key_that_transformers_writes_is_known(tiny: Tiny, tmp_path: Path,
     new = config_class(**SIZES[family]).to_dict()
     assert same(changed(original, tmp_path / "new", config=new), original)
     assert same(changed(original, tmp_path / "old", config={**OLD, **OLD_OF[family]}), original)
+
+
+def test_the_device_is_used(tiny: Tiny) -> None:
+    """The meta device is the one that every machine has beside the CPU."""
+    model, _ = minilens.load(tiny("gpt2")[1], device="meta")
+    assert model.W_E.device == model.blocks[2].W_out.device == torch.device("meta")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (dict(device="abacus"), "the device 'abacus' cannot be used: "),
+        (dict(dtype=torch.int64), "dtype must be torch.float16, bfloat16, float32 or float64; got torch.int64"),
+        (dict(dtype=torch.float8_e4m3fn), "dtype must be .*; got torch.float8_e4m3fn"),
+    ],
+    ids=str,
+)
+def test_what_weights_cannot_become(tiny: Tiny, arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        minilens.load(tiny("gpt2")[1], **arguments)

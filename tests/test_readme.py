@@ -21,7 +21,7 @@ def lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.rstrip().splitlines()]
 
 
-def test_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_python() -> None:
     """The blocks build on one another, as for somebody who types them in; the output of each follows it."""
     names: dict[str, object] = {}
     followers = [*BLOCKS[1:], ("", "")]

@@ -1,5 +1,7 @@
 """Invariants of a forward pass that need no reference, and edits."""
 
+import weakref
+
 import pytest
 import torch
 from conftest import FAMILIES, Tiny
@@ -192,3 +194,32 @@ def test_bfloat16_keeps_softmax_in_float32(tiny: Tiny, tokens: torch.Tensor) -> 
         softmax = block.scores.softmax(-1)
         assert ((block.pattern - softmax).abs() <= softmax * 2**-8).all()
         assert (block.pattern - reference.pattern).abs().max() < 0.1
+
+
+def test_an_edit_that_writes_in_place_is_refused(model: minilens.Model, tokens: torch.Tensor) -> None:
+    """resid_pre is the resid_post of the block before: writing into it would change a trace behind its back."""
+    with pytest.raises(ValueError, match=r"the edit at 1\.resid_pre wrote into the tensor it was given"):
+        minilens.trace(model, tokens, edit=minilens.at(1, "resid_pre", lambda value: value.zero_()))
+    with torch.inference_mode():
+        edit = minilens.at(1, "resid_pre", lambda value: value * 0)
+        assert not minilens.trace(model, tokens, edit=edit).blocks[1].resid_pre.any()
+
+
+@pytest.mark.parametrize("layer", [-1, 3])
+def test_a_block_that_does_not_exist(model: minilens.Model, tokens: torch.Tensor, layer: int) -> None:
+    with pytest.raises(ValueError, match=rf"layer {layer} does not exist: the model's layers are 0 to 2"):
+        model.block(layer, model.embed(tokens))
+
+
+def test_run_lets_a_block_go_before_it_computes_the_next(model: minilens.Model, tokens: torch.Tensor) -> None:
+    gone = []
+
+    def watch(site: minilens.Site, value: torch.Tensor) -> torch.Tensor:
+        if site.layer == 1:
+            gone.append(pattern() is None)
+        return value
+
+    blocks = minilens.run(model, model.embed(tokens), edit=watch)
+    pattern = weakref.ref(next(blocks).pattern)
+    next(blocks)
+    assert gone == [True] * len(minilens.SITES)

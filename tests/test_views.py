@@ -1,6 +1,7 @@
 """The terminal shows the numbers of the table, within the width, in colour only where there is colour."""
 
 import io
+import re
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 import minilens
-from minilens.views.terminal import CIVIDIS, STATISTICS, lens_view
+from minilens.views.terminal import CIVIDIS, STATISTICS, _cells, _style, lens_view
 from minilens.views.tokens import token_label
+from minilens.vocab import Standing, Top
 
 NIGHTMARES = {
     0: b"\x1b[31m",
@@ -88,7 +90,7 @@ def test_cells_are_the_best_tokens(table: minilens.LensTable) -> None:
         assert [cell.rstrip("…") for cell in rows(text, label)] == [b if cell_len(b) <= 12 else b[:11] for b in best]
 
 
-def test_input_above_and_stars(table: minilens.LensTable) -> None:
+def test_input_output_next_and_stars(table: minilens.LensTable) -> None:
     text = shown(table, "rank", width=1000)
     assert rows(text, "input")[:5] == [r"\x1b[31m", "·two", "↵", r"\xe2\x82", "日本語"]
     wanted = [token_label(LETTERS, token)[:11] for token in table.tokens[1:].tolist()]
@@ -115,3 +117,43 @@ def test_colour_only_where_there_is_colour(table: minilens.LensTable) -> None:
 def test_an_id_without_text_is_shown_as_an_id() -> None:
     assert token_label(LETTERS, 100) == "#100"
     assert token_label(None, 7) == "#7"
+
+
+def test_shades() -> None:
+    """The scales that the captions promise, and ink that can be read on them."""
+    rank = torch.tensor([[1, 10, 1000, 5000]])
+    nats = torch.tensor([[0.0, 5.0, 10.0, 30.0]])
+    some = minilens.LensTable(
+        labels=("0.resid_post",),
+        layers=(0,),
+        decoder="final",
+        positions=torch.arange(4),
+        tokens=torch.arange(4),
+        final_tokens=torch.arange(4),
+        next_tokens=torch.arange(4),
+        top=Top(torch.arange(4)[None, :, None], torch.tensor([0.0, 1, 2, 3])[None, :, None], (nats / -10)[..., None]),
+        final=Standing(nats, nats, rank),
+        next=Standing(nats, nats, rank),
+        kl_final=nats,
+        entropy=nats,
+    )
+
+    def shades(show: str) -> list[float]:
+        return [round(shade, 3) for shade in _cells(some, None, show)[1][0][0]]
+
+    assert shades("rank") == [1, 0.667, 0, 0]
+    assert shades("kl") == shades("entropy") == [1, 0.5, 0, 0]
+    assert shades("logit") == [0, 0.315, 0.685, 1]
+    assert shades("prob") == [1, 0.607, 0.368, 0.05]
+    dark, bright = _style(0.0, bold=False), _style(1.0, bold=True)
+    assert (dark.color.name, bright.color.name) == ("white", "black")
+    assert (dark.bold, bright.bold) == (False, True)
+    assert (dark.bgcolor.triplet, bright.bgcolor.triplet) == (CIVIDIS[0], CIVIDIS[-1])
+
+
+def test_cells_that_agree_with_the_output_are_bold(table: minilens.LensTable) -> None:
+    coloured = shown(table, "kl", colour=True, width=1000).splitlines()
+    for r, label in enumerate(table.labels):
+        (line,) = [line for line in coloured if re.sub(r"\x1b\[[\d;]*m", "", line).startswith(f"{label} ")]
+        agrees = (table.top.tokens[r, :, 0] == table.final_tokens).sum()
+        assert line.count("\x1b[1;") == agrees

@@ -13,7 +13,12 @@ def as_record(table: LensTable, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """The whole table as what JSON can hold: lists over positions, an object for each row, null for no number."""
 
     def token(number: int) -> dict[str, Any]:
-        return {"id": number, "text": token_label(tokenizer, number)}
+        """label: as the terminal shows it, nothing hidden; text: what it stands for, broken UTF-8 as U+FFFD."""
+        try:
+            text = tokenizer.decode([number]) if tokenizer else None
+        except ValueError:  # as in token_label
+            text = None
+        return {"id": number, "label": token_label(tokenizer, number), "text": text}
 
     def tokens(numbers: Tensor) -> list[dict[str, Any] | None]:
         return [token(number) if number >= 0 else None for number in numbers.tolist()]

@@ -1,0 +1,421 @@
+"""Train one of minilens's own small checkpoints, or measure one with --evaluate.
+
+The library holds no training loop; this script is how the folders in weights/ came to be. The models are
+transformers' own, randomly initialised, so that minilens is later checked against an independent author.
+Kill it at any point: the same command continues from the work folder to the same schedule.
+
+    python scripts/train.py --family gpt2 --corpus ../shared/corpus --out weights/tales-gpt2
+"""
+
+import argparse
+import ctypes
+import gzip
+import math
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+END = "<|endoftext|>"  # token 0: ends every document, and so opens the next
+PARTS = {"stories": 3, "storybooks": 3, "books": 1}  # how often one epoch repeats each
+PROMPT = "Once upon a time there was a little"
+BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0
+WARM_UP, FLOOR = 0.03, 0.05  # shares of the steps and of the peak rate
+LOG_EVERY, SAVE_EVERY = 100, 180.0  # steps, seconds
+
+
+# The model and the text
+
+
+def make_config(args: argparse.Namespace) -> PretrainedConfig:
+    """The family's config at the asked size, without dropout: the text is hardly seen twice."""
+    size = {"vocab_size": args.d_vocab, "max_position_embeddings": args.n_ctx, "hidden_size": args.d_model}
+    size |= {"num_hidden_layers": args.n_layers, "num_attention_heads": args.n_heads}
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    if args.family == "gpt2":
+        return AutoConfig.for_model("gpt2", **size, **ends, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    local = {"attention_types": [[["global", "local"], args.n_layers // 2]], "window_size": 64}
+    off = {"resid_dropout": 0.0, "embed_dropout": 0.0, "attention_dropout": 0.0}
+    return AutoConfig.for_model("gpt_neo", **size, **ends, **local, **off)
+
+
+def documents(corpus: Path, part: str, half: str) -> list[str]:
+    """The texts of one corpus file, which closes each with a line that holds only END."""
+    text = gzip.decompress((corpus / f"{part}-{half}.txt.gz").read_bytes()).decode()
+    return [doc.strip("\n") for doc in text.split(f"\n{END}\n") if doc.strip()]
+
+
+def train_tokenizer(texts: dict[str, list[str]], d_vocab: int) -> Tokenizer:
+    """GPT-2's byte-level BPE (its regex, no prefix space, nothing added), learned on the mix."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=d_vocab, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
+    mix = (doc for part, docs in texts.items() for doc in docs * PARTS[part])
+    tokenizer.train_from_iterator(mix, trainer)
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, docs: list[str]) -> list[np.ndarray]:
+    """Each document as END and its tokens."""
+    return [np.array([0, *e.ids], np.uint16) for e in tokenizer.encode_batch_fast(docs)]
+
+
+def batches(docs: list[np.ndarray], args: argparse.Namespace, start: int) -> Iterator[Tensor]:
+    """Batches of n_ctx + 1 tokens from step `start` on: a pure function of seed and step.
+
+    Each epoch shuffles the documents, joins them, cuts windows that overlap in one token (so that
+    every token is predicted once) and shuffles those: a long chapter does not fill a batch.
+    """
+    n_windows = (sum(map(len, docs)) - 1) // args.n_ctx
+    epoch, skip = divmod(start, n_windows // args.batch)
+    while True:
+        rng = np.random.default_rng([args.seed, epoch])
+        stream = np.concatenate([docs[k] for k in rng.permutation(len(docs))])
+        order = rng.permutation(n_windows)[: n_windows // args.batch * args.batch]
+        for rows in order.reshape(-1, args.batch)[skip:]:
+            at = rows[:, None] * args.n_ctx + np.arange(args.n_ctx + 1)
+            yield torch.from_numpy(stream[at].astype(np.int64))
+        epoch, skip = epoch + 1, 0
+
+
+# Speed on a CPU; each function below leaves the numbers as they are up to rounding
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc not to hand large blocks back: faulting them in anew took 40 % of a step."""
+    with suppress(OSError, AttributeError):  # another libc has no mallopt and loses only time
+        for option in (-1, -2, -3):  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
+            ctypes.CDLL(None).mallopt(option, 2**28 if option == -2 else 2**30)
+
+
+def plain_attention(
+    module: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any
+) -> tuple[Tensor, None]:
+    """Causal attention written out: its backward pass is faster here than torch's fused one."""
+    batch, head, pos, d_head = q.shape
+    mask = torch.full((pos, pos), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    scores = torch.baddbmm(mask, q, k.mT, alpha=d_head**-0.5)
+    return (scores.softmax(-1) @ v).view(batch, head, pos, d_head).transpose(1, 2), None
+
+
+def make_model(config: PretrainedConfig, device: torch.device) -> PreTrainedModel:
+    """A randomly initialised model, set up for fast training; the weights do not know of it."""
+    quick = type(config).from_dict(config.to_dict())
+    quick.activation_function = "gelu_pytorch_tanh"  # gelu_new, in one kernel instead of eight
+    if device.type == "cpu" and config.model_type == "gpt2":
+        AttentionInterface.register("plain", plain_attention)
+        quick._attn_implementation = "plain"
+    return AutoModelForCausalLM.from_config(quick).to(device)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is in the hardware; emulated, it would be slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+# Training
+
+
+def rate(step: int, args: argparse.Namespace, n_steps: int) -> float:
+    """Learning rate: a straight rise to args.lr, then half a cosine down to its floor."""
+    warm = max(1, int(WARM_UP * n_steps))
+    if step < warm:
+        return args.lr * (step + 1) / warm
+    done = (step - warm) / max(1, n_steps - warm)
+    return args.lr * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def reporter(n_steps: int, args: argparse.Namespace, start: int) -> Callable[[int, float], None]:
+    """A function to call after each step: a bar on a terminal, else a line every LOG_EVERY."""
+    text = TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tokens/s")
+    bar = Progress(BarColumn(None), "{task.percentage:.0f} %", text, TimeRemainingColumn(True))
+    task = bar.add_task("", total=n_steps, completed=start, loss=math.nan, speed=0.0)
+    if sys.stdout.isatty():
+        bar.start()
+    begun, smooth = time.monotonic(), math.nan
+
+    def report(step: int, loss: float) -> None:
+        nonlocal smooth
+        smooth = loss if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss
+        speed = (step - start) * args.batch * args.n_ctx / (time.monotonic() - begun)
+        bar.update(task, completed=step, loss=smooth, speed=speed)
+        if step % LOG_EVERY == 0 and not bar.live.is_started:
+            left = (n_steps - step) * args.batch * args.n_ctx / speed / 60
+            line = f"step {step}/{n_steps}  loss {smooth:.3f}  {speed:,.0f} tokens/s"
+            print(f"{time.strftime('%H:%M:%S')}  {line}  {left:.1f} min left", flush=True)
+        if step == n_steps:
+            bar.stop()
+
+    return report
+
+
+def train(args: argparse.Namespace, device: torch.device) -> tuple[PreTrainedModel, dict]:
+    """The trained float32 model and its record: loss curve, tokens, seconds. Resumes by itself."""
+    tokenizer_file, saved = args.work / "tokenizer.json", args.work / "checkpoint.pt"
+    args.work.mkdir(parents=True, exist_ok=True)
+    texts = {part: documents(args.corpus, part, "train") for part in PARTS}
+    if not tokenizer_file.exists():
+        train_tokenizer(texts, args.d_vocab).save(str(tokenizer_file))
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    docs = [doc for part in PARTS for doc in encode(tokenizer, texts.pop(part)) * PARTS[part]]
+
+    torch.manual_seed(args.seed)
+    model = make_model(make_config(args), device).train()
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, args.lr, BETAS, weight_decay=WEIGHT_DECAY, fused=True)
+
+    plan = {k: getattr(args, k) for k in "family tokens batch n_ctx n_layers d_model n_heads d_vocab lr seed".split()}
+    record: dict[str, Any] = {"plan": plan, "seconds": 0.0, "curve": [], "recent": [], "step": 0}
+    record["mix_tokens"] = sum(map(len, docs))
+    if saved.exists():
+        state = torch.load(saved, map_location="cpu", weights_only=True)
+        if (old := state["record"]["plan"]) != plan:
+            sys.exit(f"{saved} holds a run with {old}; repeat that, or give another --work.")
+        record = state["record"]
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+
+    n_steps, start = args.tokens // (args.batch * args.n_ctx), record["step"]
+    report, bf16 = reporter(n_steps, args, start), has_bf16(device)
+    begun, last_save, recent = time.monotonic() - record["seconds"], time.monotonic(), record["recent"]
+    for step, windows in zip(range(start, n_steps), batches(docs, args, start), strict=False):
+        windows = windows.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits = model(windows[:, :-1], use_cache=False).logits
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step, args, n_steps)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        recent.append(loss.item())
+        done = step + 1
+        report(done, recent[-1])
+        if done % LOG_EVERY == 0 or done == n_steps:
+            record["curve"].append((done, sum(recent) / len(recent)))
+            recent.clear()
+        if done == n_steps or time.monotonic() - last_save > SAVE_EVERY:
+            last_save = time.monotonic()
+            record |= {"step": done, "seconds": last_save - begun}
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            state |= {"rng": torch.get_rng_state(), "record": record}
+            torch.save(state, saved.with_suffix(".new"))
+            os.replace(saved.with_suffix(".new"), saved)
+    return model.eval(), record
+
+
+# Measuring and exporting
+
+
+@torch.inference_mode()
+def bits_per_byte(model: PreTrainedModel, tokenizer: Tokenizer, texts: list[str]) -> float:
+    """Bits the model needs per UTF-8 byte of `texts`, teacher-forced in float32.
+
+    Each document is read as END and its tokens, in windows of n_ctx that follow one another without
+    overlap, each from position 0; every token but END is predicted once. The END that closes a
+    document is not counted: it stands for no byte of the text.
+    """
+    n_ctx, nats = model.config.max_position_embeddings, 0.0
+    rows = [
+        torch.from_numpy(doc[at : at + n_ctx + 1].astype(np.int64))
+        for doc in encode(tokenizer, texts)
+        for at in range(0, len(doc) - 1, n_ctx)
+    ]
+    rows.sort(key=len)  # little padding; it is on the right, where causal attention never looks
+    for k in range(0, len(rows), 16):
+        windows = torch.nn.utils.rnn.pad_sequence(rows[k : k + 16], True, -1).to(model.device)
+        logits = model(windows[:, :-1].clamp(min=0), use_cache=False).logits.float().mT
+        nats += F.cross_entropy(logits, windows[:, 1:], ignore_index=-1, reduction="sum").item()
+    return nats / math.log(2) / sum(len(text.encode()) for text in texts)
+
+
+def evaluate(model: PreTrainedModel, folder: Path, corpus: Path) -> dict[str, float]:
+    """Bits per byte on each validation file, with the tokenizer in `folder`; printed as well."""
+    tokenizer, result = Tokenizer.from_file(str(folder / "tokenizer.json")), {}
+    for part in PARTS:
+        result[part] = bits_per_byte(model, tokenizer, documents(corpus, part, "valid"))
+        print(f"{part:<11} {result[part]:.4f} bits per byte", flush=True)
+    return result
+
+
+def samples(model: PreTrainedModel, tokenizer: Tokenizer, seed: int) -> list[str]:
+    """Three continuations of PROMPT by transformers' generate."""
+    torch.manual_seed(seed)
+    prompt = torch.tensor([[0, *tokenizer.encode(PROMPT).ids]] * 3, device=model.device)
+    how = {"do_sample": True, "temperature": 0.8, "top_k": 40, "pad_token_id": 0}
+    rows = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=150, **how)
+    return [tokenizer.decode(row.tolist()) for row in rows]
+
+
+def card(
+    model: PreTrainedModel, texts: list[str], bits: dict[str, float], record: dict, args: argparse.Namespace
+) -> str:
+    """The checkpoint's README: what it is, what it read, what was measured."""
+    n_steps, curve, window = record["step"], record["curve"], args.batch * args.n_ctx
+    epochs, minutes = n_steps * window / record["mix_tokens"], record["seconds"] / 60
+    points = sorted({round(len(curve) ** (k / 15)) - 1 for k in range(16)})  # dense where the loss falls
+    losses = "\n".join(f"| {curve[k][0] * window:,} | {curve[k][1]:.3f} |" for k in points)
+    quotes = "\n\n".join("> " + text.replace("\n", "\n> ") for text in texts)
+    cpu = f"{torch.get_num_threads()} shared CPU cores"
+    machine = torch.cuda.get_device_name() if model.device.type == "cuda" else cpu
+    bf16 = ", bfloat16 autocast" if has_bf16(model.device) else ""
+    return f"""---
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# {args.out.name}
+
+A small {args.family} that has read only children's stories, trained from scratch for minilens: {args.n_layers} layers,
+d_model {args.d_model}, {args.n_heads} heads, context {args.n_ctx}, {args.d_vocab:,} byte-level BPE pieces,
+{model.num_parameters():,} parameters, tied embeddings, stored in float16. Start each text with `{END}` (token 0):
+in training it stood before every document. The tokenizer does not add it.
+
+## Held-out text
+
+Bits per UTF-8 byte, teacher-forced in float32 over windows of {args.n_ctx} tokens, `{END}` before each document:
+
+| {" | ".join(bits)} |
+|{"--:|" * len(bits)}
+| {" | ".join(f"{value:.3f}" for value in bits.values())} |
+
+## Training
+
+{n_steps * window:,} tokens in {n_steps:,} steps of {args.batch} x {args.n_ctx}: {epochs:.2f} passes over a mix of
+{record["mix_tokens"]:,} tokens (stories and storybooks three times, books once), in {minutes:.0f} minutes on
+{machine}{bf16}. AdamW (betas {BETAS}, weight decay {WEIGHT_DECAY} on matrices), peak learning rate {args.lr},
+warm-up over {WARM_UP:.0%} of the steps, cosine to {FLOOR:.0%} of the peak, gradients clipped to {CLIP}, no dropout,
+seed {args.seed}.
+
+Training loss, nats per token, mean of the {LOG_EVERY} steps before:
+
+| tokens | loss |
+|--:|--:|
+{losses}
+
+```
+{shlex.join(["python", *sys.argv])}
+```
+
+## Samples
+
+Temperature 0.8, top-k 40, seed {args.seed}, from `{PROMPT}`; the first three, not chosen:
+
+{quotes}
+
+## Data and licences
+
+- stories: a changed subset of TinyStories (Ronen Eldan and Yuanzhi Li, arXiv 2305.07759), Community Data License
+  Agreement - Sharing - Version 1.0, <https://cdla.dev/sharing-1-0/>. The agreement puts no condition on results of
+  computation on the data, such as these weights.
+- storybooks: picture-book texts of the African Storybook and of Pratham Books (StoryWeaver), CC BY, changed; titles,
+  authors and licences are in [storybooks-attribution.tsv](storybooks-attribution.tsv).
+- books: old children's books, first published before 1930, public domain in the United States.
+
+## Limits
+
+It knows the English of children's stories and nothing else: no facts, no instructions, no other language. The synthetic
+stories repeat names and plots; the books are 100 to 150 years old and carry some views of their time. The held-out
+chapters come from books whose other chapters were read in training. A thing to study, not to rely on.
+"""
+
+
+def export(model: PreTrainedModel, record: dict, args: argparse.Namespace) -> None:
+    """Write --out in the Hub's layout, in float16, after checking that it lost nothing."""
+    folder = args.work / "export"
+    shutil.rmtree(folder, ignore_errors=True)
+    stored = AutoModelForCausalLM.from_config(make_config(args)).half()
+    stored.load_state_dict(model.state_dict())
+    stored.save_pretrained(folder)
+    shutil.copyfile(args.work / "tokenizer.json", folder / "tokenizer.json")
+    shutil.copyfile(args.corpus / "storybooks-attribution.tsv", folder / "storybooks-attribution.tsv")
+    for file in folder.iterdir():  # safetensors writes for the owner only
+        file.chmod(0o644)
+
+    print("float32, before the export:")
+    before = evaluate(model, folder, args.corpus)
+    print("float16, as stored:")
+    stored = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(model.device)
+    after = evaluate(stored, folder, args.corpus)
+    if (drift := max(abs(before[part] - after[part]) for part in PARTS)) > 1e-3:
+        sys.exit(f"The float16 export in {folder} differs by {drift:.1e} bits per byte, more than 1e-3.")
+
+    texts = samples(stored, Tokenizer.from_file(str(folder / "tokenizer.json")), args.seed)
+    (folder / "README.md").write_text(card(stored, texts, after, record, args), encoding="utf-8")
+    shutil.rmtree(args.out, ignore_errors=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(folder, args.out)
+    print(f"{args.out} is written.")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line. The sizes are a checkpoint's identity; the defaults made ours."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--family", choices=["gpt2", "gpt_neo"], required=True)
+    parser.add_argument("--corpus", type=Path, default=Path("../shared/corpus"))
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the checkpoint")
+    parser.add_argument("--work", type=Path, help="where to resume from (.train/<name of out>)")
+    parser.add_argument("--evaluate", action="store_true", help="only measure what --out holds")
+    parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
+    parser.add_argument("--tokens", type=int, default=20_480_000)
+    parser.add_argument("--batch", type=int, default=16, help="windows in a step")
+    parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate")
+    parser.add_argument("--n-layers", type=int, default=8)
+    parser.add_argument("--d-model", type=int, default=256)
+    parser.add_argument("--n-heads", type=int, default=8)
+    parser.add_argument("--n-ctx", type=int, default=256)
+    parser.add_argument("--d-vocab", type=int, default=4096)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if not args.corpus.is_dir():
+        parser.error(f"There is no corpus folder {args.corpus}; name it with --corpus.")
+    if args.evaluate and not (args.out / "config.json").is_file():
+        parser.error(f"{args.out} holds no checkpoint to evaluate; train it first.")
+    if not (args.evaluate or args.overwrite) and args.out.is_dir() and any(args.out.iterdir()):
+        parser.error(f"{args.out} is not empty; give another --out, or --overwrite.")
+    args.work = args.work or Path(".train") / args.out.name
+    return args
+
+
+def main() -> None:
+    """Train and export, or with --evaluate measure."""
+    args = arguments()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    keep_freed_memory()
+    disable_progress_bar()  # transformers' own, for loading
+    if args.evaluate:
+        model = AutoModelForCausalLM.from_pretrained(args.out, dtype=torch.float32).to(device).eval()
+        evaluate(model, args.out, args.corpus)
+    else:
+        export(*train(args, device), args)
+
+
+if __name__ == "__main__":
+    main()

@@ -82,8 +82,8 @@ MISTAKES = [
     Mistake(
         "lens: rows one block early",
         "lens.py",
-        "getattr(block, site)\n",
-        'getattr(block, "resid_pre" if site == "resid_post" else site)\n',
+        "getattr(block, site)",
+        'getattr(block, "resid_pre" if site == "resid_post" else site)',
     ),
     Mistake(
         "lens: final norm twice",
@@ -123,12 +123,7 @@ def first_red(mistake: Mistake | None) -> str | None:
         shutil.copy(ROOT / "pyproject.toml", copy)
         if mistake:
             path = copy / "minilens" / mistake.file
-            text = path.read_text()
-            if mistake.right not in text:
-                raise SystemExit(
-                    f"{mistake.what}: {mistake.file} no longer holds {mistake.right!r}; mend scripts/mutate.py"
-                )
-            path.write_text(text.replace(mistake.right, mistake.wrong))
+            path.write_text(path.read_text().replace(mistake.right, mistake.wrong))
         run = subprocess.run(
             [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *TESTS],
             cwd=copy,
@@ -146,6 +141,10 @@ def first_red(mistake: Mistake | None) -> str | None:
 
 def main() -> int:
     chosen = [mistake for mistake in MISTAKES if all(word in mistake.what for word in sys.argv[1:])]
+    for mistake in chosen:
+        if mistake.right not in (ROOT / "minilens" / mistake.file).read_text():
+            print(f"{mistake.what}: {mistake.file} no longer holds {mistake.right!r}; mend this script")
+            return 1
     if red := first_red(None):
         print(f"without a mistake, {red} is red already")
         return 1

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,11 @@ def test_the_three_blocks_are_alike_line_for_line() -> None:
         ("ctrl", {"q, k, v", "q", "k", "v", "scores", "mlp_post"}),
     ):
         assert {gpt2[statement] for statement in gpt2.keys() - block(family).keys()} == departures
+
+
+def test_every_mistake_that_mutate_plants_has_its_place() -> None:
+    """scripts/mutate.py takes minutes to run; that its replacements still match takes none."""
+    mistakes = runpy.run_path(str(ROOT / "scripts" / "mutate.py"))["MISTAKES"]
+    assert len(mistakes) >= 12
+    for mistake in mistakes:
+        assert mistake.right in (PACKAGE / mistake.file).read_text(), mistake.what

@@ -43,6 +43,8 @@ from .trace import BlockTrace, Edit, editable, untouched
 
 @dataclass(frozen=True)
 class Config:
+    """The sizes of one checkpoint, and what else its config.json chooses."""
+
     d_vocab: int
     n_ctx: int
     d_model: int
@@ -100,6 +102,8 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class GPT2:
+    """A model: its sizes and its weights, which nothing changes."""
+
     family: ClassVar[str] = "gpt2"
     config: Config
     W_E: Float[Tensor, "d_vocab d_model"]

@@ -39,6 +39,8 @@ from .trace import BlockTrace, Edit, editable, untouched
 
 @dataclass(frozen=True)
 class Config:
+    """The sizes of one checkpoint, and what else its config.json chooses."""
+
     d_vocab: int
     n_ctx: int
     d_model: int
@@ -108,6 +110,8 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class GPTNeo:
+    """A model: its sizes and its weights, which nothing changes."""
+
     family: ClassVar[str] = "gpt_neo"
     config: Config
     W_E: Float[Tensor, "d_vocab d_model"]

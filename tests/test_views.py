@@ -146,7 +146,8 @@ def test_shades() -> None:
     assert shades("logit") == [0, 0.315, 0.685, 1]
     assert shades("prob") == [1, 0.607, 0.368, 0.05]
     dark, bright = _style(0.0, bold=False), _style(1.0, bold=True)
-    assert (dark.color.name, bright.color.name) == ("white", "black")
+    assert (dark.color.triplet, bright.color.triplet) == ((255, 255, 255), (0, 0, 0))
+    assert _style(0.5, bold=False).color.triplet == (0, 0, 0)
     assert (dark.bold, bright.bold) == (False, True)
     assert (dark.bgcolor.triplet, bright.bgcolor.triplet) == (CIVIDIS[0], CIVIDIS[-1])
 

@@ -117,5 +117,6 @@ def _style(shade: float, bold: bool) -> Style:
     where = shade * (len(CIVIDIS) - 1)
     low = min(int(where), len(CIVIDIS) - 2)
     red, green, blue = (a + (b - a) * (where - low) for a, b in zip(CIVIDIS[low], CIVIDIS[low + 1], strict=True))
-    ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else "white"
-    return Style(color=ink, bgcolor=Color.from_rgb(red, green, blue), bold=bold)
+    # At a luma of 117 black and white stand out alike: it is a relative luminance of 0.18 (WCAG 2, contrast ratio).
+    ink = (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 117 else (255, 255, 255)
+    return Style(color=Color.from_rgb(*ink), bgcolor=Color.from_rgb(red, green, blue), bold=bold)

@@ -10,6 +10,7 @@ Kill it at any point: the same command continues from the work folder to the sam
 import argparse
 import ctypes
 import gzip
+import json
 import math
 import os
 import shlex
@@ -27,11 +28,19 @@ import torch.nn.functional as F
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    CTRLTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils.logging import disable_progress_bar
 
 END = "<|endoftext|>"  # token 0: ends every document, and so opens the next
 PARTS = {"stories": 3, "storybooks": 3, "books": 1}  # how often one epoch repeats each
+UNKNOWN = "<unk>"
 PROMPT = "Once upon a time there was a little"
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0
 WARM_UP, FLOOR = 0.03, 0.05  # shares of the steps and of the peak rate
@@ -48,6 +57,8 @@ def make_config(args: argparse.Namespace) -> PretrainedConfig:
     ends = {"bos_token_id": 0, "eos_token_id": 0}
     if args.family == "gpt2":
         return AutoConfig.for_model("gpt2", **size, **ends, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    if args.family == "ctrl":
+        return AutoConfig.for_model("ctrl", **size, dff=4 * args.d_model, resid_pdrop=0.0, embd_pdrop=0.0)
     local = {"attention_types": [[["global", "local"], args.n_layers // 2]], "window_size": 64}
     off = {"resid_dropout": 0.0, "embed_dropout": 0.0, "attention_dropout": 0.0}
     return AutoConfig.for_model("gpt_neo", **size, **ends, **local, **off)
@@ -59,23 +70,76 @@ def documents(corpus: Path, part: str, half: str) -> list[str]:
     return [doc.strip("\n") for doc in text.split(f"\n{END}\n") if doc.strip()]
 
 
-def train_tokenizer(texts: dict[str, list[str]], d_vocab: int) -> Tokenizer:
-    """GPT-2's byte-level BPE (its regex, no prefix space, nothing added), learned on the mix."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=d_vocab, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
-    )
-    mix = (doc for part, docs in texts.items() for doc in docs * PARTS[part])
-    tokenizer.train_from_iterator(mix, trainer)
-    return tokenizer
+class ByteText:
+    """GPT-2's byte-level BPE (its regex, no prefix space, nothing added); END opens each document."""
+
+    files = ("tokenizer.json",)
+    opener = f"`{END}` (token 0)"
+
+    def __init__(self, folder: Path) -> None:
+        self.bpe = Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    @staticmethod
+    def learn(texts: dict[str, list[str]], d_vocab: int, folder: Path) -> None:
+        bpe = Tokenizer(models.BPE())
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bpe.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=d_vocab, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+        )
+        mix = (doc for part, docs in texts.items() for doc in docs * PARTS[part])
+        bpe.train_from_iterator(mix, trainer)
+        bpe.save(str(folder / "tokenizer.json"))
+
+    def encode(self, docs: list[str], part: str) -> list[np.ndarray]:
+        """Each document as END and its tokens, whatever part it is of."""
+        return [np.array([0, *e.ids], np.uint16) for e in self.bpe.encode_batch_fast(docs)]
+
+    def decode(self, tokens: list[int]) -> str:
+        return self.bpe.decode(tokens)
 
 
-def encode(tokenizer: Tokenizer, docs: list[str]) -> list[np.ndarray]:
-    """Each document as END and its tokens."""
-    return [np.array([0, *e.ids], np.uint16) for e in tokenizer.encode_batch_fast(docs)]
+class WordText:
+    """CTRL's BPE of words, by transformers' CTRLTokenizer; the part's control code opens each document."""
+
+    files = ("vocab.json", "merges.txt")
+    opener = "a control code (`Stories`, `Storybooks` or `Books`)"
+
+    def __init__(self, folder: Path) -> None:
+        self.bpe = CTRLTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+
+    @staticmethod
+    def learn(texts: dict[str, list[str]], d_vocab: int, folder: Path) -> None:
+        """Learn merges on the words of the mix, and name the pieces as CTRL does: `x@@` where a word goes on.
+
+        A newline is a token of its own, as in CTRL's vocabulary, so it takes no part in the learning.
+        """
+        bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+        bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        trainer = trainers.BpeTrainer(vocab_size=d_vocab - 2, end_of_word_suffix="</w>", show_progress=False)
+        mix = (f"{part.title()} {doc}" for part, docs in texts.items() for doc in docs * PARTS[part])
+        bpe.train_from_iterator(mix, trainer)
+        learned = json.loads(bpe.to_str())["model"]
+        pieces = [p.removesuffix("</w>") if p.endswith("</w>") else p + "@@" for p in learned["vocab"]]
+        vocab = {piece: token for token, piece in enumerate([*pieces, UNKNOWN, "\n"])}
+        if len(vocab) != d_vocab:
+            sys.exit(f"The vocabulary has {len(vocab)} different pieces instead of {d_vocab}.")
+        if split := [part.title() for part in PARTS if part.title() not in vocab]:
+            sys.exit(f"The control code {split[0]} is not one piece; the corpus is too small for --d-vocab {d_vocab}.")
+        merges = ["#version: 0.2", *(" ".join(pair) for pair in learned["merges"]), ""]
+        (folder / "merges.txt").write_text("\n".join(merges), encoding="utf-8")
+        (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+
+    def encode(self, docs: list[str], part: str) -> list[np.ndarray]:
+        """Each document as the part's control code and its tokens."""
+        return [np.array(self.bpe.encode(f"{part.title()} {doc}"), np.uint16) for doc in docs]
+
+    def decode(self, tokens: list[int]) -> str:
+        return self.bpe.decode(tokens)
+
+
+TEXT = {"gpt2": ByteText, "gpt_neo": ByteText, "ctrl": WordText}
 
 
 def batches(docs: list[np.ndarray], args: argparse.Namespace, start: int) -> Iterator[Tensor]:
@@ -120,8 +184,9 @@ def plain_attention(
 def make_model(config: PretrainedConfig, device: torch.device) -> PreTrainedModel:
     """A randomly initialised model, set up for fast training; the weights do not know of it."""
     quick = type(config).from_dict(config.to_dict())
-    quick.activation_function = "gelu_pytorch_tanh"  # gelu_new, in one kernel instead of eight
-    if device.type == "cpu" and config.model_type == "gpt2":
+    if config.model_type != "ctrl":
+        quick.activation_function = "gelu_pytorch_tanh"  # gelu_new, in one kernel instead of eight
+    if device.type == "cpu" and config.model_type != "gpt_neo":  # which knows no attention but its own
         AttentionInterface.register("plain", plain_attention)
         quick._attn_implementation = "plain"
     return AutoModelForCausalLM.from_config(quick).to(device)
@@ -172,13 +237,13 @@ def reporter(n_steps: int, args: argparse.Namespace, start: int) -> Callable[[in
 
 def train(args: argparse.Namespace, device: torch.device) -> tuple[PreTrainedModel, dict]:
     """The trained float32 model and its record: loss curve, tokens, seconds. Resumes by itself."""
-    tokenizer_file, saved = args.work / "tokenizer.json", args.work / "checkpoint.pt"
+    text, saved = TEXT[args.family], args.work / "checkpoint.pt"
     args.work.mkdir(parents=True, exist_ok=True)
     texts = {part: documents(args.corpus, part, "train") for part in PARTS}
-    if not tokenizer_file.exists():
-        train_tokenizer(texts, args.d_vocab).save(str(tokenizer_file))
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    docs = [doc for part in PARTS for doc in encode(tokenizer, texts.pop(part)) * PARTS[part]]
+    if not all((args.work / file).exists() for file in text.files):
+        text.learn(texts, args.d_vocab, args.work)
+    tokenizer = text(args.work)
+    docs = [doc for part in PARTS for doc in tokenizer.encode(texts.pop(part), part) * PARTS[part]]
 
     torch.manual_seed(args.seed)
     model = make_model(make_config(args), device).train()
@@ -234,17 +299,18 @@ def train(args: argparse.Namespace, device: torch.device) -> tuple[PreTrainedMod
 
 
 @torch.inference_mode()
-def bits_per_byte(model: PreTrainedModel, tokenizer: Tokenizer, texts: list[str]) -> float:
-    """Bits the model needs per UTF-8 byte of `texts`, teacher-forced in float32.
+def bits_per_byte(model: PreTrainedModel, docs: list[np.ndarray], n_bytes: int) -> float:
+    """Bits the model needs per UTF-8 byte of the texts, teacher-forced in float32.
 
-    Each document is read as END and its tokens, in windows of n_ctx that follow one another without
-    overlap, each from position 0; every token but END is predicted once. The END that closes a
-    document is not counted: it stands for no byte of the text.
+    Each document is read as its opener and its tokens, in windows of n_ctx that follow one another
+    without overlap, each from position 0; every token but the opener is predicted once. The END that
+    closes a document is not counted: it stands for no byte of the text. CTRL's tokens drop some white
+    space and characters, and the bytes are those of the text before that.
     """
     n_ctx, nats = model.config.max_position_embeddings, 0.0
     rows = [
         torch.from_numpy(doc[at : at + n_ctx + 1].astype(np.int64))
-        for doc in encode(tokenizer, texts)
+        for doc in docs
         for at in range(0, len(doc) - 1, n_ctx)
     ]
     rows.sort(key=len)  # little padding; it is on the right, where causal attention never looks
@@ -252,22 +318,31 @@ def bits_per_byte(model: PreTrainedModel, tokenizer: Tokenizer, texts: list[str]
         windows = torch.nn.utils.rnn.pad_sequence(rows[k : k + 16], True, -1).to(model.device)
         logits = model(windows[:, :-1].clamp(min=0), use_cache=False).logits.float().mT
         nats += F.cross_entropy(logits, windows[:, 1:], ignore_index=-1, reduction="sum").item()
-    return nats / math.log(2) / sum(len(text.encode()) for text in texts)
+    return nats / math.log(2) / n_bytes
 
 
 def evaluate(model: PreTrainedModel, folder: Path, corpus: Path) -> dict[str, float]:
-    """Bits per byte on each validation file, with the tokenizer in `folder`; printed as well."""
-    tokenizer, result = Tokenizer.from_file(str(folder / "tokenizer.json")), {}
+    """Bits per byte on each validation file, with the tokenizer in `folder`; printed as well.
+
+    For CTRL also what the wrong control codes give, printed only.
+    """
+    family = model.config.model_type
+    tokenizer, result = TEXT[family](folder), {}
     for part in PARTS:
-        result[part] = bits_per_byte(model, tokenizer, documents(corpus, part, "valid"))
-        print(f"{part:<11} {result[part]:.4f} bits per byte", flush=True)
+        docs = documents(corpus, part, "valid")
+        n_bytes = sum(len(doc.encode()) for doc in docs)
+        for code in [part, *(PARTS.keys() - {part})] if family == "ctrl" else [part]:
+            bits = bits_per_byte(model, tokenizer.encode(docs, code), n_bytes)
+            result.setdefault(part, bits)
+            print(f"{part:<11} {bits:.4f} bits per byte" + (f" after {code.title()}" * (family == "ctrl")), flush=True)
     return result
 
 
-def samples(model: PreTrainedModel, tokenizer: Tokenizer, seed: int) -> list[str]:
-    """Three continuations of PROMPT by transformers' generate."""
+def samples(model: PreTrainedModel, tokenizer: ByteText | WordText, seed: int) -> list[str]:
+    """Three continuations of PROMPT, read as the start of a story, by transformers' generate."""
     torch.manual_seed(seed)
-    prompt = torch.tensor([[0, *tokenizer.encode(PROMPT).ids]] * 3, device=model.device)
+    (opened,) = tokenizer.encode([PROMPT], "stories")
+    prompt = torch.from_numpy(opened.astype(np.int64)).repeat(3, 1).to(model.device)
     how = {"do_sample": True, "temperature": 0.8, "top_k": 40, "pad_token_id": 0}
     rows = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=150, **how)
     return [tokenizer.decode(row.tolist()) for row in rows]
@@ -278,6 +353,7 @@ def card(
 ) -> str:
     """The checkpoint's README: what it is, what it read, what was measured."""
     n_steps, curve, window = record["step"], record["curve"], args.batch * args.n_ctx
+    opener = TEXT[args.family].opener
     epochs, minutes = n_steps * window / record["mix_tokens"], record["seconds"] / 60
     points = sorted({round(len(curve) ** (k / 15)) - 1 for k in range(16)})  # dense where the loss falls
     losses = "\n".join(f"| {curve[k][0] * window:,} | {curve[k][1]:.3f} |" for k in points)
@@ -294,13 +370,13 @@ pipeline_tag: text-generation
 # {args.out.name}
 
 A small {args.family} that has read only children's stories, trained from scratch for minilens: {args.n_layers} layers,
-d_model {args.d_model}, {args.n_heads} heads, context {args.n_ctx}, {args.d_vocab:,} byte-level BPE pieces,
-{model.num_parameters():,} parameters, tied embeddings, stored in float16. Start each text with `{END}` (token 0):
+d_model {args.d_model}, {args.n_heads} heads, context {args.n_ctx}, {args.d_vocab:,} BPE pieces,
+{model.num_parameters():,} parameters, tied embeddings, stored in float16. Start each text with {opener}:
 in training it stood before every document. The tokenizer does not add it.
 
 ## Held-out text
 
-Bits per UTF-8 byte, teacher-forced in float32 over windows of {args.n_ctx} tokens, `{END}` before each document:
+Bits per UTF-8 byte, teacher-forced in float32 over windows of {args.n_ctx} tokens, that token before each document:
 
 | {" | ".join(bits)} |
 |{"--:|" * len(bits)}
@@ -354,7 +430,8 @@ def export(model: PreTrainedModel, record: dict, args: argparse.Namespace) -> No
     stored = AutoModelForCausalLM.from_config(make_config(args)).half()
     stored.load_state_dict(model.state_dict())
     stored.save_pretrained(folder)
-    shutil.copyfile(args.work / "tokenizer.json", folder / "tokenizer.json")
+    for file in TEXT[args.family].files:
+        shutil.copyfile(args.work / file, folder / file)
     shutil.copyfile(args.corpus / "storybooks-attribution.tsv", folder / "storybooks-attribution.tsv")
     for file in folder.iterdir():  # safetensors writes for the owner only
         file.chmod(0o644)
@@ -367,7 +444,7 @@ def export(model: PreTrainedModel, record: dict, args: argparse.Namespace) -> No
     if (drift := max(abs(before[part] - after[part]) for part in PARTS)) > 1e-3:
         sys.exit(f"The float16 export in {folder} differs by {drift:.1e} bits per byte, more than 1e-3.")
 
-    texts = samples(stored, Tokenizer.from_file(str(folder / "tokenizer.json")), args.seed)
+    texts = samples(stored, TEXT[args.family](folder), args.seed)
     (folder / "README.md").write_text(card(stored, texts, after, record, args), encoding="utf-8")
     shutil.rmtree(args.out, ignore_errors=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -378,7 +455,7 @@ def export(model: PreTrainedModel, record: dict, args: argparse.Namespace) -> No
 def arguments() -> argparse.Namespace:
     """The command line. The sizes are a checkpoint's identity; the defaults made ours."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--family", choices=["gpt2", "gpt_neo"], required=True)
+    parser.add_argument("--family", choices=TEXT, required=True)
     parser.add_argument("--corpus", type=Path, default=Path("../shared/corpus"))
     parser.add_argument("--out", type=Path, required=True, help="the folder of the checkpoint")
     parser.add_argument("--work", type=Path, help="where to resume from (.train/<name of out>)")

@@ -37,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
 class Settings:
     """config.json, key by key. Every reader raises CheckpointError, naming key and value, for what it cannot use.
 
-    A key that is null counts as absent, as it does for transformers.
+    A size that is null counts as absent: GPT-2's n_inner is.
     """
 
     def __init__(self, values: Mapping[str, Any], path: Path) -> None:
@@ -45,7 +45,7 @@ class Settings:
         self._unread = dict(values)
 
     def take(self, key: str, default: Any = None) -> Any:
-        """The value as it stands; the default where the key is absent."""
+        """The value as it stands; the default where it is absent or null."""
         value = self._unread.pop(key, None)
         return default if value is None else value
 
@@ -58,28 +58,28 @@ class Settings:
 
     def number(self, key: str, default: float) -> float:
         """A positive number."""
-        value = self.take(key, default)
+        value = self._unread.pop(key, default)
         if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
             raise self.refusal(key, value, "a positive number")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
         """true or false."""
-        value = self.take(key, default)
+        value = self._unread.pop(key, default)
         if type(value) is not bool:
             raise self.refusal(key, value, "true or false")
         return value
 
     def choice(self, key: str, choices: Mapping[str, T], default: str | None = None) -> T:
         """One of the things named."""
-        value = self.take(key, default)
+        value = self._unread.pop(key, default)
         if not isinstance(value, str) or value not in choices:
             raise self.refusal(key, value, " or ".join(f'"{name}"' for name in choices))
         return choices[value]
 
     def refusal(self, key: str, value: Any, expected: str) -> CheckpointError:
         """The error to raise for a value that is not supported."""
-        found = "is missing" if value is None else f"is {json.dumps(value)[:80]}"
+        found = "is missing or null" if value is None else f"is {json.dumps(value)[:80]}"
         return CheckpointError(f'{self.path}: "{key}" {found}; minilens supports {expected}')
 
     def finish(self, ignored: frozenset[str], only: Mapping[str, Any]) -> None:

@@ -29,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = lambda message, *_: _say(f"note: {message}")
             args.command(args)
         sys.stdout.flush()
+    except UnicodeEncodeError as error:
+        _say(f"error: the output cannot be written as {error.encoding}: set PYTHONIOENCODING=utf-8")
+        return 2
     except (ValueError, CheckpointError) as error:
         _say(f"error: {error}")
         return 2
@@ -94,7 +97,7 @@ def _lens(args: argparse.Namespace) -> None:
         model,
         tokens,
         decoder=args.decoder,
-        sites=args.sites.split(","),
+        sites=[site.strip() for site in args.sites.split(",")],
         positions=_positions(args.positions, tokens.shape[1]),
         top_k=args.top_k if args.top_k is not None else 5 if args.json else 1,
     )

@@ -106,15 +106,20 @@ def cached() -> list[str]:
         repos = scan_cache_dir().repos
     except CacheNotFound:
         return []
+    except OSError as error:
+        raise CheckpointError(f"the Hub's cache cannot be read: {error}") from error
     return sorted(repo.repo_id for repo in repos if repo.repo_type == "model" and _is_supported(repo.repo_path))
 
 
 def _is_supported(repo: Path) -> bool:
-    configs = repo.glob("snapshots/*/config.json")
+    return any(_family(config) in FAMILIES for config in repo.glob("snapshots/*/config.json"))
+
+
+def _family(config: Path) -> str:
     try:
-        return any(read_json(config).get("model_type") in list(FAMILIES) for config in configs)
+        return str(read_json(config).get("model_type"))
     except CheckpointError:
-        return False
+        return ""
 
 
 def _locate(name: str, revision: str | None) -> Find:
@@ -143,8 +148,8 @@ def _on_the_hub(repo: str, revision: str | None) -> Find:
             if cache_entry is not None and not isinstance(cache_entry, str):
                 return None  # the cache remembers that the repository has no such file
             raise CheckpointError(
-                f"{file} of {repo} is not in the cache, and the Hub cannot be reached; "
-                f"connect to the network, or use a folder or a bundled model ({known})"
+                f"there is no folder {repo!r}, {file} of that repository is not in the cache, and the Hub cannot be "
+                f"reached; connect to the network, or use a folder or a bundled model ({known})"
             ) from error
         except errors.EntryNotFoundError:
             return None

@@ -7,6 +7,7 @@ of the 2021 extension. As in 2021, every row goes through the final norm with it
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import NamedTuple
 
 import torch
@@ -88,7 +89,7 @@ def logit_lens(
     positions: the columns to show, negative ones counted from the end; the model sees the whole text in any case.
     Raises ValueError for what does not exist, and where logits are not finite.
     """
-    if tokens.ndim == 2 and tokens.shape[0] != 1:
+    if isinstance(tokens, Tensor) and tokens.ndim == 2 and tokens.shape[0] != 1:
         raise ValueError(
             f"logit_lens reads one text, of shape [1, pos]; got {tokens.shape[0]} of them: call it for each"
         )
@@ -101,7 +102,7 @@ def logit_lens(
         if not logits.isfinite().all():
             raise ValueError(
                 f"the logits of row {row.label} are not finite: there is a NaN or an infinity in the weights, or the "
-                f"numbers are too large for {row.resid.dtype}"
+                f"numbers are too large for {row.resid.dtype}; if so, load the model with dtype=torch.float32"
             )
         return logits
 
@@ -160,7 +161,7 @@ def _residuals(
 ) -> Iterator[_Residual]:
     """The residuals to decode, up to the stream entering block `stop`; what does not exist is refused at once."""
     sites = (sites,) if isinstance(sites, str) else sites
-    layers = range(model.n_layers) if layers is None else [int(layer) for layer in layers]
+    layers = range(model.n_layers) if layers is None else [index(layer) for layer in layers]
     for site in sites:
         if site not in LENS_SITES:
             raise ValueError(f'the lens has no rows for "{site}"; it has them for {", ".join(LENS_SITES)}')
@@ -196,7 +197,7 @@ def _columns(positions: Iterable[int] | None, n: int) -> list[int]:
     """The positions to show of a text of n tokens, counted from 0."""
     if positions is None:
         return list(range(n))
-    chosen = [int(position) for position in positions]
+    chosen = [index(position) for position in positions]
     if not chosen:
         raise ValueError("positions is empty: choose at least one, or leave it out to see all")
     for position in chosen:

@@ -78,6 +78,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def check_tokens(tokens: Tokens, d_vocab: int, n_ctx: int) -> None:
     """Raise ValueError, in one sentence, for tokens that a model of this vocabulary and context cannot read."""
+    if not isinstance(tokens, Tensor):
+        raise ValueError(f"tokens must be a tensor, as tokenizer.encode gives it; got a {type(tokens).__name__}")
     if tokens.ndim != 2 or tokens.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"tokens must be integers of shape [batch, pos]; got {list(tokens.shape)} {tokens.dtype}")
     if tokens.numel() == 0:

@@ -20,6 +20,8 @@ def run(
         raise ValueError(
             f"cannot run blocks {start} up to {stop}: start and stop must be in order, between 0 and {model.n_layers}"
         )
+    if resid.ndim != 3:
+        raise ValueError(f"the stream must have the shape [batch, pos, d_model]; got {list(resid.shape)}")
     for site in getattr(edit, "sites", ()):
         if site.layer not in range(start, stop):
             raise ValueError(

@@ -7,8 +7,9 @@ pieces of words: white space between words is dropped, and a character that is n
 import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -213,14 +214,21 @@ def load_tokenizer(find: Callable[[str], Path | None], family: str) -> Tokenizer
     """The tokenizer of a checkpoint; None where it has no tokenizer files.
 
     `find` gives the path of a file of the checkpoint, or None where there is no such file. "ctrl" needs vocab.json and
-    merges.txt; the other families tokenizer.json, or else the same two. Raises CheckpointError for a file that is
-    missing beside the other, that cannot be read, or that holds another kind of tokenizer.
+    merges.txt; the other families tokenizer.json, or else the same two with added_tokens.json and the prefix space of
+    tokenizer_config.json. Raises CheckpointError for a file that is missing beside the other, that cannot be read, or
+    that holds another kind of tokenizer.
     """
     if family != "ctrl" and (path := find("tokenizer.json")):
         return _byte_bpe_from_one_file(path)
     vocab, merges = find("vocab.json"), find("merges.txt")
     if vocab and merges:
-        return _word_bpe(vocab, merges) if family == "ctrl" else _byte_bpe(vocab, merges)
+        added = read_json(path) if (path := find("added_tokens.json")) else {}
+        if family != "ctrl":
+            config = read_json(path) if (path := find("tokenizer_config.json")) else {}
+            return _byte_bpe(vocab, merges, added, config.get("add_prefix_space") is True)
+        if added:
+            raise CheckpointError(f"{path} adds tokens to CTRL's own, which is not supported")
+        return _word_bpe(vocab, merges)
     if vocab or merges:
         raise CheckpointError(f"{vocab or merges} is there, but {'merges.txt' if vocab else 'vocab.json'} is missing")
     return None
@@ -241,7 +249,7 @@ def _byte_bpe_from_one_file(path: Path) -> ByteBPE:
     return ByteBPE(bpe)
 
 
-def _byte_bpe(vocab: Path, merges: Path) -> ByteBPE:
+def _byte_bpe(vocab: Path, merges: Path, added: dict[str, Any], add_prefix_space: bool) -> ByteBPE:
     import tokenizers
 
     read_json(vocab)  # as above
@@ -249,10 +257,18 @@ def _byte_bpe(vocab: Path, merges: Path) -> ByteBPE:
         bpe = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocab), str(merges)))
     except Exception as error:
         raise CheckpointError(f"{vocab} and {merges.name} are not readable as a BPE: {error}") from error
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     bpe.decoder = tokenizers.decoders.ByteLevel()
     if bpe.token_to_id("<|endoftext|>") is not None:
         bpe.add_special_tokens(["<|endoftext|>"])
+    if not all(type(number) is int for number in added.values()):
+        raise CheckpointError(f"{vocab.parent}: added_tokens.json must give each token a whole number")
+    for token, number in sorted(added.items(), key=itemgetter(1)):
+        bpe.add_tokens([tokenizers.AddedToken(token, normalized=False)])
+        if bpe.token_to_id(token) != number:
+            raise CheckpointError(
+                f"{vocab.parent}: added_tokens.json gives {token!r} the id {number}, which is not next"
+            )
     return ByteBPE(bpe)
 
 

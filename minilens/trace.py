@@ -1,6 +1,6 @@
 """What a forward pass gives: every intermediate value, under its name.
 
-The names are the field's own (TransformerLens's where it has one). A value is what the pass went on with: where an
+The names are the field's own (mostly TransformerLens's). A value is what the pass went on with: where an
 edit replaced it, the replacement.
 """
 
@@ -23,7 +23,7 @@ class BlockTrace:
     q: Heads
     k: Heads
     v: Heads
-    scores: Grid  # scaled and masked, before softmax
+    scores: Grid  # scaled, and -inf where masked; before softmax
     pattern: Grid  # after softmax: each query's weights over the keys
     z: Heads  # pattern @ v
     attn_out: Resid  # written to the stream
@@ -78,7 +78,8 @@ def editable(edit: Edit, layer: int) -> Callable[[str, Tensor], Tensor]:
     """The marks of one block: `at(name, value)` is the value to go on with at that site.
 
     Raises ValueError where an edit gives back anything but a tensor of the same shape, dtype and device, or writes into
-    the one it was given, which other names may share.
+    the one it was given, which other names may share (not seen under torch.inference_mode, where torch counts no
+    writes).
     """
 
     def at(name: str, value: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,7 @@ CONFIGS: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("gpt2", {"model_type": "llama"}, '"model_type" is "llama"; minilens supports "gpt2" or "gpt_neo" or "ctrl"'),
     ("gpt2", {"model_type": []}, '"model_type" is []; minilens supports "gpt2" or "gpt_neo" or "ctrl"'),
-    ("gpt2", {"model_type": None}, '"model_type" is missing; minilens supports "gpt2" or "gpt_neo" or "ctrl"'),
+    ("gpt2", {"model_type": None}, '"model_type" is missing or null; minilens supports "gpt2" or "gpt_neo" or "ctrl"'),
     *(
         (family, {"tie_word_embeddings": False}, '"tie_word_embeddings" is false; minilens supports true only')
         for family in ("gpt2", "gpt_neo", "ctrl")
@@ -70,16 +71,17 @@ CONFIGS: list[tuple[str, dict[str, Any], str]] = [
     ("gpt2", {"n_head": 7}, '"n_head" is 7; minilens supports a divisor of n_embd, 30'),
     ("ctrl", {"n_head": 7}, '"n_head" is 7; minilens supports a divisor of n_embd, 30'),
     ("gpt_neo", {"num_heads": 7}, '"num_heads" is 7; minilens supports a divisor of hidden_size, 30'),
-    ("gpt2", {"n_embd": None}, f'"n_embd" is missing; minilens supports {SIZE}'),
-    ("gpt2", {"vocab_size": None}, f'"vocab_size" is missing; minilens supports {SIZE}'),
-    ("gpt_neo", {"hidden_size": None}, f'"hidden_size" is missing; minilens supports {SIZE}'),
-    ("ctrl", {"dff": None}, f'"dff" is missing; minilens supports {SIZE}'),
+    ("gpt2", {"n_embd": None}, f'"n_embd" is missing or null; minilens supports {SIZE}'),
+    ("gpt2", {"vocab_size": None}, f'"vocab_size" is missing or null; minilens supports {SIZE}'),
+    ("gpt_neo", {"hidden_size": None}, f'"hidden_size" is missing or null; minilens supports {SIZE}'),
+    ("ctrl", {"dff": None}, f'"dff" is missing or null; minilens supports {SIZE}'),
     ("gpt2", {"n_embd": "30"}, f'"n_embd" is "30"; minilens supports {SIZE}'),
     ("gpt2", {"n_embd": 30.0}, f'"n_embd" is 30.0; minilens supports {SIZE}'),
     ("gpt2", {"n_head": True}, f'"n_head" is true; minilens supports {SIZE}'),
     ("gpt2", {"n_head": 0}, f'"n_head" is 0; minilens supports {SIZE}'),
     ("gpt2", {"n_layer": -1}, f'"n_layer" is -1; minilens supports {SIZE}'),
     ("gpt2", {"scale_attn_weights": 1}, '"scale_attn_weights" is 1; minilens supports true or false'),
+    ("gpt2", {"scale_attn_weights": None}, '"scale_attn_weights" is missing or null; minilens supports true or false'),
     ("gpt2", {"layer_norm_epsilon": "1"}, '"layer_norm_epsilon" is "1"; minilens supports a positive number'),
     ("gpt2", {"layer_norm_epsilon": 0}, '"layer_norm_epsilon" is 0; minilens supports a positive number'),
     ("gpt2", {"layer_norm_epsilon": float("nan")}, '"layer_norm_epsilon" is NaN; minilens supports a positive number'),
@@ -112,7 +114,7 @@ CONFIGS: list[tuple[str, dict[str, Any], str]] = [
     (
         "gpt_neo",
         {"attention_types": None, "attention_layers": None},
-        '"attention_types" is missing; minilens supports ',
+        '"attention_types" is missing or null; minilens supports ',
     ),
     (
         "gpt_neo",
@@ -136,7 +138,9 @@ def test_config(
 def test_a_config_without_model_type(tiny: Tiny, tmp_path: Path, capsys: Capture) -> None:
     folder = changed(tiny("gpt2")[1], tmp_path / "model", drop=["model_type"])
     check_folder(
-        capsys, folder, 'HERE/config.json: "model_type" is missing; minilens supports "gpt2" or "gpt_neo" or "ctrl"'
+        capsys,
+        folder,
+        'HERE/config.json: "model_type" is missing or null; minilens supports "gpt2" or "gpt_neo" or "ctrl"',
     )
 
 
@@ -382,7 +386,7 @@ def test_model_names(capsys: Capture, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_model_name_that_the_machine_cannot_look_up(capsys: Capture, tmp_path: Path) -> None:
     """conftest.py has set the Hub's client to work offline."""
     assert refusal(capsys, "lens", "--ids", "1", "--model", "no/such-model").startswith(
-        "config.json of no/such-model is not in the cache, and the Hub cannot be reached; "
+        "there is no folder 'no/such-model', config.json of that repository is not in the cache, and the Hub cannot be "
     )
 
 
@@ -480,3 +484,18 @@ def test_the_lens_reads_one_text(tiny: Tiny) -> None:
     model, _ = minilens.load(tiny("gpt2")[1])
     with pytest.raises(ValueError, match=r"^logit_lens reads one text, of shape \[1, pos\]; got 2 of them: "):
         minilens.logit_lens(model, TOKENS.expand(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        ("trace(model, [[1, 2]])", "tokens must be a tensor, as tokenizer.encode gives it; got a list"),
+        ("logit_lens(model, 'text')", "tokens must be a tensor, as tokenizer.encode gives it; got a str"),
+        ("decode(model, model.W_E[:3], start=1)", "the stream must have the shape [batch, pos, d_model]; got [3, 30]"),
+    ],
+)
+def test_what_the_type_checker_of_the_tests_would_catch(tiny: Tiny, call: str, sentence: str) -> None:
+    """In a process of its own, where nothing checks types before the library does."""
+    script = f"import minilens; model, _ = minilens.load({str(tiny('gpt2')[1])!r}); minilens.{call}"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ran.stderr.splitlines()[-1] == f"ValueError: {sentence}"

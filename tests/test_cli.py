@@ -348,3 +348,14 @@ def test_a_disk_that_is_full(gpt2: Path, options: list[str]) -> None:
         )
     assert ran.returncode == 2
     assert ran.stderr == "minilens: error: the output cannot be written: No space left on device\n"
+
+
+def test_an_output_that_cannot_hold_the_marks(gpt2: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "minilens", "lens", TEXT, "--model", str(gpt2)],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 2
+    assert ran.stderr == "minilens: error: the output cannot be written as ascii: set PYTHONIOENCODING=utf-8\n"

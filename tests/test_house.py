@@ -95,7 +95,7 @@ def test_hub_names_appear_only_where_the_checkpoint_is_read(family: str) -> None
         for line in range(node.lineno, (node.end_lineno or 0) + 1)
     }
     hub_names = re.compile(
-        r"c_attn|c_proj|c_fc|q_proj|out_proj|\bWq\b|ffn\.|wte|wpe|\bln_[12f]\b|layernorm\d|n_embd|n_head\b"
+        r"c_attn|c_proj|c_fc|[qkv]_proj|out_proj|\bW[qkv]\b|lm_head|hidden_size|num_heads|dff|ffn\.|wte|wpe|\bln_[12f]\b|layernorm\d|n_embd|n_head\b"
     )
     for number, line in enumerate(FILES[family].read_text().splitlines(), 1):
         if number not in lines | docstrings:

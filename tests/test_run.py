@@ -117,8 +117,7 @@ def test_nothing_is_changed_in_place(model: minilens.Model, tokens: torch.Tensor
         assert all(torch.equal(getattr(block, name), copy[name]) for name in FIELDS)
 
 
-def test_a_trace_keeps_what_its_docstring_says(tiny: Tiny, tokens: torch.Tensor) -> None:
-    model, _ = minilens.load(tiny("ctrl")[1])
+def test_a_trace_keeps_what_its_docstring_says(model: minilens.Model, tokens: torch.Tensor) -> None:
     trace = minilens.trace(model, tokens)
     kept = [trace.embed, trace.logits, *(getattr(block, name) for block in trace.blocks for name in FIELDS)]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}

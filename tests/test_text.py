@@ -511,3 +511,42 @@ def test_every_character_without_ink_is_visible() -> None:
 def test_the_tokenizers_package_is_imported_where_it_is_used() -> None:
     code = "import sys, minilens.text; sys.exit('tokenizers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
+
+
+def write_gpt2(folder: Path, **beside: object) -> None:
+    """The tiny byte-level BPE as vocab.json and merges.txt, with other JSON files beside them."""
+    tiny_bpe().model.save(str(folder))
+    for name, content in beside.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_added_tokens_and_prefix_space_equal_the_reference(tmp_path: Path) -> None:
+    size = tiny_bpe().get_vocab_size()
+    added = {"<|pad|>": size + 1, "<|sep|>": size}
+    write_gpt2(tmp_path, added_tokens=added, tokenizer_config={"add_prefix_space": True})
+    tokenizer = load_tokenizer(finder(tmp_path), "gpt2")
+    assert tokenizer is not None
+    reference = GPT2Tokenizer.from_pretrained(tmp_path)
+    for text in ("the cat<|pad|> and<|sep|>the dog", "the cat", " the cat", "<|sep|>"):
+        assert tokenizer.encode(text)[0].tolist() == reference(text).input_ids
+    assert tokenizer.piece(size) == b"<|sep|>"
+
+
+@pytest.mark.parametrize(
+    ("added", "sentence"),
+    [
+        ({"<|pad|>": 5000}, "gives '<|pad|>' the id 5000, which is not next"),
+        ({"<|pad|>": "300"}, "added_tokens.json must give each token a whole number"),
+    ],
+)
+def test_added_tokens_that_do_not_fit(tmp_path: Path, added: dict[str, object], sentence: str) -> None:
+    write_gpt2(tmp_path, added_tokens=added)
+    with pytest.raises(CheckpointError, match=re.escape(sentence)):
+        load_tokenizer(finder(tmp_path), "gpt2")
+
+
+def test_added_tokens_are_refused_for_ctrl(tmp_path: Path) -> None:
+    write_ctrl(tmp_path)
+    (tmp_path / "added_tokens.json").write_text('{"<pad>": 7}')
+    with pytest.raises(CheckpointError, match=r"added_tokens\.json adds tokens to CTRL's own, which"):
+        load_tokenizer(finder(tmp_path), "ctrl")

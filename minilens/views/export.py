@@ -10,7 +10,7 @@ from .tokens import token_label
 
 
 def as_record(table: LensTable, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """The whole table as what JSON can hold: lists over positions, an object for each row, null for no number."""
+    """The table as what JSON can hold: lists over positions, an object for each row, null for no number."""
 
     def token(number: int) -> dict[str, Any]:
         """label: as the terminal shows it, nothing hidden; text: what it stands for, broken UTF-8 as U+FFFD."""

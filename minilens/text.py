@@ -103,7 +103,7 @@ _CONTROL_CODES = """
     Christianity Computing Confession Confessions Conspiracy Diet Event Explain Extract Feminism Finance Fitness Funny
     Gaming Human India Joke Joker Learned Movies Narcissus Netflix Norman Notion Politics Pregnancy Relationship
     Relationships Retail Running Saving Scary Science Support Technologies Teenage Thoughts Tip Weight Writing
-"""
+""".split()
 
 
 class WordBPE:
@@ -117,13 +117,15 @@ class WordBPE:
     # text is the unknown token, even within a word.
     _WORD = re.compile(r"<unk>|(?:(?!<unk>)[\S\x1c-\x1f])+\n?")
 
-    def __init__(self, vocab: dict[str, int], merges: Iterable[tuple[str, ...]]) -> None:
+    def __init__(
+        self, vocab: dict[str, int], merges: Iterable[tuple[str, ...]], codes: Iterable[str] = _CONTROL_CODES
+    ) -> None:
         self._vocab = vocab
         self._entries = {token: entry for entry, token in vocab.items()}
         self._ranks = {merge: rank for rank, merge in enumerate(merges)}
         self._unknown = vocab["<unk>"]
         self._cache = {"<unk>": [self._unknown]}
-        self._codes = {vocab[code]: code for code in _CONTROL_CODES.split() if code in vocab}
+        self._codes = {vocab[code]: code for code in codes if code in vocab}
         self.size = len(vocab)
 
     @overload
@@ -216,19 +218,23 @@ def load_tokenizer(find: Callable[[str], Path | None], family: str) -> Tokenizer
     `find` gives the path of a file of the checkpoint, or None where there is no such file. "ctrl" needs vocab.json and
     merges.txt; the other families tokenizer.json, or else the same two with added_tokens.json and the prefix space of
     tokenizer_config.json. Raises CheckpointError for a file that is missing beside the other, that cannot be read, or
-    that holds another kind of tokenizer.
+    that holds another kind of tokenizer. tokenizer_config.json may name the control codes that a CTRL was trained with
+    ("control_codes", as transformers writes them; by default the paper's).
     """
     if family != "ctrl" and (path := find("tokenizer.json")):
         return _byte_bpe_from_one_file(path)
     vocab, merges = find("vocab.json"), find("merges.txt")
     if vocab and merges:
         added = read_json(path) if (path := find("added_tokens.json")) else {}
+        config = read_json(path) if (path := find("tokenizer_config.json")) else {}
         if family != "ctrl":
-            config = read_json(path) if (path := find("tokenizer_config.json")) else {}
             return _byte_bpe(vocab, merges, added, config.get("add_prefix_space") is True)
         if added:
-            raise CheckpointError(f"{path} adds tokens to CTRL's own, which is not supported")
-        return _word_bpe(vocab, merges)
+            raise CheckpointError(f"{vocab.parent}: added_tokens.json adds to CTRL's tokens, which is not supported")
+        codes = config.get("control_codes") or dict.fromkeys(_CONTROL_CODES)
+        if not isinstance(codes, dict):
+            raise CheckpointError(f"{path}: control_codes must map each code to its token")
+        return _word_bpe(vocab, merges, codes)
     if vocab or merges:
         raise CheckpointError(f"{vocab or merges} is there, but {'merges.txt' if vocab else 'vocab.json'} is missing")
     return None
@@ -272,7 +278,7 @@ def _byte_bpe(vocab: Path, merges: Path, added: dict[str, Any], add_prefix_space
     return ByteBPE(bpe)
 
 
-def _word_bpe(vocab: Path, merges: Path) -> WordBPE:
+def _word_bpe(vocab: Path, merges: Path, codes: Iterable[str]) -> WordBPE:
     entries = read_json(vocab)
     tokens = list(entries.values())
     if not all(type(token) is int for token in tokens) or set(tokens) != set(range(len(tokens))):
@@ -287,4 +293,4 @@ def _word_bpe(vocab: Path, merges: Path) -> WordBPE:
         raise CheckpointError(f"{merges} must begin with a #version line; it begins with {text[:40]!r}")
     # As transformers does it: the last line is dropped, being empty, and a line is split at any white space. In CTRL's
     # own file that breaks 135 merges that hold a U+00A0 or the like, and moves 31 others to a later rank.
-    return WordBPE(entries, [tuple(line.split()) for line in text.split("\n")[1:-1]])
+    return WordBPE(entries, [tuple(line.split()) for line in text.split("\n")[1:-1]], codes)

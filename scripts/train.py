@@ -1,4 +1,4 @@
-"""Train one of minilens's own small checkpoints, or measure one with --evaluate.
+"""Train one of minilens's own small checkpoints; or measure one, through both libraries, with --evaluate.
 
 The library holds no training loop; this script is how the folders in weights/ came to be. The models are
 transformers' own, randomly initialised, so that minilens is later checked against an independent author.
@@ -13,14 +13,13 @@ import gzip
 import json
 import math
 import os
-import shlex
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,11 +37,14 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+import minilens
+
 END = "<|endoftext|>"  # token 0: ends every document, and so opens the next
 PARTS = {"stories": 3, "storybooks": 3, "books": 1}  # how often one epoch repeats each
 UNKNOWN = "<unk>"
 PROMPT = "Once upon a time there was a little"
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0
+WINDOW = 64  # of GPT-Neo's local layers; well below the context, so that it matters
 WARM_UP, FLOOR = 0.03, 0.05  # shares of the steps and of the peak rate
 LOG_EVERY, SAVE_EVERY = 100, 180.0  # steps, seconds
 
@@ -59,7 +61,7 @@ def make_config(args: argparse.Namespace) -> PretrainedConfig:
         return AutoConfig.for_model("gpt2", **size, **ends, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     if args.family == "ctrl":
         return AutoConfig.for_model("ctrl", **size, dff=4 * args.d_model, resid_pdrop=0.0, embd_pdrop=0.0)
-    local = {"attention_types": [[["global", "local"], args.n_layers // 2]], "window_size": 64}
+    local = {"attention_types": [[["global", "local"], args.n_layers // 2]], "window_size": WINDOW}
     off = {"resid_dropout": 0.0, "embed_dropout": 0.0, "attention_dropout": 0.0}
     return AutoConfig.for_model("gpt_neo", **size, **ends, **local, **off)
 
@@ -74,6 +76,7 @@ class ByteText:
     """GPT-2's byte-level BPE (its regex, no prefix space, nothing added); END opens each document."""
 
     files = ("tokenizer.json",)
+    codes: ClassVar = dict.fromkeys(PARTS, END)
     opener = f"`{END}` (token 0)"
 
     def __init__(self, folder: Path) -> None:
@@ -92,8 +95,8 @@ class ByteText:
         bpe.train_from_iterator(mix, trainer)
         bpe.save(str(folder / "tokenizer.json"))
 
-    def encode(self, docs: list[str], part: str) -> list[np.ndarray]:
-        """Each document as END and its tokens, whatever part it is of."""
+    def encode(self, docs: list[str], code: str) -> list[np.ndarray]:
+        """Each document as END and its tokens."""
         return [np.array([0, *e.ids], np.uint16) for e in self.bpe.encode_batch_fast(docs)]
 
     def decode(self, tokens: list[int]) -> str:
@@ -103,7 +106,8 @@ class ByteText:
 class WordText:
     """CTRL's BPE of words, by transformers' CTRLTokenizer; the part's control code opens each document."""
 
-    files = ("vocab.json", "merges.txt")
+    files = ("vocab.json", "merges.txt", "tokenizer_config.json")
+    codes: ClassVar = {part: part.title() for part in PARTS}
     opener = "a control code (`Stories`, `Storybooks` or `Books`)"
 
     def __init__(self, folder: Path) -> None:
@@ -118,28 +122,38 @@ class WordText:
         bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
         bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         trainer = trainers.BpeTrainer(vocab_size=d_vocab - 2, end_of_word_suffix="</w>", show_progress=False)
-        mix = (f"{part.title()} {doc}" for part, docs in texts.items() for doc in docs * PARTS[part])
+        mix = (f"{WordText.codes[part]} {doc}" for part, docs in texts.items() for doc in docs * PARTS[part])
         bpe.train_from_iterator(mix, trainer)
         learned = json.loads(bpe.to_str())["model"]
         pieces = [p.removesuffix("</w>") if p.endswith("</w>") else p + "@@" for p in learned["vocab"]]
         vocab = {piece: token for token, piece in enumerate([*pieces, UNKNOWN, "\n"])}
         if len(vocab) != d_vocab:
             sys.exit(f"The vocabulary has {len(vocab)} different pieces instead of {d_vocab}.")
-        if split := [part.title() for part in PARTS if part.title() not in vocab]:
+        if split := [code for code in WordText.codes.values() if code not in vocab]:
             sys.exit(f"The control code {split[0]} is not one piece; the corpus is too small for --d-vocab {d_vocab}.")
         merges = ["#version: 0.2", *(" ".join(pair) for pair in learned["merges"]), ""]
         (folder / "merges.txt").write_text("\n".join(merges), encoding="utf-8")
         (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+        about = {
+            "tokenizer_class": "CTRLTokenizer",
+            "control_codes": {code: vocab[code] for code in WordText.codes.values()},
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
 
-    def encode(self, docs: list[str], part: str) -> list[np.ndarray]:
-        """Each document as the part's control code and its tokens."""
-        return [np.array(self.bpe.encode(f"{part.title()} {doc}"), np.uint16) for doc in docs]
+    def encode(self, docs: list[str], code: str) -> list[np.ndarray]:
+        """Each document as a control code and its tokens."""
+        return [np.array(self.bpe.encode(f"{code} {doc}"), np.uint16) for doc in docs]
 
     def decode(self, tokens: list[int]) -> str:
         return self.bpe.decode(tokens)
 
 
+NAMES = {"gpt2": "GPT-2", "gpt_neo": "GPT-Neo", "ctrl": "CTRL"}
 TEXT = {"gpt2": ByteText, "gpt_neo": ByteText, "ctrl": WordText}
+
+
+Read = Callable[[Tensor], Tensor]  # tokens [batch, pos] to logits
+Bits = dict[str, dict[str, float]]  # opener, part: bits per byte
 
 
 def batches(docs: list[np.ndarray], args: argparse.Namespace, start: int) -> Iterator[Tensor]:
@@ -243,7 +257,7 @@ def train(args: argparse.Namespace, device: torch.device) -> tuple[PreTrainedMod
     if not all((args.work / file).exists() for file in text.files):
         text.learn(texts, args.d_vocab, args.work)
     tokenizer = text(args.work)
-    docs = [doc for part in PARTS for doc in tokenizer.encode(texts.pop(part), part) * PARTS[part]]
+    docs = [doc for part in PARTS for doc in tokenizer.encode(texts.pop(part), text.codes[part]) * PARTS[part]]
 
     torch.manual_seed(args.seed)
     model = make_model(make_config(args), device).train()
@@ -263,6 +277,9 @@ def train(args: argparse.Namespace, device: torch.device) -> tuple[PreTrainedMod
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
+    cpu = f"{torch.get_num_threads()} shared CPU cores"
+    record["machine"] = torch.cuda.get_device_name() if device.type == "cuda" else cpu
+    record["machine"] += ", bfloat16 autocast" if has_bf16(device) else ""
 
     n_steps, start = args.tokens // (args.batch * args.n_ctx), record["step"]
     report, bf16 = reporter(n_steps, args, start), has_bf16(device)
@@ -299,58 +316,69 @@ def train(args: argparse.Namespace, device: torch.device) -> tuple[PreTrainedMod
 
 
 @torch.inference_mode()
-def bits_per_byte(model: PreTrainedModel, docs: list[np.ndarray], n_bytes: int) -> float:
-    """Bits the model needs per UTF-8 byte of the texts, teacher-forced in float32.
+def bits_per_byte(read: Read, docs: list[np.ndarray], n_bytes: int, n_ctx: int) -> float:
+    """Bits a model needs per UTF-8 byte of the texts, teacher-forced.
 
-    Each document is read as its opener and its tokens, in windows of n_ctx that follow one another
-    without overlap, each from position 0; every token but the opener is predicted once. The END that
-    closes a document is not counted: it stands for no byte of the text. CTRL's tokens drop some white
-    space and characters, and the bytes are those of the text before that.
+    Each document is its opener and its tokens, in windows of n_ctx that follow one another without
+    overlap, each from position 0; every token but the opener is predicted once. The END that closes a
+    document is not counted: it stands for no byte of the text. CTRL's tokens drop some white space and
+    characters, and the bytes are those of the text before that.
     """
-    n_ctx, nats = model.config.max_position_embeddings, 0.0
     rows = [
         torch.from_numpy(doc[at : at + n_ctx + 1].astype(np.int64))
         for doc in docs
         for at in range(0, len(doc) - 1, n_ctx)
     ]
     rows.sort(key=len)  # little padding; it is on the right, where causal attention never looks
+    nats = 0.0
     for k in range(0, len(rows), 16):
-        windows = torch.nn.utils.rnn.pad_sequence(rows[k : k + 16], True, -1).to(model.device)
-        logits = model(windows[:, :-1].clamp(min=0), use_cache=False).logits.float().mT
-        nats += F.cross_entropy(logits, windows[:, 1:], ignore_index=-1, reduction="sum").item()
+        windows = torch.nn.utils.rnn.pad_sequence(rows[k : k + 16], True, -1)
+        logits = read(windows[:, :-1].clamp(min=0)).mT
+        nats += F.cross_entropy(logits, windows[:, 1:].to(logits.device), ignore_index=-1, reduction="sum").item()
     return nats / math.log(2) / n_bytes
 
 
-def evaluate(model: PreTrainedModel, folder: Path, corpus: Path) -> dict[str, float]:
-    """Bits per byte on each validation file, with the tokenizer in `folder`; printed as well.
-
-    For CTRL also what the wrong control codes give, printed only.
-    """
-    family = model.config.model_type
-    tokenizer, result = TEXT[family](folder), {}
+def evaluate(read: Read, folder: Path, corpus: Path) -> Bits:
+    """Bits per byte on each validation file, after each opener that the family has; printed as well."""
+    config = AutoConfig.from_pretrained(folder)
+    text = TEXT[config.model_type](folder)
+    bits: Bits = {code: {} for code in text.codes.values()}
     for part in PARTS:
         docs = documents(corpus, part, "valid")
         n_bytes = sum(len(doc.encode()) for doc in docs)
-        for code in [part, *(PARTS.keys() - {part})] if family == "ctrl" else [part]:
-            bits = bits_per_byte(model, tokenizer.encode(docs, code), n_bytes)
-            result.setdefault(part, bits)
-            print(f"{part:<11} {bits:.4f} bits per byte" + (f" after {code.title()}" * (family == "ctrl")), flush=True)
-    return result
+        for code in bits:
+            bits[code][part] = bits_per_byte(read, text.encode(docs, code), n_bytes, config.max_position_embeddings)
+            print(f"  {part:<11} {bits[code][part]:.4f} bits per byte after {code}", flush=True)
+    return bits
+
+
+def by_transformers(model: PreTrainedModel) -> Read:
+    """Logits as transformers computes them."""
+    return lambda tokens: model(tokens.to(model.device), use_cache=False).logits.float()
+
+
+def by_minilens(folder: Path, device: torch.device) -> Read:
+    """Logits as minilens computes them, in float32."""
+    model, _ = minilens.load(folder, device=device)
+    return lambda tokens: minilens.decode(model, model.embed(tokens.to(device)), start=0)
+
+
+def drift(a: Bits, b: Bits) -> float:
+    """The largest difference of two evaluations, in bits per byte."""
+    return max(abs(a[code][part] - b[code][part]) for code in a for part in PARTS)
 
 
 def samples(model: PreTrainedModel, tokenizer: ByteText | WordText, seed: int) -> list[str]:
     """Three continuations of PROMPT, read as the start of a story, by transformers' generate."""
     torch.manual_seed(seed)
-    (opened,) = tokenizer.encode([PROMPT], "stories")
+    (opened,) = tokenizer.encode([PROMPT], tokenizer.codes["stories"])
     prompt = torch.from_numpy(opened.astype(np.int64)).repeat(3, 1).to(model.device)
     how = {"do_sample": True, "temperature": 0.8, "top_k": 40, "pad_token_id": 0}
     rows = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=150, **how)
     return [tokenizer.decode(row.tolist()) for row in rows]
 
 
-def card(
-    model: PreTrainedModel, texts: list[str], bits: dict[str, float], record: dict, args: argparse.Namespace
-) -> str:
+def card(model: PreTrainedModel, texts: list[str], bits: Bits, record: dict, args: argparse.Namespace) -> str:
     """The checkpoint's README: what it is, what it read, what was measured."""
     n_steps, curve, window = record["step"], record["curve"], args.batch * args.n_ctx
     opener = TEXT[args.family].opener
@@ -358,9 +386,14 @@ def card(
     points = sorted({round(len(curve) ** (k / 15)) - 1 for k in range(16)})  # dense where the loss falls
     losses = "\n".join(f"| {curve[k][0] * window:,} | {curve[k][1]:.3f} |" for k in points)
     quotes = "\n\n".join("> " + text.replace("\n", "\n> ") for text in texts)
-    cpu = f"{torch.get_num_threads()} shared CPU cores"
-    machine = torch.cuda.get_device_name() if model.device.type == "cuda" else cpu
-    bf16 = ", bfloat16 autocast" if has_bf16(model.device) else ""
+    special = {
+        "gpt2": "",
+        "gpt_neo": f"Even layers attend to all that stands before, odd ones to the last {WINDOW} positions.\n",
+        "ctrl": "As in the paper: sinusoidal positions, embeddings times sqrt(d_model), ReLU.\n",
+    }[args.family]
+    held_out = "\n".join(
+        f"| `{code}` | {' | '.join(f'{value:.3f}' for value in row.values())} |" for code, row in bits.items()
+    )
     return f"""---
 language: en
 library_name: transformers
@@ -369,24 +402,26 @@ pipeline_tag: text-generation
 
 # {args.out.name}
 
-A small {args.family} that has read only children's stories, trained from scratch for minilens: {args.n_layers} layers,
+A small {NAMES[args.family]} that has read only children's stories, trained from scratch for minilens: {args.n_layers} layers,
 d_model {args.d_model}, {args.n_heads} heads, context {args.n_ctx}, {args.d_vocab:,} BPE pieces,
-{model.num_parameters():,} parameters, tied embeddings, stored in float16. Start each text with {opener}:
-in training it stood before every document. The tokenizer does not add it.
+{model.num_parameters():,} parameters, tied embeddings, stored in float16.
+{special}
+Start each text with {opener}: in training it stood before every document.
+The tokenizer does not add it.
 
 ## Held-out text
 
-Bits per UTF-8 byte, teacher-forced in float32 over windows of {args.n_ctx} tokens, that token before each document:
+Bits per UTF-8 byte, teacher-forced in float32 over windows of {args.n_ctx} tokens, each document opened by:
 
-| {" | ".join(bits)} |
-|{"--:|" * len(bits)}
-| {" | ".join(f"{value:.3f}" for value in bits.values())} |
+| | {" | ".join(PARTS)} |
+|---|{"--:|" * len(PARTS)}
+{held_out}
 
 ## Training
 
 {n_steps * window:,} tokens in {n_steps:,} steps of {args.batch} x {args.n_ctx}: {epochs:.2f} passes over a mix of
 {record["mix_tokens"]:,} tokens (stories and storybooks three times, books once), in {minutes:.0f} minutes on
-{machine}{bf16}. AdamW (betas {BETAS}, weight decay {WEIGHT_DECAY} on matrices), peak learning rate {args.lr},
+{record["machine"]}. AdamW (betas {BETAS}, weight decay {WEIGHT_DECAY} on matrices), peak learning rate {args.lr},
 warm-up over {WARM_UP:.0%} of the steps, cosine to {FLOOR:.0%} of the peak, gradients clipped to {CLIP}, no dropout,
 seed {args.seed}.
 
@@ -397,7 +432,7 @@ Training loss, nats per token, mean of the {LOG_EVERY} steps before:
 {losses}
 
 ```
-{shlex.join(["python", *sys.argv])}
+python scripts/train.py --family {args.family} --d-vocab {args.d_vocab} --tokens {args.tokens} --out {args.out}
 ```
 
 ## Samples
@@ -437,13 +472,13 @@ def export(model: PreTrainedModel, record: dict, args: argparse.Namespace) -> No
         file.chmod(0o644)
 
     print("float32, before the export:")
-    before = evaluate(model, folder, args.corpus)
-    print("float16, as stored:")
-    stored = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(model.device)
-    after = evaluate(stored, folder, args.corpus)
-    if (drift := max(abs(before[part] - after[part]) for part in PARTS)) > 1e-3:
-        sys.exit(f"The float16 export in {folder} differs by {drift:.1e} bits per byte, more than 1e-3.")
+    before = evaluate(by_transformers(model), folder, args.corpus)
+    print("float16, as stored, read by minilens:")
+    after = evaluate(by_minilens(folder, model.device), folder, args.corpus)
+    if drift(before, after) > 1e-3:
+        sys.exit(f"The float16 export in {folder} differs by {drift(before, after):.1e} bits per byte, more than 1e-3.")
 
+    stored = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(model.device)
     texts = samples(stored, TEXT[args.family](folder), args.seed)
     (folder / "README.md").write_text(card(stored, texts, after, record, args), encoding="utf-8")
     shutil.rmtree(args.out, ignore_errors=True)
@@ -489,7 +524,11 @@ def main() -> None:
     disable_progress_bar()  # transformers' own, for loading
     if args.evaluate:
         model = AutoModelForCausalLM.from_pretrained(args.out, dtype=torch.float32).to(device).eval()
-        evaluate(model, args.out, args.corpus)
+        print("transformers:")
+        theirs = evaluate(by_transformers(model), args.out, args.corpus)
+        print("minilens:")
+        ours = evaluate(by_minilens(args.out, device), args.out, args.corpus)
+        print(f"largest difference: {drift(theirs, ours):.1e} bits per byte")
     else:
         export(*train(args, device), args)
 

@@ -213,6 +213,19 @@ def test_ctrl_hints_at_its_control_codes() -> None:
         assert hint is not None and "Links" in hint and "\n" not in hint, text
 
 
+def test_a_ctrl_names_its_own_control_codes(tmp_path: Path) -> None:
+    write_ctrl(tmp_path)
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text('{"control_codes": {"apt": 3, "foreign": 9}}')
+    tokenizer = ctrl(tmp_path)
+    assert tokenizer.hint("apt re") is None
+    hint = tokenizer.hint("re apt")
+    assert hint is not None and "such as apt)" in hint
+    config.write_text('{"control_codes": ["apt"]}')
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: control_codes must map each code to its token"):
+        ctrl(tmp_path)
+
+
 def test_ctrl_fixture_of_transformers(tmp_path: Path) -> None:
     write_ctrl(tmp_path)
     tokenizer = ctrl(tmp_path)
@@ -548,5 +561,5 @@ def test_added_tokens_that_do_not_fit(tmp_path: Path, added: dict[str, object], 
 def test_added_tokens_are_refused_for_ctrl(tmp_path: Path) -> None:
     write_ctrl(tmp_path)
     (tmp_path / "added_tokens.json").write_text('{"<pad>": 7}')
-    with pytest.raises(CheckpointError, match=r"added_tokens\.json adds tokens to CTRL's own, which"):
+    with pytest.raises(CheckpointError, match=r"added_tokens\.json adds to CTRL's tokens, which"):
         load_tokenizer(finder(tmp_path), "ctrl")

@@ -2,8 +2,9 @@
 
 from .checkpoint import CheckpointError
 from .edits import at, then
+from .geometry import Geometry, geometry
 from .hub import load
-from .lens import LensRow, LensTable, lens_rows, logit_lens
+from .lens import LensRow, LensTable, lens_rows, logit_lens, logit_lenses
 from .run import decode, run, trace
 from .trace import SITES, BlockTrace, Edit, Model, Site, Trace, untouched
 
@@ -14,6 +15,7 @@ __all__ = [
     "BlockTrace",
     "CheckpointError",
     "Edit",
+    "Geometry",
     "LensRow",
     "LensTable",
     "Model",
@@ -21,9 +23,11 @@ __all__ = [
     "Trace",
     "at",
     "decode",
+    "geometry",
     "lens_rows",
     "load",
     "logit_lens",
+    "logit_lenses",
     "run",
     "then",
     "trace",

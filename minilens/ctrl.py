@@ -109,6 +109,10 @@ class CTRL:
     def n_layers(self) -> int:
         return self.config.n_layers
 
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        return self.W_E.mT
+
     def embed(self, tokens: Tokens) -> Resid:
         """The stream entering block 0. Raises ValueError for tokens that the model cannot read."""
         check_tokens(tokens, self.config.d_vocab, self.config.n_ctx)
@@ -161,9 +165,13 @@ class CTRL:
             resid_post=resid_post,
         )
 
+    def final_norm(self, resid: Resid) -> Resid:
+        """What the unembedding reads."""
+        return layer_norm(resid, self.ln_final, self.config.ln_final_eps)
+
     def unembed(self, resid: Resid) -> Logits:
         """The final norm and the unembedding: logits of the next token."""
-        return linear(layer_norm(resid, self.ln_final, self.config.ln_final_eps), self.W_E.mT, self.b_U)
+        return linear(self.final_norm(resid), self.W_U, self.b_U)
 
 
 def sinusoids(n: int, d_model: int) -> Float[Tensor, "pos d_model"]:

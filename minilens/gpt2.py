@@ -105,6 +105,7 @@ class GPT2:
     """A model: its sizes and its weights, which nothing changes."""
 
     family: ClassVar[str] = "gpt2"
+    b_U: ClassVar[None] = None
     config: Config
     W_E: Float[Tensor, "d_vocab d_model"]
     W_pos: Float[Tensor, "n_ctx d_model"]
@@ -114,6 +115,10 @@ class GPT2:
     @property
     def n_layers(self) -> int:
         return self.config.n_layers
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        return self.W_E.mT
 
     def embed(self, tokens: Tokens) -> Resid:
         """The stream entering block 0. Raises ValueError for tokens that the model cannot read."""
@@ -167,9 +172,13 @@ class GPT2:
             resid_post=resid_post,
         )
 
+    def final_norm(self, resid: Resid) -> Resid:
+        """What the unembedding reads."""
+        return layer_norm(resid, self.ln_final, self.config.ln_eps)
+
     def unembed(self, resid: Resid) -> Logits:
         """The final norm and the unembedding: logits of the next token."""
-        return linear(layer_norm(resid, self.ln_final, self.config.ln_eps), self.W_E.mT)
+        return linear(self.final_norm(resid), self.W_U, self.b_U)
 
 
 def build(config: Config, checkpoint: Checkpoint) -> GPT2:

@@ -113,6 +113,7 @@ class GPTNeo:
     """A model: its sizes and its weights, which nothing changes."""
 
     family: ClassVar[str] = "gpt_neo"
+    b_U: ClassVar[None] = None
     config: Config
     W_E: Float[Tensor, "d_vocab d_model"]
     W_pos: Float[Tensor, "n_ctx d_model"]
@@ -122,6 +123,10 @@ class GPTNeo:
     @property
     def n_layers(self) -> int:
         return self.config.n_layers
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        return self.W_E.mT
 
     def embed(self, tokens: Tokens) -> Resid:
         """The stream entering block 0. Raises ValueError for tokens that the model cannot read."""
@@ -176,9 +181,13 @@ class GPTNeo:
             resid_post=resid_post,
         )
 
+    def final_norm(self, resid: Resid) -> Resid:
+        """What the unembedding reads."""
+        return layer_norm(resid, self.ln_final, self.config.ln_eps)
+
     def unembed(self, resid: Resid) -> Logits:
         """The final norm and the unembedding: logits of the next token."""
-        return linear(layer_norm(resid, self.ln_final, self.config.ln_eps), self.W_E.mT)
+        return linear(self.final_norm(resid), self.W_U, self.b_U)
 
 
 def build(config: Config, checkpoint: Checkpoint) -> GPTNeo:

@@ -1,27 +1,34 @@
 """The logit lens: decode the residual stream of every layer as if it were the last one's.
 
-nostalgebraist 2020, "interpreting GPT: the logit lens"; the extended decoder and the rows between attention and MLP are
-of the 2021 extension. As in 2021, every row goes through the final norm with its gain and bias.
+nostalgebraist 2020, "interpreting GPT: the logit lens"; the extended decoders and the rows between attention and MLP
+are of the 2021 extension. The last row is always the model's own output, bit for bit.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from . import vocab
-from .ops import check_layer, upcast
-from .run import decode, run
+from .edits import at, then
+from .ops import LayerNorm, check_layer, upcast
+from .run import run
 from .shapes import Logits, Resid, Tokens
-from .trace import Model
-from .vocab import Standing, Top
+from .trace import Edit, Model, Site, untouched
+from .vocab import KL, Standing, Top, survey
 
 LENS_SITES = ("resid_pre", "resid_mid", "resid_post")
+NORMS = ("final", "plain")
+STATS = ("top", "final", "next", "input", "entropy", *KL, "js")
+DEFAULT_STATS = ("top", "final", "next", "entropy", "kl_final")
+
+EMBED = Site(-1, "embed")  # the stream entering block 0
+
+T = TypeVar("T")
 
 
 class LensRow(NamedTuple):
@@ -32,26 +39,67 @@ class LensRow(NamedTuple):
     logits: Logits
 
 
+class Stat(Generic[T]):
+    """A statistic of a LensTable, which is there where it was asked for."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, table: "LensTable | None", owner: type) -> T:
+        if table is None:
+            return cast(T, self)  # of the class, as help() asks
+        if self.name not in table.stats:
+            raise AttributeError(f'this table was made without "{self.name}": name it in the stats of logit_lens')
+        return cast(T, table.stats[self.name])
+
+
 @dataclass(frozen=True, eq=False)
 class LensTable:
     """What every row of the lens says at every position: numbers on the CPU, no row of logits.
 
-    Rows are residuals, from the stream entering block 0 to the one whose logits are the model's own. Information is in
-    nats. The row axis comes first, then pos, then k (best first).
+    Rows are residuals, from the stream entering block 0 ("input row") to the one whose logits are the model's own
+    ("final row"). Information is in nats. The row axis comes first, then pos.
     """
 
     labels: tuple[str, ...]  # for each row, as in LensRow
     layers: tuple[int, ...]
     decoder: str
+    norm: str
+    centre: bool
     positions: Int[Tensor, "pos"]  # the places in the text that the columns show
     tokens: Int[Tensor, "pos"]  # the input token at each
-    final_tokens: Int[Tensor, "pos"]  # the model's own top-1: the best token of the last row
+    final_tokens: Int[Tensor, "pos"]  # the model's own top-1: the best token of the final row
     next_tokens: Int[Tensor, "pos"]  # the true next token; -1 at the end of the text
-    top: Top  # [row, pos, k]
-    final: Standing  # of final_tokens, [row, pos]
-    next: Standing  # of next_tokens, [row, pos]; where there is none, not a number, and rank 0
-    kl_final: Float[Tensor, "row pos"]  # KL(final row || row)
-    entropy: Float[Tensor, "row pos"]
+    track: tuple[int, ...]
+    stats: dict[str, Any]  # those that were asked for, by name
+
+    top = Stat[Top]()  # the best tokens, [row, pos, k]
+    final = Stat[Standing]()  # how final_tokens stand in each row, [row, pos]
+    next = Stat[Standing]()  # of next_tokens; where there is none, not a number, and rank 0
+    input = Stat[Standing]()  # of tokens
+    tracked = Stat[Standing]()  # of track, [row, pos, token]
+    entropy = Stat[Float[Tensor, "row pos"]]()
+    kl_final = Stat[Float[Tensor, "row pos"]]()  # KL(final row || row)
+    kl_row_final = Stat[Float[Tensor, "row pos"]]()  # KL(row || final row)
+    kl_input = Stat[Float[Tensor, "row pos"]]()  # KL(input row || row)
+    kl_row_input = Stat[Float[Tensor, "row pos"]]()  # KL(row || input row)
+    js = Stat[Float[Tensor, "row pos"]]()  # Jensen and Shannon's divergence of row and final row
+    change = Stat[Float[Tensor, "row pos"]]()  # KL(row || the row before it); in the input row not a number
+
+    @property
+    def cross_entropy(self) -> Float[Tensor, "row pos"]:
+        """Of the true next token: -log p."""
+        return -self.next.logprob
+
+    @property
+    def agrees(self) -> Bool[Tensor, "row pos"]:
+        """Where the row's best token is the model's own (or ties with it)."""
+        return self.final.rank == 1
+
+    @property
+    def settled(self) -> Int[Tensor, "pos"]:
+        """The first row from which on, to the last, the best token is the model's own."""
+        return len(self.labels) - self.agrees.flip(0).int().cumprod(0).sum(0)
 
 
 def lens_rows(
@@ -59,19 +107,26 @@ def lens_rows(
     tokens: Tokens,
     *,
     decoder: str = "final",
+    norm: str = "final",
+    centre: bool = False,
     sites: Sequence[str] = ("resid_post",),
     layers: Iterable[int] | None = None,
+    transport: Edit = untouched,
 ) -> Iterator[LensRow]:
     """Decode the stream entering block 0, then that at each of the sites, a row of logits at a time.
 
-    decoder: "final", the final norm and the unembedding, or "block:K", the last K blocks before them as well; residuals
-    inside the decoder have no row. sites: any of resid_pre, resid_mid and resid_post. layers: the blocks that get rows,
-    by default all. The first row is always `embed`, and the last one is always the stream that enters the decoder, so
-    its logits are the model's own, bit for bit. Raises ValueError for a decoder, site or layer that does not exist.
+    The first row is always `embed`, and the last one the stream that enters the decoder: its logits are the model's
+    own, bit for bit, whatever norm, centre and transport say of the others.
+
+    decoder: "final", the final norm and the unembedding; "block:K", the last K blocks before them as well; "mlp", the
+    last block's MLP before them. Residuals inside the decoder have no row. norm: "final", the model's own with its gain
+    and bias (2021), or "plain", without them (2020). centre: subtract from each row its mean over the positions, which
+    makes every position depend on all. sites: any of resid_pre, resid_mid and resid_post. layers: the blocks that get
+    rows, by default all. transport: a function of (Site, residual) that gives the residual to decode in its place; the
+    site of the first row is (-1, "embed"). Raises ValueError for what does not exist.
     """
-    start = _start(decoder, model.n_layers)
-    residuals = _residuals(model, tokens, sites, layers, start)
-    return (LensRow(label, layer, decode(model, resid, start=start)) for label, layer, resid in residuals)
+    lens = _lens(model, tokens, decoder, norm, centre, sites, layers, transport)
+    return (LensRow(_label(site), site.layer, reader.unembed(resid)) for site, reader, resid in lens.rows())
 
 
 def logit_lens(
@@ -79,118 +134,184 @@ def logit_lens(
     tokens: Tokens,
     *,
     decoder: str = "final",
+    norm: str = "final",
+    centre: bool = False,
     sites: Sequence[str] = ("resid_post",),
     layers: Iterable[int] | None = None,
     positions: Iterable[int] | None = None,
+    track: Iterable[int] = (),
     top_k: int = 5,
+    stats: Iterable[str] = DEFAULT_STATS,
+    transport: Edit = untouched,
 ) -> LensTable:
-    """The lens on one text, of shape [1, pos], in numbers; decoder, sites and layers as in `lens_rows`.
+    """The lens on one text, of shape [1, pos], in numbers; decoder to layers and transport as in `lens_rows`.
 
     positions: the columns to show, negative ones counted from the end; the model sees the whole text in any case.
-    Raises ValueError for what does not exist, and where logits are not finite.
+    track: tokens to follow everywhere. stats: which of STATS to compute, or "all"; the default is what one pass over
+    the vocabulary gives cheaply, and "js" takes another. Raises ValueError for what does not exist, and where logits
+    are not finite.
+
+    Logits are taken a tile of the vocabulary at a time, in float32 at least whatever the weights' dtype: see vocab.py.
     """
     if isinstance(tokens, Tensor) and tokens.ndim == 2 and tokens.shape[0] != 1:
         raise ValueError(
-            f"logit_lens reads one text, of shape [1, pos]; got {tokens.shape[0]} of them: call it for each"
+            f"logit_lens reads one text, of shape [1, pos]; got {tokens.shape[0]} of them: use logit_lenses"
         )
-    start = _start(decoder, model.n_layers)
-    rows = list(_residuals(model, tokens, sites, layers, start))
+    wanted = {*STATS} if stats == "all" else {stats} if isinstance(stats, str) else {*stats}
+    if unknown := sorted(wanted - {*STATS}):
+        raise ValueError(f'there is no statistic "{unknown[0]}"; there are {", ".join(STATS)}')
+    d_vocab = model.W_U.shape[1]
+    if not 1 <= top_k <= d_vocab:
+        raise ValueError(f"top_k must be between 1 and the size of the vocabulary, {d_vocab}; it is {top_k}")
+    track = tuple(index(token) for token in track)
+    if bad := [token for token in track if not 0 <= token < d_vocab]:
+        raise ValueError(f"token id {bad[0]} cannot be tracked: the model's ids go from 0 to {d_vocab - 1}")
+
+    lens = _lens(model, tokens, decoder, norm, centre, sites, layers, transport)
     columns = _columns(positions, tokens.shape[1])
+    x = upcast(lens.embed.new_empty(len(lens.sites), len(columns), lens.embed.shape[-1]))
+    for r, (_, reader, resid) in enumerate(lens.rows()):
+        x[r] = reader.final_norm(resid)[0, columns]
 
-    def logits_of(row: _Residual) -> Float[Tensor, "column d_vocab"]:
-        logits = upcast(decode(model, row.resid, start=start)[0, columns])
-        if not logits.isfinite().all():
+    text = tokens[0].to(x.device)
+    shown, follows = text[columns], torch.cat([text[1:], text.new_tensor([-1])])[columns]
+    asked = {"next": follows.clamp(min=0), "input": shown}
+    asked = {name: asked[name] for name in asked if name in wanted}
+    every = torch.stack([shown, *asked.values(), *(torch.full_like(shown, token) for token in track)])[1:]
+    found = survey(x, model.W_U, model.b_U, every, k=top_k, stats=frozenset(wanted & {"entropy", "js", *KL}))
+    for site, finite in zip(lens.sites, found.standing.logprob[0].isfinite().all(-1).tolist(), strict=True):
+        if not finite:
             raise ValueError(
-                f"the logits of row {row.label} are not finite: there is a NaN or an infinity in the weights, or the "
-                f"numbers are too large for {row.resid.dtype}; if so, load the model with dtype=torch.float32"
+                f"the logits of row {_label(site)} are not finite: there is a NaN or an infinity in the weights, or "
+                f"the numbers are too large for {lens.embed.dtype}; if so, load the model with dtype=torch.float32"
             )
-        return logits
 
-    final = logits_of(rows[-1])
-    if not 1 <= top_k <= final.shape[-1]:
-        raise ValueError(f"top_k must be between 1 and the size of the vocabulary, {final.shape[-1]}; it is {top_k}")
-    final_tokens = vocab.top(final, top_k).tokens[:, 0]
-    next_tokens = torch.cat([tokens[0, 1:], tokens.new_tensor([-1])])[columns].to(final.device)
-    is_last = (next_tokens < 0).cpu()
-
-    tops, finals, nexts, kls, entropies = [], [], [], [], []
-    for row in rows:
-        logits = final if row is rows[-1] else logits_of(row)
-        tops.append(vocab.top(logits, top_k))
-        finals.append(vocab.standing(logits, final_tokens))
-        nexts.append(vocab.standing(logits, next_tokens.clamp(min=0)))
-        kls.append(vocab.kl(final, logits))
-        entropies.append(vocab.entropy(logits))
-
-    next_logit, next_logprob, next_rank = _stack(nexts)
+    values: dict[str, Any] = {name: number.cpu() for name, number in found.stats.items()}
+    standings = [Standing(*(part.cpu() for part in parts)) for parts in zip(*found.standing, strict=True)]
+    values |= zip(("final", *asked), standings, strict=False)
+    values["tracked"] = Standing(*(part[1 + len(asked) :].movedim(0, -1).cpu() for part in found.standing))
+    values["top"] = Top(*(part.cpu() for part in found.top))
+    if "next" in wanted:
+        nothing = (follows < 0).cpu()
+        logit, logprob, rank = values["next"]
+        values["next"] = Standing(
+            logit.masked_fill(nothing, torch.nan), logprob.masked_fill(nothing, torch.nan), rank.masked_fill(nothing, 0)
+        )
     return LensTable(
-        labels=tuple(row.label for row in rows),
-        layers=tuple(row.layer for row in rows),
+        labels=tuple(map(_label, lens.sites)),
+        layers=tuple(site.layer for site in lens.sites),
         decoder=decoder,
+        norm=norm,
+        centre=centre,
         positions=torch.tensor(columns),
-        tokens=tokens[0, columns].cpu(),
-        final_tokens=final_tokens.cpu(),
-        next_tokens=next_tokens.cpu(),
-        top=Top(*_stack(tops)),
-        final=Standing(*_stack(finals)),
-        next=Standing(
-            next_logit.masked_fill(is_last, torch.nan),
-            next_logprob.masked_fill(is_last, torch.nan),
-            next_rank.masked_fill(is_last, 0),
-        ),
-        kl_final=torch.stack(kls).cpu(),
-        entropy=torch.stack(entropies).cpu(),
+        tokens=shown.cpu(),
+        final_tokens=values["top"].tokens[-1, :, 0],
+        next_tokens=follows.cpu(),
+        track=track,
+        stats={name: value for name, value in values.items() if name in wanted or (name == "tracked" and track)},
     )
 
 
-def _stack(rows: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-    """Statistics of each row -> each statistic with the rows as its first axis."""
-    return [torch.stack(values).cpu() for values in zip(*rows, strict=True)]
+def logit_lenses(
+    model: Model, tokens: Tokens, lengths: Int[Tensor, "batch"] | Sequence[int], **options: Any
+) -> list[LensTable]:
+    """The lens on several texts, as `tokenizer.encode` gives a list of them: a table for each, without the padding.
+
+    options: those of `logit_lens`. A causal model reads each text as if it stood alone.
+    """
+    return [logit_lens(model, text[None, : int(n)], **options) for text, n in zip(tokens, lengths, strict=True)]
 
 
-class _Residual(NamedTuple):
-    """A value of the residual stream that gets a row."""
+@dataclass(frozen=True)
+class _Lens:
+    """Which residuals get a row, and what reads them."""
 
-    label: str
-    layer: int
-    resid: Resid
+    model: Model
+    embed: Resid
+    sites: tuple[Site, ...]  # in order; the last is what the model's own decoder reads
+    start: int  # the decoder: the blocks from here on, with this edit
+    edit: Edit
+    reader: Model  # what decodes all rows but the last: the model, perhaps with another final norm
+    transport: Edit
+
+    def rows(self) -> Iterator[tuple[Site, Model, Resid]]:
+        """Each row's site, the model that reads it, and the residual that this model's final norm gets."""
+        for site, resid in self._residuals():
+            is_last = site == self.sites[-1]
+            reader = self.model if is_last else self.reader
+            resid = resid if is_last else self.transport(site, resid)
+            for block in run(reader, resid, start=self.start, edit=self.edit):
+                resid = block.resid_post
+            yield site, reader, resid
+
+    def _residuals(self) -> Iterator[tuple[Site, Resid]]:
+        yield self.sites[0], self.embed
+        for block in run(self.model, self.embed, stop=self.sites[-1].layer + 1):
+            found = [(Site(block.layer, name), getattr(block, name)) for name in LENS_SITES]
+            del block  # and with it all that is not needed while the rows are read
+            yield from ((site, resid) for site, resid in found if site in self.sites)
 
 
-def _residuals(
-    model: Model, tokens: Tokens, sites: Sequence[str], layers: Iterable[int] | None, stop: int
-) -> Iterator[_Residual]:
-    """The residuals to decode, up to the stream entering block `stop`; what does not exist is refused at once."""
+def _lens(
+    model: Model,
+    tokens: Tokens,
+    decoder: str,
+    norm: str,
+    centre: bool,
+    sites: Sequence[str],
+    layers: Iterable[int] | None,
+    transport: Edit,
+) -> _Lens:
+    """The rows and their reader; what does not exist is refused at once."""
+    n_layers = model.n_layers
+    last, start, edit = _decoder(decoder, n_layers)
     sites = (sites,) if isinstance(sites, str) else sites
-    layers = range(model.n_layers) if layers is None else [index(layer) for layer in layers]
-    for site in sites:
-        if site not in LENS_SITES:
-            raise ValueError(f'the lens has no rows for "{site}"; it has them for {", ".join(LENS_SITES)}')
+    layers = range(n_layers) if layers is None else [index(layer) for layer in layers]
+    for name in sites:
+        if name not in LENS_SITES:
+            raise ValueError(f'the lens has no rows for "{name}"; it has them for {", ".join(LENS_SITES)}')
     for layer in layers:
-        check_layer(layer, model.n_layers)
-    wanted = {(layer, site) for layer in layers for site in sites} | {(stop - 1, "resid_post")}
-    return _walk(model, model.embed(tokens), wanted, stop)
+        check_layer(layer, n_layers)
+    if norm not in NORMS:
+        raise ValueError(f'there is no norm "{norm}"; it must be "final" or "plain"')
+    embed = model.embed(tokens)
+    if centre and tokens.shape[1] == 1:
+        raise ValueError("centre subtracts the mean over the positions, which leaves nothing of a text of one token")
+
+    reader = model
+    if norm == "plain":
+        ones = embed.new_ones(embed.shape[-1])
+        reader = replace(model, ln_final=LayerNorm(ones, torch.zeros_like(ones)))  # type: ignore[type-var]
+    wanted = {Site(layer, name) for layer in layers for name in sites} | {last}
+    order = [Site(layer, name) for layer in range(n_layers) for name in LENS_SITES]
+    rows = [site for site in order[: order.index(last) + 1] if site in wanted] if last in order else []
+    return _Lens(model, embed, (EMBED, *rows), start, edit, reader, then(_centred, transport) if centre else transport)
 
 
-def _walk(model: Model, resid: Resid, wanted: set[tuple[int, str]], stop: int) -> Iterator[_Residual]:
-    yield _Residual("embed", -1, resid)
-    for block in run(model, resid, stop=stop):
-        for site in LENS_SITES:
-            if (block.layer, site) in wanted:
-                yield _Residual(f"{block.layer}.{site}", block.layer, getattr(block, site))
+def _centred(site: Site, resid: Resid) -> Resid:
+    return resid - resid.mean(1, keepdim=True)
 
 
-def _start(decoder: str, n_layers: int) -> int:
-    """The first block that belongs to the decoder."""
+def _label(site: Site) -> str:
+    return "embed" if site == EMBED else f"{site.layer}.{site.name}"
+
+
+def _decoder(decoder: str, n_layers: int) -> tuple[Site, int, Edit]:
+    """The residual that a decoder reads in the model itself, the first block that belongs to it, and the edit there."""
     if decoder == "final":
-        return n_layers
+        return Site(n_layers - 1, "resid_post"), n_layers, untouched
+    if decoder == "mlp":  # the last block without its attention
+        return Site(n_layers - 1, "resid_mid"), n_layers - 1, at(n_layers - 1, "attn_out", torch.zeros_like)
     kind, _, count = decoder.partition(":")
     if kind != "block" or not re.fullmatch("[0-9]{1,9}", count):
-        raise ValueError(f'there is no decoder "{decoder}": it must be "final", or "block:K" for the last K blocks')
+        raise ValueError(
+            f'there is no decoder "{decoder}": it must be "final", "block:K" for the last K blocks, or "mlp"'
+        )
     if not 1 <= int(count) <= n_layers:
         raise ValueError(
             f'the decoder "{decoder}" does not fit: this model has {n_layers} blocks, so K is 1 to {n_layers}'
         )
-    return n_layers - int(count)
+    return Site(n_layers - int(count) - 1, "resid_post"), n_layers - int(count), untouched
 
 
 def _columns(positions: Iterable[int] | None, n: int) -> list[int]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from jaxtyping import Float
 from torch import Tensor
 
 from .shapes import Grid, Heads, Hidden, Logits, Resid, Tokens
@@ -115,6 +116,12 @@ class Model(Protocol):
     @property
     def n_layers(self) -> int: ...
 
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]: ...
+
+    @property
+    def b_U(self) -> Float[Tensor, "d_vocab"] | None: ...
+
     def embed(self, tokens: Tokens) -> Resid:
         """The stream entering block 0. Raises ValueError for tokens that the model cannot read."""
         ...
@@ -123,6 +130,10 @@ class Model(Protocol):
         """Everything that block `layer` computes from the stream entering it."""
         ...
 
+    def final_norm(self, resid: Resid) -> Resid:
+        """What the unembedding reads."""
+        ...
+
     def unembed(self, resid: Resid) -> Logits:
-        """The final norm and the unembedding: logits of the next token."""
+        """The final norm and the unembedding: final_norm(resid) @ W_U + b_U, logits of the next token."""
         ...

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-TESTS = ("tests/test_parity.py", "tests/test_run.py", "tests/test_lens.py")
+TESTS = ("tests/test_parity.py", "tests/test_run.py", "tests/test_lens.py", "tests/test_vocab.py")
 
 
 class Mistake(NamedTuple):
@@ -60,13 +60,13 @@ MISTAKES = [
     Mistake(
         "GPT-2: final norm twice",
         "gpt2.py",
-        "linear(layer_norm(resid, self.ln_final, self.config.ln_eps)",
-        "linear(layer_norm(layer_norm(resid, self.ln_final, self.config.ln_eps), self.ln_final, self.config.ln_eps)",
+        "linear(self.final_norm(resid)",
+        "linear(self.final_norm(self.final_norm(resid))",
     ),
     Mistake("CTRL: sines and cosines take turns", "ctrl.py", "dim=-1)\n", "dim=-1).view(n, 2, -1).mT.reshape(n, -1)\n"),
     Mistake("CTRL: sinusoids in float64", "ctrl.py", "dtype=torch.float32)", "dtype=torch.float64)"),
     Mistake("CTRL: embedding not scaled", "ctrl.py", " * math.sqrt(self.config.d_model)", ""),
-    Mistake("CTRL: bias of the unembedding dropped", "ctrl.py", ", self.b_U)", ")"),
+    Mistake("CTRL: bias of the unembedding dropped", "ctrl.py", "self.W_U, self.b_U)", "self.W_U)"),
     Mistake("CTRL: bias of the keys dropped", "ctrl.py", "w.W_K, w.b_K)", "w.W_K)"),
     Mistake("CTRL: epsilon of the inner norms", "ctrl.py", "ClassVar[float] = 1e-6", "ClassVar[float] = 1e-5"),
     Mistake("CTRL: final norm with the inner epsilon", "ctrl.py", "self.config.ln_final_eps)", "self.config.ln_eps)"),
@@ -82,29 +82,39 @@ MISTAKES = [
     Mistake(
         "lens: rows one block early",
         "lens.py",
-        "getattr(block, site)",
-        'getattr(block, "resid_pre" if site == "resid_post" else site)',
+        "getattr(block, name)",
+        'getattr(block, "resid_pre" if name == "resid_post" else name)',
     ),
     Mistake(
         "lens: final norm twice",
         "lens.py",
-        "LensRow(label, layer, decode(model, resid, start=start))",
-        "LensRow(label, layer, decode(model, torch.nn.functional.layer_norm(resid, resid.shape[-1:]), start=start))",
+        "reader.unembed(resid)",
+        "reader.unembed(reader.final_norm(resid))",
     ),
     Mistake(
         "lens: extended decoder one block short",
         "lens.py",
-        "return n_layers - int(count)",
-        "return n_layers - int(count) + 1",
+        'resid_post"), n_layers - int(count), untouched',
+        'resid_post"), n_layers - int(count) + 1, untouched',
     ),
-    Mistake("lens: KL the other way round", "lens.py", "vocab.kl(final, logits)", "vocab.kl(logits, final)"),
+    Mistake("lens: KL the other way round", "vocab.py", '"kl_final": (LAST, ALL)', '"kl_final": (ALL, LAST)'),
     Mistake(
         "lens: the true next token is the input",
         "lens.py",
-        "torch.cat([tokens[0, 1:], tokens.new_tensor([-1])])",
-        "torch.cat([tokens[0, :-1], tokens.new_tensor([-1])])",
+        "torch.cat([text[1:], text.new_tensor([-1])])",
+        "torch.cat([text[:-1], text.new_tensor([-1])])",
     ),
-    Mistake("rank: ties count against the token", "vocab.py", "logits > logit", "logits >= logit"),
+    Mistake(
+        "lens: MLP decoder with attention", "lens.py", 'at(n_layers - 1, "attn_out", torch.zeros_like)', "untouched"
+    ),
+    Mistake(
+        "lens: plain norm for the last row, too", "lens.py", "self.model if is_last else self.reader", "self.reader"
+    ),
+    Mistake("rank: ties count against the token", "vocab.py", "torch.gt(D,", "torch.ge(D,"),
+    Mistake("vocabulary: the last tile is left out", "vocab.py", "n_tiles = -(-W_U", "n_tiles = (W_U"),
+    Mistake("vocabulary: tiles not rescaled", "vocab.py", "Z_tiles = Z * shift.exp()", "Z_tiles = Z.double()"),
+    Mistake("vocabulary: shift of q forgotten", "vocab.py", "(shift[:, p] - shift[:, q])", "shift[:, p]"),
+    Mistake("vocabulary: the last row a chunk late", "vocab.py", "slice(p + n, p + 2 * n)", "slice(p, p + n)"),
     Mistake(
         "run: the stream is not carried on",
         "run.py",

@@ -402,8 +402,8 @@ pipeline_tag: text-generation
 
 # {args.out.name}
 
-A small {NAMES[args.family]} that has read only children's stories, trained from scratch for minilens: {args.n_layers} layers,
-d_model {args.d_model}, {args.n_heads} heads, context {args.n_ctx}, {args.d_vocab:,} BPE pieces,
+A small {NAMES[args.family]} that has read only children's stories, trained from scratch for minilens:
+{args.n_layers} layers, d_model {args.d_model}, {args.n_heads} heads, context {args.n_ctx}, {args.d_vocab:,} BPE pieces,
 {model.num_parameters():,} parameters, tied embeddings, stored in float16.
 {special}
 Start each text with {opener}: in training it stood before every document.

@@ -310,7 +310,7 @@ def gpt2(tiny: Tiny, tmp_path: Path) -> Path:
 READ = ["--ids", "1 2 3"]
 TEXT = "a text, --file, --ids, or text on stdin"
 BLOCKS = "this model has 3 blocks, so K is 1 to 3"
-DECODERS = 'it must be "final", or "block:K" for the last K blocks'
+DECODERS = 'it must be "final", "block:K" for the last K blocks, or "mlp"'
 SITES = "resid_pre, resid_mid, resid_post"
 IDS = 'must be whole numbers, such as "464 3290"'
 OPTIONS: list[tuple[list[str], str]] = [
@@ -343,7 +343,20 @@ OPTIONS: list[tuple[list[str], str]] = [
     ([*READ, "--top-k", "102"], "top_k must be between 1 and the size of the vocabulary, 101; it is 102"),
     ([*READ, "--top-k", "x"], "argument --top-k: invalid int value: 'x' (see minilens lens --help)"),
     ([*READ, "--show", "x"], "argument --show: invalid choice: 'x' (choose from "),
-    ([*READ, "--show", "kl", "--json"], "--show is for the terminal: --json prints every statistic"),
+    ([*READ, "--show", "kl", "--json"], "--show is for the terminal: --json and --csv print every statistic"),
+    ([*READ, "--json", "--csv"], "--json and --csv are both given: choose one"),
+    ([*READ, "--stats", "js"], "--stats is for --json and --csv; in the terminal --show chooses"),
+    ([*READ, "--csv", "--stats", "kl"], 'there is no statistic "kl"; there are top, final, next, input, entropy, '),
+    ([*READ, "--norm", "none"], 'there is no norm "none"; it must be "final" or "plain"'),
+    ([*READ, "--layers", "3"], "layer 3 does not exist: the model's layers are 0 to 2"),
+    ([*READ, "--layers", "a"], "--layers must look like 0,3,-1 or 5:10; got 'a'"),
+    (
+        ["--ids", "1", "--centre"],
+        "centre subtracts the mean over the positions, which leaves nothing of a text of one ",
+    ),
+    ([*READ, "--track", "#101"], "token id 101 cannot be tracked: the model's ids go from 0 to 100"),
+    ([*READ, "--track", "BB"], "--track takes one token, and 'BB' is 2: B B; a word within a text often begins "),
+    ([*READ, "--track", ""], "--track takes one token, and '' is 0: ; a word within a text"),
     (
         [*READ, "--show", "kl", "--top-k", "2"],
         "--top-k goes with --json or with cells that show tokens, not with --show kl",
@@ -363,6 +376,26 @@ OPTIONS: list[tuple[list[str], str]] = [
 def test_options(gpt2: Path, capsys: Capture, options: list[str], sentence: str) -> None:
     line = refusal(capsys, "lens", *options, "--model", str(gpt2)).replace(str(gpt2), "HERE")
     assert line.startswith(sentence)
+
+
+def test_trace(gpt2: Path, capsys: Capture, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.write_text("mine")
+    command = ("trace", *READ, "--model", str(gpt2))
+    assert refusal(capsys, *command, "--out", str(there)) == f"{there} exists: give another --out, or --overwrite"
+    assert there.read_text() == "mine"
+    assert refusal(capsys, *command) == "the following arguments are required: --out (see minilens trace --help)"
+    new = ("--out", str(tmp_path / "new"))
+    assert refusal(capsys, *command, *new, "--fields", "q,logit").startswith('a block has no "logit"; it has resid_pre')
+    nowhere = tmp_path / "no" / "folder"
+    assert refusal(capsys, *command, "--out", str(nowhere)) == f"{nowhere} cannot be written: there is no such folder"
+    assert list(tmp_path.glob("n*")) == []
+
+
+def test_a_model_without_a_tokenizer_tracks_ids(tiny: Tiny, capsys: Capture) -> None:
+    _, folder = tiny("gpt2")
+    line = refusal(capsys, "lens", *READ, "--model", str(folder), "--track", "cat")
+    assert line == "--track needs a token id, such as #464, for a model without a tokenizer; got 'cat'"
 
 
 def test_commands(capsys: Capture) -> None:

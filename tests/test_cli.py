@@ -1,5 +1,6 @@
 """The command: what it prints is what logit_lens computes, wherever the text comes from and the output goes."""
 
+import csv
 import io
 import json
 import os
@@ -12,11 +13,13 @@ import pytest
 import torch
 from checkpoints import changed, tokenizer_json
 from conftest import Tiny
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import minilens
-from minilens.cli import SHOW, main
+from minilens.cli import FIELDS, SHOW, main
 from minilens.views.tokens import token_label
+from minilens.vocab import Standing
 
 TEXT = "once upon a time\n cat"
 Capture = pytest.CaptureFixture[str]
@@ -63,8 +66,13 @@ def rows(text: str) -> dict[str, list[str]]:
     return {line.split()[0]: line.split()[1:] for line in (each.rstrip() for each in panel.splitlines()) if line}
 
 
-def numbers(values: torch.Tensor) -> list[Any]:
-    return [None if value != value else value for value in values.tolist()]
+def numbers(values: torch.Tensor, none: float | None = None) -> list[Any]:
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(each) for each in value]
+        return None if value != value or value == none else value
+
+    return [plain(value) for value in values.tolist()]
 
 
 def ids(record: list[dict[str, Any] | None]) -> list[int]:
@@ -81,6 +89,10 @@ def ids(record: list[dict[str, Any] | None]) -> list[int]:
         (["--sites", "resid_mid", "--decoder", "block:1"], dict(sites=("resid_mid",), decoder="block:1")),
         (["--decoder", "block:3"], dict(decoder="block:3")),
         (["--positions", "0,-1"], dict(positions=[0, -1])),
+        (["--decoder", "mlp", "--norm", "plain", "--centre"], dict(decoder="mlp", norm="plain", centre=True)),
+        (["--layers", "1:"], dict(layers=[1, 2])),
+        (["--stats", "all", "--track", "t", "--track", "#99"], dict(stats="all", track=[83, 99])),
+        (["--stats", "js,top"], dict(stats=("js", "top"))),
     ],
     ids=str,
 )
@@ -99,18 +111,103 @@ def test_json_holds_the_numbers_of_the_lens(
         token_label(tokenizer, token) for token in table.tokens.tolist()
     ]
     assert [token["text"] for token in record["tokens"]] == [tokenizer.decode(token[None]) for token in table.tokens]
+    assert (record["norm"], record["centre"]) == (table.norm, table.centre)
+    assert [token["id"] for token in record["tracked_tokens"]] == list(table.track)
+    assert record.get("settled") == (table.settled.tolist() if "final" in table.stats else None)
     assert [row["label"] for row in record["rows"]] == list(table.labels)
     assert [row["layer"] for row in record["rows"]] == list(table.layers)
     for r, row in enumerate(record["rows"]):
+        names = {"label", "layer"}
+        for name, value in table.stats.items():
+            if isinstance(value, Standing):
+                for part in ("prob", "logprob", "logit", "rank"):
+                    none = 0 if part == "rank" else None
+                    assert row[f"{name}_{part}"] == numbers(getattr(value, part)[r], none)
+                    names.add(f"{name}_{part}")
+            elif isinstance(value, torch.Tensor):
+                assert row[name] == numbers(value[r])
+                names.add(name)
+            else:
+                names.add(name)
+        assert row.keys() == names
+        if "top" not in table.stats:
+            continue
         assert [ids(best) for best in row["top"]] == table.top.tokens[r].tolist()
         assert [[token["prob"] for token in best] for best in row["top"]] == table.top.prob[r].tolist()
         assert [[token["logit"] for token in best] for best in row["top"]] == table.top.logit[r].tolist()
-        assert row["final_prob"] == table.final.prob[r].tolist()
-        assert row["final_rank"] == table.final.rank[r].tolist()
-        assert row["next_prob"] == numbers(table.next.prob[r])
-        assert row["next_rank"] == [rank or None for rank in table.next.rank[r].tolist()]
-        assert row["kl_final"] == table.kl_final[r].tolist()
-        assert row["entropy"] == table.entropy[r].tolist()
+        assert [[token["logprob"] for token in best] for best in row["top"]] == table.top.logprob[r].tolist()
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--stats", "all", "--track", "#7", "--top-k", "2"], ["--stats", "js"]], ids=str
+)
+def test_csv_holds_what_json_holds(gpt2: Path, capsys: Capture, options: list[str]) -> None:
+    record = as_json(capsys, TEXT, "--model", gpt2, *options)
+    lines = list(csv.DictReader(io.StringIO(lens(capsys, TEXT, "--model", gpt2, "--csv", *options))))
+    assert len(lines) == len(record["rows"]) * len(record["positions"])
+    for n, line in enumerate(lines):
+        assert None not in line and None not in line.values()
+        row, column = record["rows"][n // len(record["positions"])], n % len(record["positions"])
+        assert (line["label"], line["layer"]) == (row["label"], str(row["layer"]))
+        assert line["position"] == str(record["positions"][column])
+        assert line["token"] == record["tokens"][column]["label"]
+        following = record["next_tokens"][column]
+        assert line["next_token_id"] == ("" if following is None else str(following["id"]))
+        for name, values in row.items():
+            if name == "top":
+                for place, best in enumerate(values[column], 1):
+                    assert line[f"top{place}_id"] == str(best["id"])
+                    assert line[f"top{place}_prob"] == str(best["prob"])
+            elif name.startswith("tracked_"):
+                assert line[f"token7_{name.removeprefix('tracked_')}"] == str(values[column][0])
+            elif isinstance(values, list):
+                assert line[name] == ("" if values[column] is None else str(values[column]))
+
+
+def test_trace_saves_what_the_model_computes(gpt2: Path, tmp_path: Path, capsys: Capture) -> None:
+    model, tokenizer = minilens.load(gpt2)
+    assert tokenizer is not None
+    tokens = tokenizer.encode(TEXT)
+    trace = minilens.trace(model, tokens)
+    path = tmp_path / "trace.safetensors"
+    assert output(capsys, "trace", TEXT, "--model", gpt2, "--out", path, "--fields", "all") == ""
+    saved = load_file(path)
+    assert torch.equal(saved["tokens"], tokens)
+    assert torch.equal(saved["embed"], trace.embed)
+    assert torch.equal(saved["logits"], trace.logits)
+    for block in trace.blocks:
+        for name in FIELDS:
+            assert torch.equal(saved[f"{block.layer}.{name}"], getattr(block, name))
+    assert len(saved) == 3 + 3 * 15
+    output(capsys, "trace", "--ids", "5 6", "--model", gpt2, "--out", path, "--overwrite")
+    names = {f"{layer}.{name}" for layer in range(3) for name in ("resid_mid", "resid_post")}
+    assert load_file(path).keys() == {"tokens", "embed", "logits"} | names
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"model": str(gpt2), "family": "gpt2"}
+
+
+def test_geometry_by_the_definitions(tiny: Tiny, capsys: Capture) -> None:
+    _, folder = tiny("gpt_neo")
+    model, _ = minilens.load(folder)
+    found = minilens.geometry(model)
+    W_E = model.W_U.mT.double()
+    mean = W_E.mean(0)
+
+    def mean_cosine(vectors: torch.Tensor) -> torch.Tensor:
+        cosines = torch.nn.functional.cosine_similarity(vectors[:, None], vectors[None], dim=-1)
+        return cosines[~torch.eye(101, dtype=torch.bool)].mean()
+
+    assert found.mean_cosine == pytest.approx(mean_cosine(W_E).item(), abs=1e-12)
+    assert found.mean_cosine_centred == pytest.approx(mean_cosine(W_E - mean).item(), abs=1e-12)
+    assert found.norm_of_mean == pytest.approx(mean.norm().item())
+    norms = W_E.norm(dim=-1)
+    assert found.mean_norm == pytest.approx(norms.mean().item())
+    assert (found.largest, found.smallest) == (norms.argmax(), norms.argmin())
+    assert (found.largest_norm, found.smallest_norm) == pytest.approx((norms.max().item(), norms.min().item()))
+    record = json.loads(output(capsys, "geometry", "--model", folder, "--json"))
+    assert record == {"model": str(folder), "family": "gpt_neo", **found._asdict()}
+    shown = output(capsys, "geometry", "--model", folder)
+    assert f"{found.mean_cosine:.4f}" in shown and f"token {found.largest}, #{found.largest}" in shown
 
 
 def test_the_table(gpt2: Path, capsys: Capture) -> None:

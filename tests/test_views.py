@@ -127,15 +127,20 @@ def test_shades() -> None:
         labels=("0.resid_post",),
         layers=(0,),
         decoder="final",
+        norm="final",
+        centre=False,
         positions=torch.arange(4),
         tokens=torch.arange(4),
         final_tokens=torch.arange(4),
         next_tokens=torch.arange(4),
-        top=Top(torch.arange(4)[None, :, None], torch.tensor([0.0, 1, 2, 3])[None, :, None], (nats / -10)[..., None]),
-        final=Standing(nats, nats, rank),
-        next=Standing(nats, nats, rank),
-        kl_final=nats,
-        entropy=nats,
+        track=(),
+        stats={
+            "top": Top(torch.arange(4)[None, :, None], torch.arange(4.0)[None, :, None], (nats / -10)[..., None]),
+            "final": Standing(nats, nats, rank),
+            "next": Standing(nats, nats, rank),
+            "kl_final": nats,
+            "entropy": nats,
+        },
     )
 
     def shades(show: str) -> list[float]:

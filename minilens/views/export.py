@@ -1,11 +1,14 @@
-"""A LensTable as plain data, for other programs."""
+"""A LensTable as plain data, for other programs: JSON (schema 1, described in README.md) and CSV."""
 
+from collections.abc import Iterator
+from math import nan
 from typing import Any
 
 from torch import Tensor
 
 from ..lens import LensTable
 from ..text import Tokenizer
+from ..vocab import Standing
 from .tokens import token_label
 
 
@@ -23,33 +26,76 @@ def as_record(table: LensTable, tokenizer: Tokenizer | None) -> dict[str, Any]:
     def tokens(numbers: Tensor) -> list[dict[str, Any] | None]:
         return [token(number) if number >= 0 else None for number in numbers.tolist()]
 
-    def numbers(values: Tensor) -> list[float | None]:
-        return [value if value == value else None for value in values.tolist()]
+    def top(r: int) -> list[list[dict[str, Any]]]:
+        numbers = (part[r].tolist() for part in (table.top.tokens, table.top.prob, table.top.logprob, table.top.logit))
+        return [
+            [
+                {**token(number), "prob": prob, "logprob": logprob, "logit": logit}
+                for number, prob, logprob, logit in zip(*best, strict=True)
+            ]
+            for best in zip(*numbers, strict=True)
+        ]
 
     def row(r: int) -> dict[str, Any]:
-        return {
-            "label": table.labels[r],
-            "layer": table.layers[r],
-            "top": [
-                [{**token(number), "prob": prob, "logit": logit} for number, prob, logit in zip(*best, strict=True)]
-                for best in zip(
-                    table.top.tokens[r].tolist(), table.top.prob[r].tolist(), table.top.logit[r].tolist(), strict=True
-                )
-            ],
-            "final_prob": numbers(table.final.prob[r]),
-            "final_rank": table.final.rank[r].tolist(),
-            "next_prob": numbers(table.next.prob[r]),
-            "next_rank": [rank or None for rank in table.next.rank[r].tolist()],
-            "kl_final": numbers(table.kl_final[r]),
-            "entropy": numbers(table.entropy[r]),
-        }
+        record: dict[str, Any] = {"label": table.labels[r], "layer": table.layers[r]}
+        if "top" in table.stats:
+            record["top"] = top(r)
+        for name, value in table.stats.items():
+            if isinstance(value, Standing):
+                for part in ("prob", "logprob", "logit"):
+                    record[f"{name}_{part}"] = _numbers(getattr(value, part)[r])
+                record[f"{name}_rank"] = _numbers(value.rank[r], missing=0.0)
+            elif isinstance(value, Tensor):
+                record[name] = _numbers(value[r])
+        return record
 
     return {
         "schema": 1,
         "decoder": table.decoder,
+        "norm": table.norm,
+        "centre": table.centre,
         "positions": table.positions.tolist(),
         "tokens": tokens(table.tokens),
         "next_tokens": tokens(table.next_tokens),
         "final_tokens": tokens(table.final_tokens),
+        "tracked_tokens": [token(number) for number in table.track],
+        **({"settled": table.settled.tolist()} if "final" in table.stats else {}),
         "rows": [row(r) for r in range(len(table.labels))],
     }
+
+
+def as_lines(table: LensTable, tokenizer: Tokenizer | None) -> Iterator[list[Any]]:
+    """The same as lines of CSV: a heading, then one line for each row and position. Tokens stand by their labels."""
+    record = as_record(table, tokenizer)
+    tracked = [token["id"] for token in record["tracked_tokens"]]
+
+    def cells(row: dict[str, Any], column: int) -> dict[str, Any]:
+        line = {"label": row["label"], "layer": row["layer"], "position": record["positions"][column]}
+        for name in ("tokens", "next_tokens", "final_tokens"):
+            token = record[name][column] or {"id": None, "label": None}
+            line |= {f"{name[:-1]}_id": token["id"], name[:-1]: token["label"]}
+        for name, values in row.items():
+            if name == "top":
+                for place, best in enumerate(values[column], 1):
+                    line |= {f"top{place}_{part}": best[part] for part in ("id", "label", "prob", "logprob", "logit")}
+            elif name.startswith("tracked_"):
+                part = name.removeprefix("tracked_")
+                line |= {f"token{token}_{part}": value for token, value in zip(tracked, values[column], strict=True)}
+            elif isinstance(values, list):
+                line[name] = values[column]
+        return line
+
+    lines = [cells(row, column) for row in record["rows"] for column in range(len(record["positions"]))]
+    yield list(lines[0])
+    yield from (list(line.values()) for line in lines)
+
+
+def _numbers(values: Tensor, missing: float = nan) -> list[Any]:
+    """The values as lists, with null for what is missing."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(each) for each in value]
+        return None if value == missing or value != value else value
+
+    return [plain(value) for value in values.tolist()]

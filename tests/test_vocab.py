@@ -1,0 +1,169 @@
+"""The pass over the vocabulary gives what the definitions give, in float64, on the same vectors."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minilens import vocab
+from minilens.vocab import KL, survey
+
+EVERY = frozenset({"entropy", "js", *KL})
+
+
+def plainly(logits: Tensor) -> dict[str, Tensor]:
+    """The statistics by their definitions, from whole float64 logits [row, pos, d_vocab]."""
+    logp = logits.log_softmax(-1)
+
+    def kl(p: Tensor, q: Tensor) -> Tensor:
+        return (p.exp() * (p - q)).sum(-1)
+
+    final, first = logp[-1:], logp[:1]
+    mean = torch.logaddexp(logp, final) - math.log(2)
+    return {
+        "entropy": -(logp.exp() * logp).sum(-1),
+        "kl_final": kl(final, logp),
+        "kl_row_final": kl(logp, final),
+        "kl_input": kl(first, logp),
+        "kl_row_input": kl(logp, first),
+        "change": torch.cat([torch.full_like(logp[:1, :, 0], torch.nan), kl(logp[1:], logp[:-1])]),
+        "js": (kl(logp, mean) + kl(final, mean)) / 2,
+    }
+
+
+def ranks(logits: Tensor, tokens: Tensor) -> Tensor:
+    """1 + the number of strictly higher logits, for one token per position in every row."""
+    own = logits.gather(-1, tokens[None, :, None].expand(len(logits), -1, 1))
+    return 1 + (logits > own).sum(-1)
+
+
+def vectors(
+    n_rows: int, n_pos: int, d_model: int, d_vocab: int, scale: float, seed: int, dtype: torch.dtype
+) -> list[Tensor]:
+    """Rows that come ever closer to the last one, an unembedding and its bias."""
+    random = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(shape, generator=random, dtype=torch.float64)  # noqa: E731
+    nearness = torch.logspace(0, -3, n_rows, dtype=torch.float64)[:, None, None]
+    x = draw(1, n_pos, d_model) + nearness * draw(n_rows, n_pos, d_model)
+    return [value.to(dtype) for value in (x, scale * draw(d_model, d_vocab), draw(d_vocab))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n_rows=st.integers(1, 7),
+    n_pos=st.integers(1, 9),
+    d_vocab=st.integers(1, 1300),
+    scale=st.sampled_from([0.01, 0.3, 3.0]),
+    bias=st.booleans(),
+    tile=st.sampled_from([1, 2**12, 2**20]),
+    whole=st.sampled_from([1, 2**23]),
+    seed=st.integers(0, 99),
+)
+def test_every_statistic_in_float64(
+    n_rows: int, n_pos: int, d_vocab: int, scale: float, bias: bool, tile: int, whole: int, seed: int
+) -> None:
+    """Whatever the shapes, and however positions and vocabulary are cut."""
+    x, W_U, b_U = vectors(n_rows, n_pos, 16, d_vocab, scale, seed, torch.float64)
+    logits = x @ W_U + (b_U if bias else 0)
+    asked = torch.randint(0, d_vocab, (2, n_pos), generator=torch.Generator().manual_seed(seed))
+    k = min(4, d_vocab)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vocab.TILE, "cpu", tile)
+        patch.setattr(vocab, "WHOLE", whole)
+        found = survey(x, W_U, b_U if bias else None, asked, k=k, stats=EVERY)
+    for name, expected in plainly(logits).items():
+        assert torch.allclose(found.stats[name], expected.clamp(min=0), rtol=1e-9, atol=1e-11, equal_nan=True), name
+    assert torch.allclose(found.top.logit, logits.topk(k).values, rtol=0, atol=1e-11)
+    assert torch.allclose(found.top.logit, logits.gather(-1, found.top.tokens), rtol=0, atol=1e-11)
+    logp = logits.log_softmax(-1)
+    assert torch.allclose(found.top.logprob, logp.gather(-1, found.top.tokens), rtol=0, atol=1e-11)
+    for tokens, *standing in zip((found.top.tokens[-1, :, 0], *asked), *found.standing, strict=True):
+        logit, logprob, rank = standing
+        index = tokens[None, :, None].expand(n_rows, -1, 1)
+        assert torch.allclose(logit, logits.gather(-1, index)[..., 0], rtol=0, atol=1e-11)
+        assert torch.allclose(logprob, logp.gather(-1, index)[..., 0], rtol=0, atol=1e-11)
+        assert torch.equal(rank, ranks(logits, tokens))
+
+
+@settings(max_examples=40, deadline=None)
+@given(n_rows=st.integers(1, 5), d_vocab=st.integers(2, 700), highest=st.integers(1, 3), seed=st.integers(0, 99))
+def test_ties_share_the_better_rank(n_rows: int, d_vocab: int, highest: int, seed: int) -> None:
+    """Whole numbers are exact in any order of summation, and few of them tie all the time."""
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randint(-highest, highest + 1, (n_rows, 6, 4), generator=random).float()
+    W_U = torch.randint(-1, 2, (4, d_vocab), generator=random).float()
+    asked = torch.randint(0, d_vocab, (3, 6), generator=random)
+    found = survey(x, W_U, None, asked, k=2, stats=frozenset())
+    logits = x @ W_U
+    assert torch.equal(found.top.logit, logits.topk(2).values)
+    assert torch.equal(logits.gather(-1, found.top.tokens), found.top.logit)
+    assert (found.standing.rank[0, -1] == 1).all()
+    for tokens, rank in zip((found.top.tokens[-1, :, 0], *asked), found.standing.rank, strict=True):
+        assert torch.equal(rank, ranks(logits, tokens))
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.3, 3.0])
+def test_float32_is_as_near_as_promised(scale: float) -> None:
+    """The bounds that vocab.py states, where logits reach 90 and divergences run from 1e-6 to 100 nats."""
+    x, W_U, b_U = vectors(8, 40, 64, 3000, scale, 0, torch.float32)
+    logits = x.double() @ W_U.double() + b_U.double()
+    found = survey(x, W_U, b_U, torch.zeros(0, 40, dtype=torch.long), k=5, stats=EVERY)
+    for name, expected in plainly(logits).items():
+        error = (found.stats[name] - expected)[1:].abs()
+        assert (error <= 2e-6 * (1 + logits.abs().max()) + 1e-5 * expected[1:]).all(), name
+    logprob = logits.log_softmax(-1).gather(-1, found.top.tokens)
+    assert (found.top.logprob - logprob).abs().max() < 2e-6 * (1 + logits.abs().max())
+
+
+def test_large_and_small_divergences() -> None:
+    """Where each row is sure of another token, and where it hardly differs."""
+    W_U = torch.eye(4)
+    sure, other, nearly = torch.tensor([50.0, 0, 0, 0]), torch.tensor([0.0, 50, 0, 0]), torch.tensor([50.0, 1e-3, 0, 0])
+    found = survey(torch.stack([other, nearly, sure])[:, None], W_U, None, torch.zeros(0, 1).long(), k=1, stats=EVERY)
+    assert found.stats["kl_final"][:, 0].tolist() == pytest.approx([50, 0, 0], abs=1e-6)
+    assert found.stats["kl_input"][:, 0].tolist() == pytest.approx([0, 49.999, 50], abs=1e-5)
+    assert found.stats["js"][:, 0].tolist() == pytest.approx([math.log(2), 0, 0], abs=1e-6)
+    level = survey(torch.zeros(2, 1, 4), W_U, None, torch.zeros(0, 1).long(), k=1, stats=EVERY)
+    assert level.stats["entropy"][:, 0].tolist() == pytest.approx([math.log(4)] * 2, rel=1e-6)
+    assert level.stats["kl_final"].tolist() == [[0], [0]]
+
+
+def test_a_divergence_is_never_negative_and_none_from_itself() -> None:
+    x, W_U, _ = vectors(3, 200, 16, 500, 1.0, 0, torch.float32)
+    nearby = torch.cat([x[-1:] * (1 + 1e-7 * torch.randn(x[-1:].shape)), x[-1:], x[-1:]])
+    found = survey(nearby, W_U, None, torch.zeros(0, 200).long(), k=1, stats=EVERY)
+    for name in ("kl_final", "kl_row_final", "js"):
+        assert (found.stats[name] >= 0).all()
+    for name in ("kl_final", "kl_row_final"):
+        assert (found.stats[name][-1] == 0).all()
+
+
+def test_weights_in_half_precision_are_read_in_float32() -> None:
+    x, W_U, b_U = vectors(3, 5, 16, 700, 0.3, 0, torch.float32)
+    half = survey(x, W_U.bfloat16(), b_U.bfloat16(), torch.zeros(0, 5).long(), k=3, stats=EVERY)
+    whole = survey(x, W_U.bfloat16().float(), b_U.bfloat16().float(), torch.zeros(0, 5).long(), k=3, stats=EVERY)
+    assert torch.equal(half.top.tokens, whole.top.tokens)
+    assert torch.equal(half.stats["kl_final"], whole.stats["kl_final"])
+
+
+def test_no_row_of_logits_is_whole() -> None:
+    """But for the last row's at a few positions: no tensor made on the way is as large as one row at all positions."""
+    x, W_U, _ = vectors(4, 300, 8, 5000, 1.0, 0, torch.float32)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                largest = max(largest, result.numel())
+            return result
+
+    with pytest.MonkeyPatch.context() as patch, Watch():
+        patch.setitem(vocab.TILE, "cpu", 2**16)
+        patch.setattr(vocab, "WHOLE", 2**17)
+        survey(x, W_U, None, torch.zeros(0, 300).long(), k=5, stats=frozenset({"entropy", *KL}))
+    assert largest <= 2**19 < 300 * 5000

@@ -11,7 +11,8 @@ def run(
 ) -> Iterator[BlockTrace]:
     """Run blocks start to stop - 1 (by default to the last) on the stream entering block `start`, one at a time.
 
-    A block is computed when it is asked for, and none is kept here: keep less by keeping less of what is yielded.
+    A block is computed when it is asked for, and none is kept here: keep less by keeping less of what is yielded. A
+    loop's own variable keeps a block while the next one is computed, unless the loop ends with `del block`.
     Raises ValueError for blocks that the model does not have, and for an edit built by `at` for a block that is not
     run.
     """

@@ -10,6 +10,10 @@ arXiv 1805.02867). With sums over the vocabulary,
 The rank of the last row's best token in the other rows can be counted only when that token is known. So the last row
 runs ahead of the others by some positions: of it alone logits are whole, for those positions, and no product is taken
 twice. Information is in nats. Logits are taken in float32 at least, and the sums over tiles in float64.
+
+In float32, against float64 on the same vectors, entropies, divergences and log-probabilities are within 2e-6 of
+1 + the largest logit, and 1e-5 of their size; in float64 within 1e-11 and 1e-9. Ranks are exact but where logits differ
+by no more than rounding. The tests hold these bounds.
 """
 
 from math import log
@@ -26,8 +30,8 @@ Bias = Float[Tensor, "d_vocab"]
 PerPos = Float[Tensor, "*row pos"]
 Ids = Int[Tensor, "*row pos"]
 
-WIDTH = 512  # tokens in a tile
-TILE = {"cpu": 2**20}  # logits in a tile, of all rows and some positions: 4 MB in float32, which a CPU's caches hold
+WIDTH = 576  # tokens in a tile
+TILE = {"cpu": 600_000}  # logits in a tile, of all rows and some positions: 2.4 MB in float32, which the caches hold
 TILE_ELSEWHERE = 2**26
 WHOLE = 2**23  # whole logits of the last row, in each of two buffers
 GROUP = 64  # neighbours in the vocabulary of which the pass keeps only the best, to find the top k afterwards
@@ -92,8 +96,9 @@ def survey(
     n_rows, n_pos, _ = x.shape
     d_vocab = W_U.shape[1]
     n = max(1, min(TILE.get(x.device.type, TILE_ELSEWHERE) // (n_rows * WIDTH), WHOLE // d_vocab, n_pos))
-    whole, ahead = x.new_empty(2, n, d_vocab)
-    _logits(x[-1, :n], W_U, b_U, ALL, out=whole)
+    whole, ahead = both = x.new_empty(2, n, -(-d_vocab // WIDTH) * WIDTH)
+    both[..., d_vocab:] = torch.finfo(x.dtype).min  # past the vocabulary, all is too low to count
+    _logits(x[-1, :n], W_U, b_U, ALL, out=whole[:, :d_vocab])
     chunks = []
     for p in range(0, n_pos, n):
         here, after = slice(p, p + n), slice(p + n, p + 2 * n)
@@ -127,9 +132,9 @@ class _Chunk(NamedTuple):
 
 def _survey(
     x: Rows,
-    whole: Float[Tensor, "n d_vocab"],
+    whole: Float[Tensor, "n padded"],
     x_ahead: Queries,
-    ahead: Float[Tensor, "n d_vocab"],
+    ahead: Float[Tensor, "n padded"],
     W_U: Unembedding,
     b_U: Bias | None,
     asked: Ids,
@@ -139,45 +144,46 @@ def _survey(
     """The survey of some positions, given the last row's logits there; `ahead` is filled with those further on."""
     n_rows, n_pos, _ = x.shape
     whole, ahead = whole[:n_pos], ahead[: len(x_ahead)]
-    best = whole.topk(k)
-    asked = torch.cat([best.indices.mT[:1], asked])
+    best = _top_of_whole(whole, k)
+    asked = torch.cat([best[1].mT[:1], asked])
     own = torch.stack([(x * W_U.mT[tokens]).sum(-1) + (0 if b_U is None else b_U[tokens]) for tokens in asked])
     own[:, -1] = whole.gather(1, asked.mT).mT
     token, order = asked.flatten().sort()
     at, value = order % n_pos, own.movedim(1, 0).flatten(1)[:, order]
 
-    n_tiles = -(-W_U.shape[1] // WIDTH)
+    n_tiles = whole.shape[1] // WIDTH
     cuts = torch.searchsorted(token, WIDTH * torch.arange(n_tiles + 1, device=x.device)).tolist()
     groups = x.new_empty(n_tiles, n_rows, n_pos, WIDTH // GROUP)
     high, Z, ED = x.new_empty(3, n_tiles, n_rows, n_pos)
-    gaps = {name: x.new_empty(n_tiles, n_rows - (name == "change"), n_pos) for name in KL if name in stats}
-    better = torch.zeros_like(own)
+    better, logits_asked = torch.zeros_like(own), own[..., None]
     queries = torch.cat([x[:-1].flatten(0, 1), x_ahead])
     D, E = x.new_empty(2, n_rows, n_pos, WIDTH)
     logits, last = D.view(-1, WIDTH)[: len(queries)], slice((n_rows - 1) * n_pos, None)
-    for tile in range(n_tiles):
+    D_groups = D.view(n_rows, n_pos, -1, GROUP)
+    gaps = {name: _Gap(E, D, p, q, n_tiles) for name, (p, q) in KL.items() if name in stats}
+    for tile, (best_of, high_of, Z_of, ED_of) in enumerate(zip(groups, high, Z, ED, strict=True)):
         tokens = slice(tile * WIDTH, (tile + 1) * WIDTH)
-        width = whole[:, tokens].shape[1]
-        if width < WIDTH:  # the last tile: what is past the vocabulary is too low to count
+        if tokens.stop > W_U.shape[1]:
             D.fill_(torch.finfo(x.dtype).min)
-        _logits(queries, W_U, b_U, tokens, out=logits[:, :width])
-        ahead[:, tokens] = logits[last, :width]
-        D[-1, :, :width] = whole[:, tokens]
+        _logits(queries, W_U, b_U, tokens, out=logits[:, : W_U.shape[1] - tokens.start])
+        ahead[:, tokens] = logits[last]
+        D[-1] = whole[:, tokens]
         # The logits asked for come from another product. Put here, they are the tile's own to the bit, so that no token
         # is above itself.
-        here = slice(cuts[tile], cuts[tile + 1])
-        D[:, at[here], token[here] - tokens.start] = value[:, here]
-        for count, logit in zip(better, own, strict=True):
-            count += torch.gt(D, logit[..., None], out=E).sum(-1)
+        if cuts[tile] < cuts[tile + 1]:
+            here = slice(cuts[tile], cuts[tile + 1])
+            D[:, at[here], token[here] - tokens.start] = value[:, here]
+        for count, logit in zip(better, logits_asked, strict=True):
+            count += torch.gt(D, logit, out=E).sum(-1)
 
-        torch.amax(D.unflatten(-1, (-1, GROUP)), -1, out=groups[tile])
-        torch.amax(groups[tile], -1, out=high[tile])
-        D.sub_(high[tile][..., None])
+        torch.amax(D_groups, -1, out=best_of)
+        torch.amax(best_of, -1, out=high_of)
+        D.sub_(high_of[..., None])
         torch.exp(D, out=E)
-        torch.sum(E, -1, out=Z[tile])
-        for name, gap in gaps.items():
-            gap[tile] = _gap(E, D, *KL[name])
-        torch.sum(E.mul_(D), -1, out=ED[tile])
+        torch.sum(E, -1, out=Z_of)
+        for gap in gaps.values():
+            gap.add(tile)
+        torch.sum(E.mul_(D), -1, out=ED_of)
 
     highest = high.amax(0)
     shift = (high - highest).double()
@@ -185,16 +191,16 @@ def _survey(
     Z, ED = Z_tiles.sum(0), (ED * shift.exp() + shift * Z_tiles).sum(0)
     lse = highest + Z.log()
     numbers = {"entropy": (Z.log() - ED / Z).clamp(min=0)}
-    for name, gap in gaps.items():
-        p, q = KL[name]
-        gap = (gap * shift[:, p].exp() + (shift[:, p] - shift[:, q]) * Z_tiles[:, p]).sum(0)
-        numbers[name] = (gap / Z[p] - Z[p].log() + Z[q].log()).clamp(min=0)
+    for name, (p, q) in KL.items():
+        if name in stats:
+            gap = (gaps[name].sums() * shift[:, p].exp() + (shift[:, p] - shift[:, q]) * Z_tiles[:, p]).sum(0)
+            numbers[name] = (gap / Z[p] - Z[p].log() + Z[q].log()).clamp(min=0)
     if "change" in stats:
         numbers["change"] = torch.cat([torch.full_like(Z[:1], torch.nan), numbers["change"]])
     if "js" in stats:
         numbers["js"] = _jensen_shannon(x, lse, W_U, b_U)
     best_groups = groups[:, :-1].movedim(0, 2).flatten(2).topk(min(k, n_tiles * WIDTH // GROUP)).indices
-    return _Chunk((best.values, best.indices), best_groups, own, 1 + better.long(), lse, numbers)
+    return _Chunk(best, best_groups, own, 1 + better.long(), lse, numbers)
 
 
 def _logits(x: Queries, W_U: Unembedding, b_U: Bias | None, tokens: slice, out: Tensor | None = None) -> Tensor:
@@ -203,12 +209,28 @@ def _logits(x: Queries, W_U: Unembedding, b_U: Bias | None, tokens: slice, out: 
     return torch.mm(x, W, out=out) if b_U is None else torch.addmm(b_U[tokens].to(x.dtype), x, W, out=out)
 
 
-def _gap(E: Float[Tensor, "row pos tile"], D: Float[Tensor, "row pos tile"], p: slice, q: slice) -> PerPos:
-    """sum of E_p (D_p - D_q) over a tile."""
-    if p in (FIRST, LAST):  # one row against all: for each position a product of matrices
-        sums = torch.bmm(E[p].transpose(0, 1), D.permute(1, 2, 0))[:, 0].mT
-        return sums[p] - sums[q]
-    return (E[p] * (D[p] - D[q])).sum(-1)
+class _Gap:
+    """The sums of E_p (D_p - D_q) over each tile, as it stands in E and D."""
+
+    def __init__(self, E: Tensor, D: Tensor, p: slice, q: slice, n_tiles: int) -> None:
+        self.p, self.q = p, q
+        self.E_p, self.D_p, self.D_q = E[p], D[p], D[q]
+        self.is_one_row = p in (FIRST, LAST)  # against all: for each position a product of matrices
+        self.left, self.right = E[p].transpose(0, 1), D.permute(1, 2, 0)
+        n_rows, n_pos, _ = D.shape
+        self.found = D.new_empty((n_tiles, n_pos, 1, n_rows) if self.is_one_row else (n_tiles, len(D[p]), n_pos))
+
+    def add(self, tile: int) -> None:
+        if self.is_one_row:
+            torch.bmm(self.left, self.right, out=self.found[tile])
+        else:
+            torch.sum(self.E_p * (self.D_p - self.D_q), -1, out=self.found[tile])
+
+    def sums(self) -> Float[Tensor, "tile row pos"]:
+        if not self.is_one_row:
+            return self.found
+        products = self.found[:, :, 0].mT
+        return products[:, self.p] - products[:, self.q]
 
 
 def _jensen_shannon(x: Rows, lse: PerPos, W_U: Unembedding, b_U: Bias | None) -> PerPos:
@@ -227,12 +249,27 @@ def _top(
     x: Queries, W_U: Unembedding, b_U: Bias | None, groups: Int[Tensor, "query n"], k: int
 ) -> tuple[Float[Tensor, "query k"], Int[Tensor, "query k"]]:
     """The k best logits and their tokens: of the groups that hold them, all logits are taken again."""
-    found = x.new_full((*groups.shape, GROUP), torch.finfo(x.dtype).min)
+    found = x.new_empty(*groups.shape, GROUP)
     queries = torch.split(groups.flatten().argsort(), groups.flatten().bincount().tolist())
     for group, at in enumerate(queries):
-        if not len(at):
-            continue
-        logits = _logits(x[at // groups.shape[1]], W_U, b_U, slice(group * GROUP, (group + 1) * GROUP))
-        found.view(-1, GROUP)[at, : logits.shape[1]] = logits
+        if len(at):
+            logits = _logits(x[at // groups.shape[1]], W_U, b_U, slice(group * GROUP, (group + 1) * GROUP))
+            if logits.shape[1] < GROUP:
+                logits = torch.nn.functional.pad(logits, (0, GROUP - logits.shape[1]), value=torch.finfo(x.dtype).min)
+            found.view(-1, GROUP)[at] = logits
+    return _pick(found, groups, k)
+
+
+def _top_of_whole(logits: Float[Tensor, "query padded"], k: int) -> tuple[Tensor, Tensor]:
+    """The k best of whole rows of logits, by way of the groups that hold them: quicker than topk alone."""
+    each = logits.view(len(logits), -1, GROUP)
+    groups = each.amax(-1).topk(min(k, each.shape[1])).indices
+    return _pick(each.gather(1, groups[..., None].expand(-1, -1, GROUP)), groups, k)
+
+
+def _pick(
+    found: Float[Tensor, "query n GROUP"], groups: Int[Tensor, "query n"], k: int
+) -> tuple[Float[Tensor, "query k"], Int[Tensor, "query k"]]:
+    """The k best of the logits in some groups, and their tokens."""
     best = found.flatten(1).topk(k)
     return best.values, groups.gather(1, best.indices // GROUP) * GROUP + best.indices % GROUP

@@ -111,7 +111,12 @@ MISTAKES = [
         "lens: plain norm for the last row, too", "lens.py", "self.model if is_last else self.reader", "self.reader"
     ),
     Mistake("rank: ties count against the token", "vocab.py", "torch.gt(D,", "torch.ge(D,"),
-    Mistake("vocabulary: the last tile is left out", "vocab.py", "n_tiles = -(-W_U", "n_tiles = (W_U"),
+    Mistake(
+        "vocabulary: the last tile is left out",
+        "vocab.py",
+        "n_tiles = whole.shape[1] // WIDTH",
+        "n_tiles = W_U.shape[1] // WIDTH",
+    ),
     Mistake("vocabulary: tiles not rescaled", "vocab.py", "Z_tiles = Z * shift.exp()", "Z_tiles = Z.double()"),
     Mistake("vocabulary: shift of q forgotten", "vocab.py", "(shift[:, p] - shift[:, q])", "shift[:, p]"),
     Mistake("vocabulary: the last row a chunk late", "vocab.py", "slice(p + n, p + 2 * n)", "slice(p, p + n)"),

@@ -1,0 +1,410 @@
+"""How long minilens takes, and how much memory, beside transformers and beside the bare matrix products.
+
+    python scripts/bench.py             the parts lens, forward and memory, at GPT-2 small's size
+    python scripts/bench.py ctrl xl     other parts: ctrl, CTRL's vocabulary and width; xl, GPT-2 XL's size; peers
+    python scripts/bench.py --quick     tiny sizes, whose figures mean nothing: does it run at all?
+
+The checkpoints have random weights, since speed does not depend on the values. Seconds are the least of several runs,
+the contenders taking turns in one process, so that the machine's moods hit all of them: trust the ratios. Memory is
+taken in a fresh process for each figure. Nothing else should run meanwhile. Linux only.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the Hub's client: all files are made here
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor
+
+import minilens
+from minilens.lens import DEFAULT_STATS
+from minilens.vocab import survey
+
+TOP_K = 5
+STATS = frozenset({"kl_final", "entropy"})  # besides the top tokens, and how the final row's best one stands
+NOT_OF_SURVEY = frozenset({"top", "final", "next", "input"})  # what it gives without being asked, or for tokens asked
+
+
+class Size(NamedTuple):
+    """The sizes of a model."""
+
+    family: str
+    n_layers: int
+    d_model: int
+    n_heads: int
+    d_vocab: int
+    d_mlp: int
+    n_ctx: int
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self._asdict().items()) + ", float32"
+
+
+GPT2 = Size("gpt2", 12, 768, 12, 50257, 3072, 1024)
+GPT2_XL = Size("gpt2", 48, 1600, 25, 50257, 6400, 1024)
+CTRL = Size("ctrl", 48, 1280, 16, 246534, 8192, 256)
+TINY = dict(n_layers=2, d_model=64, n_heads=4, d_vocab=1000, d_mlp=256, n_ctx=64)
+
+Row = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def shapes(size: Size) -> dict[str, tuple[int, ...]]:
+    """The tensors of a checkpoint, by their names on the Hub."""
+    d, d_mlp = size.d_model, size.d_mlp
+    if size.family == "ctrl":  # its weights map x to x @ W.T
+        linears = {f"multi_head_attention.{name}": (d, d) for name in ("Wq", "Wk", "Wv", "dense")}
+        linears |= {"ffn.0": (d_mlp, d), "ffn.2": (d, d_mlp)}
+        out, norms, last = 0, ("layernorm1", "layernorm2"), "layernorm"
+        found: dict[str, tuple[int, ...]] = {"w.weight": (size.d_vocab, d), "lm_head.bias": (size.d_vocab,)}
+    else:
+        linears = {"attn.c_attn": (d, 3 * d), "attn.c_proj": (d, d), "mlp.c_fc": (d, d_mlp), "mlp.c_proj": (d_mlp, d)}
+        out, norms, last = 1, ("ln_1", "ln_2"), "ln_f"
+        found = {"wte.weight": (size.d_vocab, d), "wpe.weight": (size.n_ctx, d)}
+    for h in (f"h.{layer}" for layer in range(size.n_layers)):
+        found |= {f"{h}.{name}.weight": shape for name, shape in linears.items()}
+        found |= {f"{h}.{name}.bias": (shape[out],) for name, shape in linears.items()}
+        found |= {f"{h}.{name}.{part}": (d,) for name in norms for part in ("weight", "bias")}
+    return found | {f"{last}.weight": (d,), f"{last}.bias": (d,)}
+
+
+def checkpoint(size: Size, folder: Path) -> Path:
+    """A checkpoint with random weights, made unless it is there already."""
+    path = folder / "-".join(map(str, size))
+    if not (path / "config.json").exists():  # which is written last
+        path.mkdir(parents=True, exist_ok=True)
+        generator = torch.Generator().manual_seed(2020)
+        tensors = {name: torch.randn(shape, generator=generator).mul_(0.02) for name, shape in shapes(size).items()}
+        for name, tensor in tensors.items():
+            if tensor.ndim == 1 and name.endswith("weight"):
+                tensor.add_(1)  # the gain of a norm
+        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+        config = dict(n_layer=size.n_layers, n_embd=size.d_model, n_head=size.n_heads, vocab_size=size.d_vocab)
+        config |= {"model_type": size.family, "n_positions": size.n_ctx, "bos_token_id": None, "eos_token_id": None}
+        config |= {"dff" if size.family == "ctrl" else "n_inner": size.d_mlp}
+        (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def random_tokens(size: Size, n: int) -> Tensor:
+    return torch.randint(0, size.d_vocab, (1, n), generator=torch.Generator().manual_seed(2021))
+
+
+def load(path: Path) -> minilens.Model:
+    return minilens.load(path)[0]
+
+
+def load_reference(path: Path, attention: str = "eager") -> Any:
+    return transformers.GPT2LMHeadModel.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
+
+
+def lens(model: minilens.Model, tokens: Tensor) -> minilens.LensTable:
+    return minilens.logit_lens(model, tokens, stats=("top", "final", *STATS), top_k=TOP_K)
+
+
+def keep_nothing(model: minilens.Model, tokens: Tensor) -> Tensor:
+    """A forward pass that has every value of a block at hand in its turn."""
+    for block in minilens.run(model, model.embed(tokens)):
+        resid = block.resid_post
+        del block  # before the next one is computed
+    return model.unembed(resid)
+
+
+def forward(reference: Any, tokens: Tensor, *, hidden: bool) -> Any:
+    return reference(tokens, use_cache=False, output_hidden_states=hidden)
+
+
+def straightforward(reference: Any, tokens: Tensor) -> list[Row]:
+    """The lens as most would write it; the last hidden state is the one that has been through the final norm."""
+    output = forward(reference, tokens, hidden=True)
+    ln_f, lm_head = reference.transformer.ln_f, reference.lm_head
+    return statistics(output.logits[0], (lm_head(ln_f(resid))[0] for resid in output.hidden_states[:-1]))
+
+
+def statistics(final: Tensor, others: Iterable[Tensor]) -> list[Row]:
+    """Best tokens, rank of the final row's best one, KL(final || row) and entropy, from whole rows of logits.
+
+    Besides the final row, which comes last, one row of logits is alive at a time.
+    """
+    logq, best = final.log_softmax(-1), final.argmax(-1, keepdim=True)
+    q = logq.exp()
+
+    def read(logits: Tensor) -> Row:
+        logp = logits.log_softmax(-1)
+        rank = 1 + (logits > logits.gather(-1, best)).sum(-1)
+        return logits.topk(TOP_K).indices, rank, (q * (logq - logp)).sum(-1), -(logp.exp() * logp).sum(-1)
+
+    return [*map(read, others), read(final)]
+
+
+def bare(rows: Tensor, W_U: Tensor, buffer: Tensor) -> None:
+    """The products that no lens can do without, of each row with a tile of the vocabulary at a time."""
+    for row in rows:
+        for start in range(0, W_U.shape[1], buffer.shape[1]):
+            W = W_U[:, start : start + buffer.shape[1]]
+            torch.mm(row, W, out=buffer[:, : W.shape[1]])
+
+
+def part(title: str) -> None:
+    print(f"\n{title}\n{'ratio':>78}  target", flush=True)
+
+
+def line(name: str, value: float, unit: str = "s", ratio: float | None = None, target: str = "") -> None:
+    shown, ratios = f"{value:.0f}" if unit == "MB" else f"{value:.3f}", "" if ratio is None else f"{ratio:.3f}"
+    print(f"  {name:<55} {shown:>8} {unit:<2} {ratios:>8}  {target}".rstrip(), flush=True)
+
+
+def measure(contenders: dict[str, Callable[[], Any]], repeat: int) -> dict[str, float]:
+    """Seconds of each, taking turns; the least of its runs."""
+    best = dict.fromkeys(contenders, math.inf)
+    for _ in range(repeat):
+        for name, call in contenders.items():
+            start = time.perf_counter()
+            result = call()
+            best[name] = min(best[name], time.perf_counter() - start)
+            del result  # before the next one runs
+    return best
+
+
+def lens_contenders(model: minilens.Model, tokens: Tensor) -> dict[str, Callable[[], Any]]:
+    residuals = [model.embed(tokens)]
+    residuals += [block.resid_post for block in minilens.run(model, residuals[0])]
+    rows = torch.cat([model.final_norm(resid) for resid in residuals])
+    default, following = frozenset(DEFAULT_STATS) - NOT_OF_SURVEY, tokens.roll(-1, 1)
+    read = partial(survey, rows, model.W_U, model.b_U, k=TOP_K)
+    return {
+        "a bare products, in tiles of 1024 tokens": partial(bare, rows, model.W_U, torch.empty(len(tokens[0]), 1024)),
+        "b survey: top 5, rank, KL, entropy": partial(read, following[:0], stats=STATS),
+        "b with logit_lens's default statistics": partial(read, following, stats=default),
+        "c logit_lens, forward pass included": partial(lens, model, tokens),
+    }
+
+
+def part_lens(args: argparse.Namespace, folder: Path) -> None:
+    size = args.size(GPT2)
+    path, tokens = checkpoint(size, folder), random_tokens(size, min(args.tokens, size.n_ctx))
+    part(f"lens: {size}; T {tokens.shape[1]}, {size.n_layers + 1} rows")
+    model, reference = load(path), load_reference(path)
+    contenders = lens_contenders(model, tokens)
+    contenders["d straightforward lens over transformers' hidden states"] = partial(straightforward, reference, tokens)
+    (a, s_a), (b, s_b), (default, s_default), (c, s_c), (d, s_d) = measure(contenders, args.repeat).items()
+    line(a, s_a)
+    line(b, s_b, ratio=s_b / s_a, target="of a: 1.3, goal 1.15")
+    line(default, s_default, ratio=s_default / s_a, target="of a")
+    line(c, s_c, ratio=s_c / s_d, target="of d: 0.52, goal 0.45")
+    line(d, s_d)
+    table, plain = lens(model, tokens), straightforward(reference, tokens)
+    top, rank, kl, entropy = (torch.stack(values) for values in zip(*plain, strict=True))
+    same = [(mine == other).float().mean() for mine, other in ((table.top.tokens, top), (table.final.rank, rank))]
+    print(f"  c and d: the same top tokens at {same[0]:.3%}, the same ranks at {same[1]:.3%}; KL differs by at most")
+    print(f"  {(table.kl_final - kl).abs().max():.0e} and entropy by {(table.entropy - entropy).abs().max():.0e}")
+
+
+def part_ctrl(args: argparse.Namespace, folder: Path) -> None:
+    size = args.size(CTRL._replace(n_layers=args.ctrl_layers))
+    model, tokens = load(checkpoint(size, folder)), random_tokens(size, size.n_ctx)
+    part(f"ctrl: {size}; T {size.n_ctx}, {size.n_layers + 1} rows; a is without the bias")
+    (a, s_a), *others = measure(lens_contenders(model, tokens), args.repeat).items()
+    line(a, s_a)
+    for (name, value), target in zip(others, ("of a: 1.3, goal 1.15", "of a", "of a"), strict=True):
+        line(name, value, ratio=value / s_a, target=target)
+
+
+def part_forward(args: argparse.Namespace, folder: Path) -> None:
+    size = args.size(GPT2)
+    path = checkpoint(size, folder)
+    model, eager, sdpa = load(path), load_reference(path), load_reference(path, "sdpa")
+    for n in (size.n_ctx // 8, size.n_ctx // 2, size.n_ctx):
+        tokens = random_tokens(size, n)
+        part(f"forward, with the unembedding: {size}; T {n}")
+        contenders: dict[str, Callable[[], Any]] = {
+            "minilens.trace, all kept": partial(minilens.trace, model, tokens),
+            "minilens.run, nothing kept": partial(keep_nothing, model, tokens),
+        }
+        for name, reference in (("eager", eager), ("sdpa", sdpa)):
+            contenders[f"transformers {name}"] = partial(forward, reference, tokens, hidden=False)
+            contenders[f"transformers {name}, output_hidden_states"] = partial(forward, reference, tokens, hidden=True)
+        trace, run, *theirs = measure(contenders, args.repeat).items()
+        for name, value in (trace, run):
+            quickest = min(value for _, value in theirs[:2])
+            line(f"{name} / eager", value, ratio=value / quickest, target="1.05")
+            quickest = min(value for _, value in theirs)
+            line(f"{name} / fastest", value, ratio=value / quickest, target="1.10" * (n < size.n_ctx))
+        for name, value in theirs:
+            line(name, value)
+
+
+PROBES: dict[str, tuple[Callable[[Path], Any], Callable[[Any, Tensor], Any]]] = {
+    "logit_lens": (load, lens),
+    "minilens.trace, all kept": (load, minilens.trace),
+    "minilens.run, nothing kept": (load, keep_nothing),
+    "transformers eager": (load_reference, partial(forward, hidden=False)),
+    "transformers eager, output_hidden_states": (load_reference, partial(forward, hidden=True)),
+    "straightforward lens": (load_reference, straightforward),
+}
+
+
+def probe(what: str, path: str, n: str, threads: str) -> None:
+    """In a process of its own: load a model, run it once, and print the seconds of both and the run's peak memory.
+
+    That is the most that the kernel saw in use (VmHWM, set back just before, so that no peak is too short to be seen),
+    less what was in use with every weight touched, and less the program files that the run was the first to map.
+    """
+    torch.set_num_threads(int(threads))
+    start = time.perf_counter()
+    model = PROBES[what][0](Path(path))
+    loaded = time.perf_counter() - start
+    for tensor in weights(model):
+        tensor.sum()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what loading left behind, which the run could use unseen
+    tokens = torch.arange(int(n))[None] % 1000
+    before, files = proc("self/status", "VmRSS"), proc("self/status", "RssFile")
+    Path("/proc/self/clear_refs").write_text("5")
+    start = time.perf_counter()
+    PROBES[what][1](model, tokens)
+    seconds = time.perf_counter() - start
+    peak = proc("self/status", "VmHWM") - before - (proc("self/status", "RssFile") - files)
+    print(json.dumps({"load": loaded, "seconds": seconds, "MB": peak}))
+
+
+def weights(thing: Any) -> Iterator[Tensor]:
+    if isinstance(thing, Tensor):
+        yield thing
+    for value in (
+        thing.parameters() if isinstance(thing, torch.nn.Module) else thing if isinstance(thing, tuple) else ()
+    ):
+        yield from weights(value)
+    if is_dataclass(thing):
+        yield from weights(tuple(vars(thing).values()))
+
+
+def proc(file: str, key: str) -> float:
+    """A figure that the kernel gives, in MB."""
+    lines = Path("/proc", file).read_text().splitlines()
+    return next(int(text.split()[1]) * 1.024e-3 for text in lines if text.startswith(f"{key}:"))
+
+
+def probed(args: argparse.Namespace, what: str, path: Path, n: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "_probe", what, str(path), str(n), str(args.threads)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+def part_memory(args: argparse.Namespace, folder: Path) -> None:
+    size, times = args.size(GPT2), 1 if args.quick else 3  # glibc gives memory back as it likes, so peaks vary
+    path, lengths = checkpoint(size, folder), [size.n_ctx // 8, size.n_ctx // 4, size.n_ctx // 2, size.n_ctx]
+    part(f"memory: {size}; peak over the loaded model, median (least to most) of {times}")
+    for what in PROBES:
+        for n in lengths if what == "logit_lens" else [min(args.tokens, size.n_ctx)]:
+            peaks = sorted(probed(args, what, path, n)["MB"] for _ in range(times))
+            kept = f" (rows {4e-6 * (size.n_layers + 1) * n * size.d_model:.0f} MB)" if what == "logit_lens" else ""
+            target = f"({peaks[0]:.0f} to {peaks[-1]:.0f})" + "  150, goal 80" * (what == "logit_lens" and n == 512)
+            line(f"{what}, T {n}{kept}", peaks[times // 2], "MB", target=target)
+
+
+def part_xl(args: argparse.Namespace, folder: Path) -> None:
+    size = args.size(GPT2_XL)
+    part(f"xl: {size}; in a fresh process")
+    need = 4e-9 * sum(map(math.prod, shapes(size).values()))
+    disk, memory = shutil.disk_usage(folder).free / 1e9, proc("meminfo", "MemAvailable") / 1e3
+    if min(disk, memory) < 1.2 * need:
+        print(f"  left out: {need:.1f} GB of weights; {disk:.1f} GB of disk and {memory:.1f} GB of memory are free")
+        return
+    n = min(128, size.n_ctx)
+    found = probed(args, "logit_lens", checkpoint(size, folder), n)
+    line("minilens.load", found["load"])
+    line(f"logit_lens, T {n}", found["seconds"])
+    line("its peak over the loaded model", found["MB"], "MB")
+
+
+def part_peers(args: argparse.Namespace, folder: Path) -> None:
+    """The rows of other tools on the same weights, read by the statistics of the straightforward lens."""
+    size = args.size(GPT2)
+    path, tokens = checkpoint(size, folder), random_tokens(size, min(args.tokens, size.n_ctx))
+    part(f"peers: {size}; T {tokens.shape[1]}; ratio: logit_lens / this")
+    contenders: dict[str, Callable[[], Any]] = {"logit_lens": partial(lens, load(path), tokens)}
+    try:
+        from transformer_lens.model_bridge import TransformerBridge  # since version 3
+
+        bridge = TransformerBridge.boot_transformers(str(path))
+
+        def transformer_lens() -> list[Row]:
+            logits, cache = bridge.run_with_cache(tokens)
+            resids = cache.accumulated_resid(layer=-1, incl_mid=False, apply_ln=True)
+            return statistics(logits[0], (bridge.unembed(resid)[0] for resid in resids[:-1]))
+
+        contenders["transformer_lens"] = transformer_lens
+    except ImportError as error:
+        print(f"  transformer_lens cannot be imported: {error}")
+    try:
+        from tuned_lens.nn.lenses import LogitLens
+
+        reference = load_reference(path)
+        read = LogitLens.from_model(reference)
+
+        def tuned_lens() -> list[Row]:
+            output = forward(reference, tokens, hidden=True)
+            return statistics(output.logits[0], (read(h, i)[0] for i, h in enumerate(output.hidden_states[:-1])))
+
+        contenders["tuned_lens, LogitLens"] = tuned_lens
+    except ImportError as error:
+        print(f"  tuned_lens cannot be imported: {error}")
+    seconds = measure(contenders, args.repeat)
+    for name, value in seconds.items():
+        line(name, value, ratio=seconds["logit_lens"] / value)
+
+
+PARTS = dict(lens=part_lens, forward=part_forward, memory=part_memory, ctrl=part_ctrl, xl=part_xl, peers=part_peers)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", help=f"{', '.join(PARTS)}; by default the first three")
+    parser.add_argument("--tokens", type=int, default=512, help="length of the text of lens, memory and peers")
+    parser.add_argument("--repeat", type=int, default=5, help="how many turns each contender has")
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--ctrl-layers", type=int, default=12, help="layers of ctrl; the real one has 48")
+    parser.add_argument("--folder", type=Path, help="where to keep the checkpoints; by default they are removed")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes")
+    args = parser.parse_args()
+    if unknown := [what for what in args.what if what not in PARTS]:
+        parser.error(f'there is no part "{unknown[0]}"; there are {", ".join(PARTS)}')
+    if not 1 <= args.tokens <= GPT2.n_ctx or min(args.repeat, args.threads, args.ctrl_layers) < 1:
+        parser.error(f"--tokens must be from 1 to {GPT2.n_ctx}; --repeat, --threads and --ctrl-layers at least 1")
+    args.size = lambda size: size._replace(**TINY) if args.quick else size
+    torch.set_num_threads(args.threads)
+    cpus = [text for text in Path("/proc/cpuinfo").read_text().splitlines() if text.startswith("model name")]
+    print(f"{cpus[0].partition(': ')[2] if cpus else 'CPU'}, {os.cpu_count()} cores, {args.threads} threads;", end=" ")
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, minilens {minilens.__version__}")
+    print(f"load average at the start {os.getloadavg()[0]:.1f}: well below 1, or other programs disturb the figures")
+    print(f"seconds: the least of {args.repeat} runs, the contenders of each part taking turns in one process")
+    with tempfile.TemporaryDirectory() as temporary:
+        for what in dict.fromkeys(args.what or ("lens", "forward", "memory")):
+            (folder := args.folder or Path(temporary)).mkdir(parents=True, exist_ok=True)
+            PARTS[what](args, folder)
+
+
+if __name__ == "__main__":
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_grad_enabled(False)
+    if sys.argv[1:2] == ["_probe"]:
+        probe(*sys.argv[2:])
+    else:
+        main()

@@ -1,6 +1,7 @@
 """What can be wrong with a checkpoint, a prompt or an option: one sentence that names it, never a traceback."""
 
 import io
+import os
 import json
 import re
 import subprocess
@@ -342,10 +343,20 @@ OPTIONS: list[tuple[list[str], str]] = [
     ([*READ, "--top-k", "0"], "top_k must be between 1 and the size of the vocabulary, 101; it is 0"),
     ([*READ, "--top-k", "102"], "top_k must be between 1 and the size of the vocabulary, 101; it is 102"),
     ([*READ, "--top-k", "x"], "argument --top-k: invalid int value: 'x' (see minilens lens --help)"),
-    ([*READ, "--show", "x"], "argument --show: invalid choice: 'x' (choose from "),
-    ([*READ, "--show", "kl", "--json"], "--show is for the terminal: --json and --csv print every statistic"),
+    ([*READ, "--show", "x"], 'there is no "x" to show; there are prob, logit, rank, kl, entropy'),
+    ([*READ, "--show", "kl", "--json"], "--show is for the terminal and for figures: the others hold every statistic"),
+    ([*READ, "--html", "/no/such/page"], "/no/such/page cannot be written: there is no such folder"),
+    ([*READ, "--html", "/", "--overwrite"], "/ is not a file that could be replaced"),
+    ([*READ, "--html", os.devnull, "--overwrite"], f"{os.devnull} is not a file that could be replaced"),
+    ([*READ, "--png", "x.svg"], "the name of the file for --png must end in .png; got 'x.svg'"),
+    ([*READ, "--png", "/no/x.png"], "/no/x.png cannot be written: there is no such folder"),
+    ([*READ, "--png", "x.png", "--html", "y"], "--html and --png are both given: choose one"),
+    ([*READ, "--png", "x.png", "--show", "y"], 'there is no panel "y"; there are logit, prob, rank, kl, '),
+    ([*READ, "--png", "x.png", "--style", "2019"], 'there is no style "2019"; there are 2020, 2021'),
+    ([*READ, "--png", "x.png", "--decoder", "final,mlp"], "--png takes one decoder; several are for the terminal and "),
+    ([*READ, "--style", "2020"], "--style is for figures: --png, --svg, --pdf"),
     ([*READ, "--json", "--csv"], "--json and --csv are both given: choose one"),
-    ([*READ, "--stats", "js"], "--stats is for --json and --csv; in the terminal --show chooses"),
+    ([*READ, "--stats", "js"], "--stats is for --json, --csv and --html; in the terminal --show chooses"),
     ([*READ, "--csv", "--stats", "kl"], 'there is no statistic "kl"; there are top, final, next, input, entropy, '),
     ([*READ, "--norm", "none"], 'there is no norm "none"; it must be "final" or "plain"'),
     ([*READ, "--layers", "3"], "layer 3 does not exist: the model's layers are 0 to 2"),
@@ -382,7 +393,7 @@ def test_trace(gpt2: Path, capsys: Capture, tmp_path: Path) -> None:
     there = tmp_path / "there"
     there.write_text("mine")
     command = ("trace", *READ, "--model", str(gpt2))
-    assert refusal(capsys, *command, "--out", str(there)) == f"{there} exists: give another --out, or --overwrite"
+    assert refusal(capsys, *command, "--out", str(there)) == f"{there} exists: give another name, or --overwrite"
     assert there.read_text() == "mine"
     assert refusal(capsys, *command) == "the following arguments are required: --out (see minilens trace --help)"
     new = ("--out", str(tmp_path / "new"))

@@ -17,7 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import minilens
-from minilens.cli import FIELDS, SHOW, main
+from minilens.cli import main
+from minilens.commands import FIELDS, SHOW
+from minilens.views.page import lens_page
 from minilens.views.tokens import token_label
 from minilens.vocab import Standing
 
@@ -162,6 +164,37 @@ def test_csv_holds_what_json_holds(gpt2: Path, capsys: Capture, options: list[st
                 assert line[f"token7_{name.removeprefix('tracked_')}"] == str(values[column][0])
             elif isinstance(values, list):
                 assert line[name] == ("" if values[column] is None else str(values[column]))
+
+
+def test_several_decoders_are_shown_in_turn(gpt2: Path, capsys: Capture) -> None:
+    both = lens(capsys, TEXT, "--model", gpt2, "--decoder", "final,mlp")
+    assert both == lens(capsys, TEXT, "--model", gpt2) + lens(capsys, TEXT, "--model", gpt2, "--decoder", "mlp")
+
+
+def test_the_page(gpt2: Path, tmp_path: Path, capsys: Capture) -> None:
+    """tests/test_page.py looks into it."""
+    model, tokenizer = minilens.load(gpt2)
+    assert tokenizer is not None
+    tokens, path = tokenizer.encode(TEXT), tmp_path / "lens.html"
+    stats = (*minilens.lens.DEFAULT_STATS, "input")
+    tables = [minilens.logit_lens(model, tokens, decoder=decoder, stats=stats) for decoder in ("final", "mlp")]
+    assert lens(capsys, TEXT, "--model", gpt2, "--decoder", "final,mlp", "--html", path) == ""
+    assert path.read_text(encoding="utf-8") == lens_page(tables, tokenizer, title=str(gpt2))
+    assert main(["lens", TEXT, "--model", str(gpt2), "--html", str(path)]) == 2
+    assert "exists: give another name, or --overwrite" in capsys.readouterr().err
+    lens(capsys, TEXT, "--model", gpt2, "--html", path, "--overwrite", "--top-k", "2")
+    one = minilens.logit_lens(model, tokens, stats=stats, top_k=2)
+    assert path.read_text(encoding="utf-8") == lens_page(one, tokenizer, title=str(gpt2))
+
+
+def test_the_figures(gpt2: Path, tmp_path: Path, capsys: Capture) -> None:
+    """tests/test_figure.py looks into them."""
+    pytest.importorskip("matplotlib", reason="matplotlib, of the extra plot, is not installed")
+    files = {kind: tmp_path / f"lens.{kind}" for kind in ("png", "svg", "pdf")}
+    options = [option for kind, path in files.items() for option in (f"--{kind}", path)]
+    assert lens(capsys, TEXT, "--model", gpt2, *options, "--show", "logit,rank", "--style", "2020") == ""
+    begins = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
+    assert all(path.read_bytes().startswith(begins[kind]) for kind, path in files.items())
 
 
 def test_trace_saves_what_the_model_computes(gpt2: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -364,11 +397,11 @@ def test_a_note_about_a_pickle_file(tiny: Tiny, tmp_path: Path, capsys: Capture)
 
 
 def test_models(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minilens.cli.bundled", lambda: {"tales": Path("x"), "longer-name": Path("y")})
-    monkeypatch.setattr("minilens.cli.cached", lambda: ["some/gpt2"])
+    monkeypatch.setattr("minilens.commands.bundled", lambda: {"tales": Path("x"), "longer-name": Path("y")})
+    monkeypatch.setattr("minilens.commands.cached", lambda: ["some/gpt2"])
     assert output(capsys, "models") == "tales        bundled\nlonger-name  bundled\nsome/gpt2    cached\n"
-    monkeypatch.setattr("minilens.cli.bundled", dict)
-    monkeypatch.setattr("minilens.cli.cached", list)
+    monkeypatch.setattr("minilens.commands.bundled", dict)
+    monkeypatch.setattr("minilens.commands.cached", list)
     assert output(capsys, "models") == ""
 
 

@@ -29,9 +29,10 @@ GRAPH = {
     "views.tokens": {"text"},
     "views.terminal": {"lens", "text", "views.tokens"},
     "views.export": {"lens", "text", "views.tokens", "vocab"},
+    "views.page": {"lens", "text", "views.terminal", "views.tokens", "vocab"},
+    "views.figure": {"lens", "text", "views.tokens"},
     "views": set(),
-    "cli": {
-        "checkpoint",
+    "commands": {
         "geometry",
         "hub",
         "lens",
@@ -40,9 +41,12 @@ GRAPH = {
         "text",
         "trace",
         "views.export",
+        "views.figure",
+        "views.page",
         "views.terminal",
         "views.tokens",
     },
+    "cli": {"checkpoint", "commands", "lens"},
     "__init__": {"checkpoint", "edits", "geometry", "hub", "lens", "run", "trace"},
     "__main__": {"cli"},
 }

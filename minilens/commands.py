@@ -1,0 +1,252 @@
+"""What each command of `minilens` does, given its arguments; cli.py reads those."""
+
+import argparse
+import csv
+import json
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from .geometry import geometry as geometry_of
+from .hub import bundled, cached, load
+from .lens import DEFAULT_STATS, STATS, logit_lens
+from .run import run
+from .shapes import Tokens
+from .text import Tokenizer
+from .trace import BlockTrace
+
+FIELDS = tuple(field.name for field in fields(BlockTrace))[1:]  # all but its layer
+FIGURES = ("png", "svg", "pdf")
+SHOW = ("prob", "logit", "rank", "kl", "entropy")
+
+
+def say(message: str) -> None:
+    """One line on stderr, with nothing in it that a terminal would obey: names and paths may hold anything."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    print(f"minilens: {shown}", file=sys.stderr)
+
+
+def lens(args: argparse.Namespace) -> None:
+    """The lens on a text: in the terminal, as data, as a page or as a figure."""
+    figures = {kind: getattr(args, kind) for kind in FIGURES if getattr(args, kind)}
+    decoders = args.decoder.split(",")
+    _check(args, decoders, figures)
+    text = _text(args)
+    model, tokenizer = load(args.model, revision=args.revision)
+    tokens = _tokens(args, text, tokenizer)
+    few = not (args.json or args.csv or args.html)
+    standard = (*DEFAULT_STATS, "input") if args.html else DEFAULT_STATS
+    tables = [
+        logit_lens(
+            model,
+            tokens,
+            decoder=decoder,
+            norm=args.norm,
+            centre=args.centre,
+            sites=_words(args.sites),
+            layers=_places("--layers", args.layers, model.n_layers),
+            positions=_places("--positions", args.positions, tokens.shape[1]),
+            track=[_tracked(text, tokenizer) for text in args.track],
+            top_k=args.top_k if args.top_k is not None else 1 if few else 5,
+            stats=standard if args.stats is None else STATS if args.stats == "all" else _words(args.stats),
+        )
+        for decoder in decoders
+    ]
+    if args.json:
+        from .views.export import as_record
+
+        record = as_record(tables[0], tokenizer)
+        json.dump({"model": args.model, "family": model.family, **record}, sys.stdout, indent=1)
+        print()
+    elif args.csv:
+        from .views.export import as_lines
+
+        csv.writer(sys.stdout, lineterminator="\n").writerows(as_lines(tables[0], tokenizer))
+    elif args.html:
+        from .views.page import lens_page
+
+        args.html.write_text(lens_page(tables, tokenizer, title=args.model), encoding="utf-8")
+    elif figures:
+        from .views.figure import lens_figure, save_figure
+
+        show = _words(args.show or "logit")
+        figure = lens_figure(tables[0], tokenizer, show=show, style=args.style or "2021")
+        for path in figures.values():
+            save_figure(path, figure)
+    else:
+        from rich.console import Console
+
+        from .views.terminal import lens_view
+
+        console = Console(highlight=False)
+        for table in tables:
+            console.print(lens_view(table, tokenizer, show=args.show or "prob", width=console.width))
+
+
+def _check(args: argparse.Namespace, decoders: list[str], figures: dict[str, Path]) -> None:
+    """Refuse what does not go together, before a model is loaded."""
+    written = {"--json": args.json, "--csv": args.csv, "--html": args.html, f"--{next(iter(figures), '')}": figures}
+    given = [option for option, value in written.items() if value]
+    if len(given) > 1:
+        raise ValueError(f"{given[0]} and {given[1]} are both given: choose one")
+    if not given and args.show not in (None, *SHOW):
+        raise ValueError(f'there is no "{args.show}" to show; there are {", ".join(SHOW)}')
+    if given and not figures and args.show:
+        raise ValueError("--show is for the terminal and for figures: the others hold every statistic")
+    if args.stats and (figures or not given):
+        raise ValueError("--stats is for --json, --csv and --html; in the terminal --show chooses")
+    if args.style and not figures:
+        raise ValueError("--style is for figures: --png, --svg, --pdf")
+    if len(decoders) > 1 and given and not args.html:
+        raise ValueError(f"{given[0]} takes one decoder; several are for the terminal and for --html")
+    if (
+        args.top_k is not None
+        and not (args.json or args.csv or args.html)
+        and (figures or args.show not in (None, "prob"))
+    ):
+        raise ValueError(
+            "--top-k goes with --json or with cells that show tokens, not with "
+            + (given[0] if given else f"--show {args.show}")
+        )
+    for kind, path in {"html": args.html, **figures}.items():
+        if path:
+            if kind != "html" and path.suffix.lower() != f".{kind}":
+                raise ValueError(f"the name of the file for --{kind} must end in .{kind}; got {str(path)!r}")
+            _check_new(path, args.overwrite)
+
+
+def _check_new(path: Path, overwrite: bool) -> None:
+    """Refuse a file that cannot be written, or should not."""
+    if path.exists() and not path.is_file():  # a device, say, which a file would take the place of
+        raise ValueError(f"{path} is not a file that could be replaced")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists: give another name, or --overwrite")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path} cannot be written: there is no such folder")
+
+
+def trace(args: argparse.Namespace) -> None:
+    """Save the values of a forward pass."""
+    names = FIELDS if args.fields == "all" else _words(args.fields)
+    if unknown := [name for name in names if name not in FIELDS]:
+        raise ValueError(f'a block has no "{unknown[0]}"; it has {", ".join(FIELDS)}')
+    _check_new(args.out, args.overwrite)
+    text = _text(args)
+    model, tokenizer = load(args.model, revision=args.revision)
+    tokens = _tokens(args, text, tokenizer)
+    resid = model.embed(tokens)
+    values = {"tokens": tokens, "embed": resid}
+    for block in run(model, resid):
+        values |= {f"{block.layer}.{name}": getattr(block, name) for name in names}
+        resid = block.resid_post
+    values["logits"] = model.unembed(resid)
+    # safetensors takes no views and no tensor twice, as the stream leaving one block and entering the next would be
+    values = {name: value.clone(memory_format=torch.contiguous_format) for name, value in values.items()}
+    save_file(values, args.out, metadata={"model": args.model, "family": model.family})
+
+
+def geometry(args: argparse.Namespace) -> None:
+    """Print how a model's embeddings lie in space."""
+    model, tokenizer = load(args.model, revision=args.revision)
+    found = geometry_of(model)
+    if args.json:
+        json.dump({"model": args.model, "family": model.family, **found._asdict()}, sys.stdout, indent=1)
+        print()
+        return
+    from .views.tokens import token_label
+
+    print(f"{model.W_U.shape[1]:,} embeddings of {model.W_U.shape[0]} dimensions, {args.model}")
+    print(f"mean norm                          {found.mean_norm:.3f}")
+    print(f"norm of the mean                   {found.norm_of_mean:.3f}")
+    print(f"mean cosine of two                 {found.mean_cosine:.4f}")
+    print(f"the same, less the mean            {found.mean_cosine_centred:.4f}")
+    for name, token, norm in (
+        ("largest", found.largest, found.largest_norm),
+        ("smallest", found.smallest, found.smallest_norm),
+    ):
+        print(f"{name + ' norm':34} {norm:.3f}  token {token}, {token_label(tokenizer, token)}")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def _tracked(text: str, tokenizer: Tokenizer | None) -> int:
+    """The token that a text is, or the id that it names."""
+    if re.fullmatch("#[0-9]{1,9}", text):
+        return int(text[1:])
+    if tokenizer is None:
+        raise ValueError(f"--track needs a token id, such as #464, for a model without a tokenizer; got {text!r}")
+    tokens = tokenizer.encode(text)[0].tolist()
+    if len(tokens) != 1:
+        from .views.tokens import token_label
+
+        parts = " ".join(token_label(tokenizer, token) for token in tokens)
+        raise ValueError(
+            f"--track takes one token, and {text!r} is {len(tokens)}: {parts}; a word within a text often begins with "
+            "a space, and #464 is the token with that id"
+        )
+    return int(tokens[0])
+
+
+def _text(args: argparse.Namespace) -> str | None:
+    """The text to read, from the one place where the user put it; None where there are token ids instead."""
+    sources = {"a text": args.prompt, "--file": args.file, "--ids": args.ids}
+    given = [source for source, value in sources.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{given[0]} and {given[1]} are both given: choose one")
+    if args.ids is not None:
+        return None
+    if args.prompt is not None:
+        return str(args.prompt)
+    if args.file is None and (sys.stdin is None or sys.stdin.isatty()):
+        raise ValueError("there is nothing to read: give a text, --file, --ids, or text on stdin")
+    source = "stdin" if args.file is None else str(args.file)
+    try:
+        raw = sys.stdin.buffer.read() if args.file is None else args.file.read_bytes()
+        return raw.decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is not UTF-8: it has the byte 0x{raw[error.start]:02x} at {error.start}") from error
+    except OSError as error:
+        raise ValueError(f"{source} cannot be read: {error.strerror}") from error
+
+
+def _tokens(args: argparse.Namespace, text: str | None, tokenizer: Tokenizer | None) -> Tokens:
+    if text is None:
+        try:
+            return torch.tensor([[int(number) for number in args.ids.replace(",", " ").split()]], dtype=torch.long)
+        except ValueError as error:
+            raise ValueError(f'--ids must be whole numbers, such as "464 3290"; got {args.ids!r}') from error
+    if tokenizer is None:
+        raise ValueError(f"{args.model} has no tokenizer files, so it cannot read text: give token ids with --ids")
+    if hint := tokenizer.hint(text):
+        say(f"note: {hint}")
+    return tokenizer.encode(text)
+
+
+def _places(option: str, text: str | None, n: int) -> list[int] | None:
+    """Places such as 0,3,-1 or 5:10, among n."""
+    if text is None:
+        return None
+    places: list[int] = []
+    for part in text.split(","):
+        try:
+            if ":" in part:
+                places += range(n)[slice(*(int(end) if end else None for end in part.split(":")))]
+            else:
+                places.append(int(part))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{option} must look like 0,3,-1 or 5:10; got {text!r}") from error
+    return places
+
+
+def models(args: argparse.Namespace) -> None:
+    """Print the models that are there."""
+    rows = [(name, "bundled") for name in bundled()] + [(name, "cached") for name in cached()]
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, where in rows:
+        print(f"{name:{width}}  {where}")

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from .geometry import geometry as geometry_of
@@ -96,7 +97,9 @@ def _check(args: argparse.Namespace, decoders: list[str], figures: dict[str, Pat
     if not given and args.show not in (None, *SHOW):
         raise ValueError(f'there is no "{args.show}" to show; there are {", ".join(SHOW)}')
     if given and not figures and args.show:
-        raise ValueError("--show is for the terminal and for figures: the others hold every statistic")
+        raise ValueError("--show is for the terminal and for figures: --stats chooses for the others")
+    if args.track and not given:
+        raise ValueError("--track is for --json, --csv and --html, which have room for it")
     if args.stats and (figures or not given):
         raise ValueError("--stats is for --json, --csv and --html; in the terminal --show chooses")
     if args.style and not figures:
@@ -121,7 +124,7 @@ def _check(args: argparse.Namespace, decoders: list[str], figures: dict[str, Pat
 
 def _check_new(path: Path, overwrite: bool) -> None:
     """Refuse a file that cannot be written, or should not."""
-    if path.exists() and not path.is_file():  # a device, say, which a file would take the place of
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # a device, say, whose place a file would take
         raise ValueError(f"{path} is not a file that could be replaced")
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists: give another name, or --overwrite")
@@ -135,6 +138,8 @@ def trace(args: argparse.Namespace) -> None:
     if unknown := [name for name in names if name not in FIELDS]:
         raise ValueError(f'a block has no "{unknown[0]}"; it has {", ".join(FIELDS)}')
     _check_new(args.out, args.overwrite)
+    if args.out.parent.resolve() == Path(args.model).resolve():
+        raise ValueError(f"{args.out} is in the model's own folder: give another name")
     text = _text(args)
     model, tokenizer = load(args.model, revision=args.revision)
     tokens = _tokens(args, text, tokenizer)
@@ -146,7 +151,11 @@ def trace(args: argparse.Namespace) -> None:
     values["logits"] = model.unembed(resid)
     # safetensors takes no views and no tensor twice, as the stream leaving one block and entering the next would be
     values = {name: value.clone(memory_format=torch.contiguous_format) for name, value in values.items()}
-    save_file(values, args.out, metadata={"model": args.model, "family": model.family})
+    try:
+        save_file(values, args.out, metadata={"model": args.model, "family": model.family})
+        args.out.chmod(0o644)  # safetensors writes for the owner only
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{args.out} cannot be written: {error}") from error
 
 
 def geometry(args: argparse.Namespace) -> None:
@@ -238,7 +247,8 @@ def _places(option: str, text: str | None, n: int) -> list[int] | None:
             if ":" in part:
                 places += range(n)[slice(*(int(end) if end else None for end in part.split(":")))]
             else:
-                places.append(int(part))
+                place = int(part)
+                places.append(place + n if -n <= place < 0 else place)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{option} must look like 0,3,-1 or 5:10; got {text!r}") from error
     return places

@@ -18,7 +18,7 @@ from .edits import at, then
 from .ops import LayerNorm, check_layer, upcast
 from .run import run
 from .shapes import Logits, Resid, Tokens
-from .trace import Edit, Model, Site, untouched
+from .trace import Edit, Model, Site, editable, untouched
 from .vocab import KL, Standing, Top, survey
 
 LENS_SITES = ("resid_pre", "resid_mid", "resid_post")
@@ -49,7 +49,8 @@ class Stat(Generic[T]):
         if table is None:
             return cast(T, self)  # of the class, as help() asks
         if self.name not in table.stats:
-            raise AttributeError(f'this table was made without "{self.name}": name it in the stats of logit_lens')
+            how = "give logit_lens tokens to track" if self.name == "tracked" else "name it in the stats of logit_lens"
+            raise AttributeError(f'this table was made without "{self.name}": {how}')
         return cast(T, table.stats[self.name])
 
 
@@ -163,7 +164,7 @@ def logit_lens(
     d_vocab = model.W_U.shape[1]
     if not 1 <= top_k <= d_vocab:
         raise ValueError(f"top_k must be between 1 and the size of the vocabulary, {d_vocab}; it is {top_k}")
-    track = tuple(index(token) for token in track)
+    track = tuple(dict.fromkeys(index(token) for token in track))
     if bad := [token for token in track if not 0 <= token < d_vocab]:
         raise ValueError(f"token id {bad[0]} cannot be tracked: the model's ids go from 0 to {d_vocab - 1}")
 
@@ -208,7 +209,7 @@ def logit_lens(
         final_tokens=values["top"].tokens[-1, :, 0],
         next_tokens=follows.cpu(),
         track=track,
-        stats={name: value for name, value in values.items() if name in wanted or (name == "tracked" and track)},
+        stats={name: values[name] for name in (*STATS, "tracked") if name in wanted or (name == "tracked" and track)},
     )
 
 
@@ -217,9 +218,13 @@ def logit_lenses(
 ) -> list[LensTable]:
     """The lens on several texts, as `tokenizer.encode` gives a list of them: a table for each, without the padding.
 
-    options: those of `logit_lens`. A causal model reads each text as if it stood alone.
+    options: those of `logit_lens`. A causal model reads each text as if it stood alone. Raises ValueError as that does,
+    and where there is not one length for each text.
     """
-    return [logit_lens(model, text[None, : int(n)], **options) for text, n in zip(tokens, lengths, strict=True)]
+    if len(tokens) != len(lengths):
+        raise ValueError(f"there are {len(tokens)} texts and {len(lengths)} lengths: give each text its own")
+    once: Any = {name: tuple(value) if isinstance(value, Iterator) else value for name, value in options.items()}
+    return [logit_lens(model, text[None, : int(n)], **once) for text, n in zip(tokens, lengths, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -239,7 +244,7 @@ class _Lens:
         for site, resid in self._residuals():
             is_last = site == self.sites[-1]
             reader = self.model if is_last else self.reader
-            resid = resid if is_last else self.transport(site, resid)
+            resid = resid if is_last else editable(self.transport, site.layer)(site.name, resid)
             for block in run(reader, resid, start=self.start, edit=self.edit):
                 resid = block.resid_post
             yield site, reader, resid

@@ -146,8 +146,9 @@ def _survey(
     whole, ahead = whole[:n_pos], ahead[: len(x_ahead)]
     best = _top_of_whole(whole, k)
     asked = torch.cat([best[1].mT[:1], asked])
-    own = torch.stack([(x * W_U.mT[tokens]).sum(-1) + (0 if b_U is None else b_U[tokens]) for tokens in asked])
-    own[:, -1] = whole.gather(1, asked.mT).mT
+    queries = torch.cat([x[:-1].flatten(0, 1), x_ahead])
+    own = _own_logits(queries, n_rows - 1, W_U, b_U, asked)
+    own = torch.cat([own, whole.gather(1, asked.mT).mT[:, None]], 1)
     token, order = asked.flatten().sort()
     at, value = order % n_pos, own.movedim(1, 0).flatten(1)[:, order]
 
@@ -156,7 +157,6 @@ def _survey(
     groups = x.new_empty(n_tiles, n_rows, n_pos, WIDTH // GROUP)
     high, Z, ED = x.new_empty(3, n_tiles, n_rows, n_pos)
     better, logits_asked = torch.zeros_like(own), own[..., None]
-    queries = torch.cat([x[:-1].flatten(0, 1), x_ahead])
     D, E = x.new_empty(2, n_rows, n_pos, WIDTH)
     logits, last = D.view(-1, WIDTH)[: len(queries)], slice((n_rows - 1) * n_pos, None)
     D_groups = D.view(n_rows, n_pos, -1, GROUP)
@@ -168,8 +168,7 @@ def _survey(
         _logits(queries, W_U, b_U, tokens, out=logits[:, : W_U.shape[1] - tokens.start])
         ahead[:, tokens] = logits[last]
         D[-1] = whole[:, tokens]
-        # The logits asked for come from another product. Put here, they are the tile's own to the bit, so that no token
-        # is above itself.
+        # Should another product have rounded the logits asked for in another way, no token is above itself even so.
         if cuts[tile] < cuts[tile + 1]:
             here = slice(cuts[tile], cuts[tile + 1])
             D[:, at[here], token[here] - tokens.start] = value[:, here]
@@ -207,6 +206,23 @@ def _logits(x: Queries, W_U: Unembedding, b_U: Bias | None, tokens: slice, out: 
     """x @ W_U + b_U for some of the tokens, in the dtype of x."""
     W = W_U[:, tokens].to(x.dtype)
     return torch.mm(x, W, out=out) if b_U is None else torch.addmm(b_U[tokens].to(x.dtype), x, W, out=out)
+
+
+def _own_logits(
+    queries: Queries, n_rows: int, W_U: Unembedding, b_U: Bias | None, asked: Int[Tensor, "token pos"]
+) -> Float[Tensor, "token row pos"]:
+    """The logits of the tokens asked for at each position, in the rows that come first in `queries`.
+
+    They are taken as one more tile would be: a product of the same shape rounds alike, but for some wide models, so
+    that tokens that tie in a tile tie with these.
+    """
+    n_tokens, n_pos = asked.shape
+    products = [
+        _logits(queries, W_U.mT[ids].mT, None if b_U is None else b_U[ids], ALL)[: n_rows * n_pos]
+        for ids in torch.split(torch.nn.functional.pad(asked.flatten(), (0, -asked.numel() % WIDTH)), WIDTH)
+    ]
+    every = torch.cat(products, 1)[:, : asked.numel()].view(n_rows, n_pos, n_tokens, n_pos)
+    return every.diagonal(dim1=1, dim2=3).movedim(1, 0)
 
 
 class _Gap:

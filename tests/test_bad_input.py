@@ -1,8 +1,8 @@
 """What can be wrong with a checkpoint, a prompt or an option: one sentence that names it, never a traceback."""
 
 import io
-import os
 import json
+import os
 import re
 import subprocess
 import sys
@@ -344,7 +344,7 @@ OPTIONS: list[tuple[list[str], str]] = [
     ([*READ, "--top-k", "102"], "top_k must be between 1 and the size of the vocabulary, 101; it is 102"),
     ([*READ, "--top-k", "x"], "argument --top-k: invalid int value: 'x' (see minilens lens --help)"),
     ([*READ, "--show", "x"], 'there is no "x" to show; there are prob, logit, rank, kl, entropy'),
-    ([*READ, "--show", "kl", "--json"], "--show is for the terminal and for figures: the others hold every statistic"),
+    ([*READ, "--show", "kl", "--json"], "--show is for the terminal and for figures: --stats chooses for the others"),
     ([*READ, "--html", "/no/such/page"], "/no/such/page cannot be written: there is no such folder"),
     ([*READ, "--html", "/", "--overwrite"], "/ is not a file that could be replaced"),
     ([*READ, "--html", os.devnull, "--overwrite"], f"{os.devnull} is not a file that could be replaced"),
@@ -365,9 +365,13 @@ OPTIONS: list[tuple[list[str], str]] = [
         ["--ids", "1", "--centre"],
         "centre subtracts the mean over the positions, which leaves nothing of a text of one ",
     ),
-    ([*READ, "--track", "#101"], "token id 101 cannot be tracked: the model's ids go from 0 to 100"),
-    ([*READ, "--track", "BB"], "--track takes one token, and 'BB' is 2: B B; a word within a text often begins "),
-    ([*READ, "--track", ""], "--track takes one token, and '' is 0: ; a word within a text"),
+    ([*READ, "--track", "#5"], "--track is for --json, --csv and --html, which have room for it"),
+    ([*READ, "--json", "--track", "#101"], "token id 101 cannot be tracked: the model's ids go from 0 to 100"),
+    (
+        [*READ, "--json", "--track", "BB"],
+        "--track takes one token, and 'BB' is 2: B B; a word within a text",
+    ),
+    ([*READ, "--json", "--track", ""], "--track takes one token, and '' is 0: ; a word within a text"),
     (
         [*READ, "--show", "kl", "--top-k", "2"],
         "--top-k goes with --json or with cells that show tokens, not with --show kl",
@@ -401,11 +405,18 @@ def test_trace(gpt2: Path, capsys: Capture, tmp_path: Path) -> None:
     nowhere = tmp_path / "no" / "folder"
     assert refusal(capsys, *command, "--out", str(nowhere)) == f"{nowhere} cannot be written: there is no such folder"
     assert list(tmp_path.glob("n*")) == []
+    own = gpt2 / "model.safetensors"
+    assert refusal(capsys, *command, "--out", str(own), "--overwrite").startswith(f"{own} is in the model's own folder")
+    link = tmp_path / "link"
+    link.symlink_to(there)
+    assert refusal(capsys, *command, "--out", str(link), "--overwrite").startswith(f"{link} is not a file")
+    if Path("/proc").is_dir():
+        assert refusal(capsys, *command, "--out", "/proc/x").startswith("/proc/x cannot be written: ")
 
 
 def test_a_model_without_a_tokenizer_tracks_ids(tiny: Tiny, capsys: Capture) -> None:
     _, folder = tiny("gpt2")
-    line = refusal(capsys, "lens", *READ, "--model", str(folder), "--track", "cat")
+    line = refusal(capsys, "lens", *READ, "--model", str(folder), "--json", "--track", "cat")
     assert line == "--track needs a token id, such as #464, for a model without a tokenizer; got 'cat'"
 
 

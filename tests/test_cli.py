@@ -93,6 +93,7 @@ def ids(record: list[dict[str, Any] | None]) -> list[int]:
         (["--positions", "0,-1"], dict(positions=[0, -1])),
         (["--decoder", "mlp", "--norm", "plain", "--centre"], dict(decoder="mlp", norm="plain", centre=True)),
         (["--layers", "1:"], dict(layers=[1, 2])),
+        (["--layers=-1"], dict(layers=[2])),
         (["--stats", "all", "--track", "t", "--track", "#99"], dict(stats="all", track=[83, 99])),
         (["--stats", "js,top"], dict(stats=("js", "top"))),
     ],
@@ -131,7 +132,11 @@ def test_json_holds_the_numbers_of_the_lens(
                 names.add(name)
             else:
                 names.add(name)
-        assert row.keys() == names
+        if "final" in table.stats:
+            assert row["agrees"] == table.agrees[r].tolist()
+        if "next" in table.stats:
+            assert row["cross_entropy"] == numbers(table.cross_entropy[r])
+        assert row.keys() - {"agrees", "cross_entropy"} == names
         if "top" not in table.stats:
             continue
         assert [ids(best) for best in row["top"]] == table.top.tokens[r].tolist()

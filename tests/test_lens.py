@@ -162,7 +162,9 @@ def test_every_number_of_the_table_is_right(
 def test_a_statistic_that_was_not_asked_for_says_so(model: minilens.Model, text: torch.Tensor) -> None:
     table = minilens.logit_lens(model, text, stats=("top", "kl_final"))
     assert set(table.stats) == {"top", "kl_final"}
-    for name in ("js", "final", "entropy", "tracked"):
+    with pytest.raises(AttributeError, match='made without "tracked": give logit_lens tokens to track'):
+        _ = table.tracked
+    for name in ("js", "final", "entropy"):
         with pytest.raises(AttributeError, match=f'made without "{name}": name it in the stats'):
             getattr(table, name)
     with pytest.raises(AttributeError, match='made without "next"'):
@@ -209,6 +211,8 @@ def test_centre_and_transport_change_the_residual_that_is_decoded(model: minilen
     resid = trace.blocks[1].resid_post
     assert torch.equal(centred[2].logits, model.unembed(2 * (resid - resid.mean(1, keepdim=True))))
     assert torch.equal(centred[3].logits, trace.logits)
+    with pytest.raises(ValueError, match=r"the edit at -1\.embed must keep \[1, 33, 30\]"):
+        list(minilens.lens_rows(model, text, transport=lambda site, resid: resid[:, :2]))
     with pytest.raises(ValueError, match="leaves nothing of a text of one token"):
         minilens.logit_lens(model, text[:, :1], centre=True)
 
@@ -222,6 +226,11 @@ def test_several_texts_give_a_table_each(model: minilens.Model, tokens: torch.Te
         alone = minilens.logit_lens(model, text, track=[7])
         assert torch.equal(table.kl_final, alone.kl_final)
         assert torch.equal(table.tracked.rank, alone.tracked.rank)
+    twice = minilens.logit_lenses(model, padded, [33, 20], track=iter([7, 7, 8]), layers=iter([0]))
+    assert [table.track for table in twice] == [(7, 8)] * 2
+    assert [table.labels for table in twice] == [("embed", "0.resid_post", "2.resid_post")] * 2
+    with pytest.raises(ValueError, match="there are 2 texts and 1 lengths"):
+        minilens.logit_lenses(model, padded, [33])
 
 
 def test_positions_choose_columns_and_change_no_number(model: minilens.Model, text: torch.Tensor) -> None:

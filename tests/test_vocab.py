@@ -105,6 +105,23 @@ def test_ties_share_the_better_rank(n_rows: int, d_vocab: int, highest: int, see
         assert torch.equal(rank, ranks(logits, tokens))
 
 
+@pytest.mark.parametrize("d_model", [64, 256, 768])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_embeddings_tie_whatever_the_rounding(d_model: int, dtype: torch.dtype) -> None:
+    """Each token has a twin elsewhere in the vocabulary, in another tile and in another group."""
+    x, half, _ = vectors(6, 50, d_model, 1500, 0.3, 0, dtype)
+    W_U = torch.cat([half, half], 1)
+    asked = torch.randint(0, 3000, (2, 50), generator=torch.Generator().manual_seed(0))
+    found = survey(x, W_U, None, asked, k=4, stats=frozenset())
+    again = survey(x, W_U, None, torch.cat([found.top.tokens[-1, :, :1].mT, asked]) % 3000, k=4, stats=frozenset())
+    assert torch.equal(again.standing.rank[1], found.standing.rank[0])
+    twins = survey(
+        x, W_U, None, (torch.cat([found.top.tokens[-1, :, :1].mT, asked]) + 1500) % 3000, k=4, stats=frozenset()
+    )
+    assert torch.equal(twins.standing.rank[1:], found.standing.rank)
+    assert (found.standing.rank % 2 == 1).all()  # the tokens above come in pairs
+
+
 @pytest.mark.parametrize("scale", [0.01, 0.3, 3.0])
 def test_float32_is_as_near_as_promised(scale: float) -> None:
     """The bounds that vocab.py states, where logits reach 90 and divergences run from 1e-6 to 100 nats."""

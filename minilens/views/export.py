@@ -47,6 +47,10 @@ def as_record(table: LensTable, tokenizer: Tokenizer | None) -> dict[str, Any]:
                 record[f"{name}_rank"] = _numbers(value.rank[r], missing=0.0)
             elif isinstance(value, Tensor):
                 record[name] = _numbers(value[r])
+        if "final" in table.stats:
+            record["agrees"] = table.agrees[r].tolist()
+        if "next" in table.stats:
+            record["cross_entropy"] = _numbers(table.cross_entropy[r])
         return record
 
     return {

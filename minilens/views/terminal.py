@@ -70,7 +70,8 @@ def lens_view(table: LensTable, tokenizer: Tokenizer | None, *, show: str = "pro
                 )
         line("input", [Text(" " + _fit(below[c], widths[c]), "italic") for c in columns])
         panels += [grid, Text()]
-    return Group(*panels, Text(f"{STATISTICS[show]}; decoder {table.decoder}", "dim"))
+    how = f"; norm {table.norm}" * (table.norm != "final") + "; centred" * table.centre
+    return Group(*panels, Text(f"{STATISTICS[show]}; decoder {table.decoder}{how}", "dim"))
 
 
 def _cells(

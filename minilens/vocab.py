@@ -96,8 +96,10 @@ def survey(
     n_rows, n_pos, _ = x.shape
     d_vocab = W_U.shape[1]
     n = max(1, min(TILE.get(x.device.type, TILE_ELSEWHERE) // (n_rows * WIDTH), WHOLE // d_vocab, n_pos))
-    whole, ahead = both = x.new_empty(2, n, -(-d_vocab // WIDTH) * WIDTH)
-    both[..., d_vocab:] = torch.finfo(x.dtype).min  # past the vocabulary, all is too low to count
+    # Two tensors, since one of twice the size would find no room in what a forward pass has freed.
+    whole, ahead = (x.new_empty(n, -(-d_vocab // WIDTH) * WIDTH) for _ in range(2))
+    for buffer in (whole, ahead):
+        buffer[:, d_vocab:] = torch.finfo(x.dtype).min  # past the vocabulary, all is too low to count
     _logits(x[-1, :n], W_U, b_U, ALL, out=whole[:, :d_vocab])
     chunks = []
     for p in range(0, n_pos, n):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoints import Letters
 from conftest import Tiny
 
 import minilens
@@ -38,27 +39,7 @@ STANDINGS = [f"{who}_{part}" for who in ("final", "next", "input", "token7") for
 PANELS = ["logit", "prob", "rank", "kl", *MEASURES, "top_logprob", *STANDINGS]
 
 
-class Letters:
-    """A tokenizer of the tiny models' ids, some of whose tokens are a font's nightmare."""
-
-    size = 100
-
-    def encode(self, text: str) -> torch.Tensor:
-        raise ValueError("this tokenizer cannot read")
-
-    def decode(self, tokens: torch.Tensor) -> str:
-        return b"".join(map(self.piece, tokens.tolist())).decode(errors="replace")
-
-    def piece(self, token: int) -> bytes:
-        if token >= self.size:
-            raise ValueError(f"token id {token} does not exist")
-        return HOSTILE.get(token, f"t{token}".encode())
-
-    def hint(self, text: str) -> None:
-        return None
-
-
-LETTERS = Letters()
+LETTERS = Letters(HOSTILE)
 
 
 @pytest.fixture(scope="module")

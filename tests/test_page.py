@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import torch
+from checkpoints import Letters
 from conftest import Tiny
 
 import minilens
@@ -38,28 +39,7 @@ NIGHTMARES = {
 }
 
 
-class Letters:
-    """A tokenizer of the tiny models' ids, less the last, some of whose tokens are a page's nightmare."""
-
-    def __init__(self, size: int = 100) -> None:
-        self.size = size
-
-    def encode(self, text: str) -> torch.Tensor:
-        raise ValueError("this tokenizer cannot read")
-
-    def decode(self, tokens: torch.Tensor) -> str:
-        return b"".join(map(self.piece, tokens.tolist())).decode(errors="replace")
-
-    def piece(self, token: int) -> bytes:
-        if token >= self.size:
-            raise ValueError(f"token id {token} does not exist")
-        return NIGHTMARES.get(token, f" t{token}".encode())
-
-    def hint(self, text: str) -> None:
-        return None
-
-
-LETTERS = Letters()
+LETTERS = Letters(NIGHTMARES, " t{}")
 TRACKED = (0, 17, 100)
 
 
@@ -206,7 +186,7 @@ def test_the_template_is_small_and_knows_no_address() -> None:
 
 
 def test_a_long_text_through_a_large_model_fits() -> None:
-    page = lens_page(made_up(49, 500), Letters(50257))
+    page = lens_page(made_up(49, 500), Letters(NIGHTMARES, " t{}", 50257))
     assert len(page.encode()) < 15_000_000
 
 
@@ -534,7 +514,7 @@ def test_the_keyboard_is_enough(opened: Opener, tables: list[minilens.LensTable]
 
 
 def test_the_focused_cell_is_never_below_a_header(opened: Opener) -> None:
-    page = opened(lens_page(made_up(49, 60), Letters(50257)))
+    page = opened(lens_page(made_up(49, 60), Letters(NIGHTMARES, " t{}", 50257)))
     page.locator("#scroller td[tabindex='0']").focus()
     for key in ("Control+End", "Control+Home", "PageDown", "PageDown", "PageDown", "End", "Home", "PageUp", "PageUp"):
         page.keyboard.press(key)
@@ -654,7 +634,7 @@ def test_the_frame_of_a_notebook_works(opened: Opener, tables: list[minilens.Len
 
 def test_a_large_page_answers_quickly(opened: Opener) -> None:
     """The promise is 100 ms to recolour; the bound here is loose, since a test may share its machine."""
-    page = opened(lens_page(made_up(49, 500), Letters(50257)))
+    page = opened(lens_page(made_up(49, 500), Letters(NIGHTMARES, " t{}", 50257)))
     took = page.evaluate(
         """async () => {
           const select = document.querySelector('#colour'), times = [];

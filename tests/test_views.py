@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from checkpoints import Letters
 from conftest import Tiny
 from rich.cells import cell_len
 from rich.console import Console
@@ -24,27 +25,7 @@ NIGHTMARES = {
 }
 
 
-class Letters:
-    """A tokenizer of the tiny models' ids, less the last, some of whose tokens are a view's nightmare."""
-
-    size = 100
-
-    def encode(self, text: str) -> torch.Tensor:
-        raise ValueError("this tokenizer cannot read")
-
-    def decode(self, tokens: torch.Tensor) -> str:
-        return b"".join(map(self.piece, tokens.tolist())).decode(errors="replace")
-
-    def piece(self, token: int) -> bytes:
-        if token >= self.size:
-            raise ValueError(f"token id {token} does not exist")
-        return NIGHTMARES.get(token, f"t{token}".encode())
-
-    def hint(self, text: str) -> None:
-        return None
-
-
-LETTERS = Letters()
+LETTERS = Letters(NIGHTMARES)
 
 
 @pytest.fixture

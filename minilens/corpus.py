@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -77,7 +77,7 @@ class TextFile:
         if shard:
             yield shard
 
-    def _open(self) -> IO[str]:
+    def _open(self) -> io.TextIOWrapper:
         opened = gzip.open if self.path.suffix == ".gz" else open
         return io.TextIOWrapper(opened(self.path, "rb"), encoding="utf-8", newline="\n")
 
@@ -89,12 +89,12 @@ class TextFile:
         text = value.get(self.key) if isinstance(value, dict) else value
         if not isinstance(text, str):
             raise ValueError(
-                f'{self.path}, line {number} has no text: a string, or an object with one under "{self.key}"'
+                f'{self.path}, line {number} has no text: it must be a string, or an object with one under "{self.key}"'
             )
         return text
 
 
-def _separated(file: IO[str]) -> Iterator[str]:
+def _separated(file: io.TextIOWrapper) -> Iterator[str]:
     """Documents with a line of SEPARATOR after each; what follows the last such line is a document if there is any."""
     lines: list[str] = []
     length = 0

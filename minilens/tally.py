@@ -73,10 +73,10 @@ class Tally:
     squares: Float[Tensor, "group row value"]  # sum of S_d^2
     products: Float[Tensor, "group row value"]  # sum of S_d n_d
     buckets: Int[Tensor, "group row number bucket"]
-    ranks: Int[Tensor, "group row whose bucket"]
-    confident: Int[Tensor, "group row bucket"]  # tokens by the row's confidence,
-    confidence: Float[Tensor, "group row bucket"]  # its sum,
-    correct: Int[Tensor, "group row bucket"]  # and how often the row's best token was the true next one
+    ranks: Int[Tensor, "group row whose power"]
+    confident: Int[Tensor, "group row tenth"]  # tokens by the row's confidence,
+    confidence: Float[Tensor, "group row tenth"]  # its sum,
+    correct: Int[Tensor, "group row tenth"]  # and how often the row's best token was the true next one
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(**{name: value + getattr(other, name) for name, value in vars(self).items()})

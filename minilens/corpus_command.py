@@ -39,6 +39,8 @@ def corpus(args: argparse.Namespace) -> None:
     """Read the files, print the tables, and write the report."""
     worker = Worker(*(int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))
     beside = [_report(folder) for folder in args.beside]
+    if args.json and args.csv:
+        raise ValueError("--json and --csv are both given: choose one")
     if args.threads < 1:
         raise ValueError(f"--threads must be at least 1; it is {args.threads}")
     torch.set_num_threads(args.threads)

@@ -111,13 +111,19 @@ def corpus_tables(record: dict[str, Any]) -> Iterator[Table]:
         table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column("row", no_wrap=True, vertical="bottom")
         for head in COLUMNS.values():
-            table.add_column(head, justify="right", vertical="bottom", no_wrap=True)
+            table.add_column(head, justify="right", vertical="bottom", no_wrap=True, overflow="fold")
         whole = found["groups"][0]
         for r, row in enumerate(found["rows"]):
             cells = []
             for value in COLUMNS:
                 mean, error = (whole[key][value][r] for key in ("mean", "standard_error"))
-                cells.append(nats(mean, error) if value in NUMBERS else "-" if mean is None else f"{100 * mean:.1f}")
+                cells.append(
+                    nats(mean, error, 2).replace(" ", "")
+                    if value in NUMBERS
+                    else "-"
+                    if mean is None
+                    else f"{100 * mean:.1f}"
+                )
             table.add_row(row.replace("resid_", ""), *cells)
         yield table
 
@@ -133,13 +139,13 @@ def corpus_summary(record: dict[str, Any]) -> str:
     )
 
 
-def nats(mean: float | None, error: float | None) -> str:
-    """A mean to the first digit of its standard error, and to three decimals at most."""
+def nats(mean: float | None, error: float | None, decimals: int = 3) -> str:
+    """A mean to the first digit of its standard error, but to this many decimals at most."""
     if mean is None:
         return "-"
     if error is None:
-        return f"{mean:.3f}"
+        return f"{mean:.{decimals}f}"
     if error == 0:
         return f"{mean:.3g}"
-    decimals = min(3, max(1, ceil(-log10(error))))
+    decimals = min(decimals, max(1, ceil(-log10(error))))
     return f"{mean:.{decimals}f} ±{error:.{decimals}f}"

@@ -138,7 +138,7 @@ def _finish(ax: Axes, value: str, title: str) -> None:
     ax.set_title(title, fontsize=8, color=INK, loc="left", pad=3, **PLAIN)
     ax.set_xlabel("blocks done", fontsize=8, color=INK)
     if value in NATS:
-        scale_nats([ax], 1)
+        scale_nats([ax], 1.0)
     elif value and value not in ("entropy", "js", "calibration_error"):
         ax.set_ylim(-0.03, 1.03)
     elif value:

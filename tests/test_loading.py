@@ -117,8 +117,23 @@ def test_pickle_files(tiny: Tiny, tmp_path: Path, family: str, is_zip: bool) -> 
         assert same(folder, original)
     (note,) = notes
     assert str(note.message) == (
-        f"{folder / 'pytorch_model.bin'} is a pickle file; reading it with torch's weights-only loader"
+        f"{folder / 'pytorch_model.bin'} is a pickle file; reading its tensors without running it"
     )
+
+
+@pytest.mark.filterwarnings("ignore:.*is a pickle file")
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_state_dict_as_it_is(tiny: Tiny, tmp_path: Path, family: str, is_zip: bool) -> None:
+    """An ordered dictionary with metadata; parameters, tied and transposed, and a slice of a larger storage."""
+    reference, original = tiny(family)
+    state = reference.state_dict(keep_vars=True)
+    assert state["lm_head.weight"].data_ptr() in [t.data_ptr() for name, t in state.items() if "lm_head" not in name]
+    name = next(name for name, tensor in state.items() if "attn" in name or "Wq" in name)
+    state[name] = torch.cat([state[name].detach()] * 2).T.contiguous().T[-len(state[name]) :]
+    folder = changed(original, tmp_path / "bin", files={"model.safetensors": None})
+    torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=is_zip)
+    assert same(folder, original)
 
 
 def test_safetensors_come_before_pickle_files(tiny: Tiny, tmp_path: Path) -> None:

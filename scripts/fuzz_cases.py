@@ -611,9 +611,10 @@ def hand_config() -> Named:
             yield f"gpt_neo {label}, {layers} layers", {"config.json": encoded(changed)}
     layers = {**neo, "num_layers": 10_000, "attention_types": [[["local"], 10_000]], "attention_layers": ["global"]}
     yield "gpt_neo other layers than types", {"config.json": encoded(layers)}
-    for window in (2**31 - 1, 2**63, 16, 1):
+    for window in (2**31 - 1, 2**31, 2**63, 2**64, 16, 1):
         yield f"gpt_neo window {window}", {"config.json": encoded({**neo, "window_size": window})}
     lists, keys = b'{"prefix": [' + b"[]," * 2_000_000 + b"1]}", b",".join(b'"%d": 1' % n for n in range(200_000))
+    yield "60 MB of empty lists", {"config.json": lambda path: path.write_bytes(b"[" + b"[]," * 20_000_000 + b"1]")}
     yield "6 MB of empty lists", {"config.json": lists}
     yield "200,000 keys", {"config.json": b"{" + keys + b', "199999": 1}'}
 
@@ -855,6 +856,15 @@ def hand_bin() -> Named:
         number = pickle.dumps(n, 2)[2:-1]
         found[f"vocabulary of {n}"] = zipped(program.replace(b"M,\x01", number), storages)
         found[f"storage of {n}"] = zipped(program.replace(b"M`\x09", number), storages)
+        found[f"offset of {n}"] = zipped(program.replace(b"QK\x00", b"Q" + number), storages)
+    for n in (1, 8, 255):
+        step = bytes([n])
+        for label, old, new in (
+            ("offset", b"QK\x00", b"QK" + step),
+            ("stride", b"K\x08K\x01\x86", b"K\x08K" + step + b"\x86"),
+        ):
+            found[f"{label} of {n}"] = zipped(program.replace(old, new), storages)
+            found[f"{label} of {n}, older form"] = legacy.replace(old, new)
     return ((label, {"pytorch_model.bin": content}) for label, content in found.items())
 
 
@@ -867,6 +877,11 @@ def hand_values() -> Named:
                 changed = tensors[name].clone()
                 changed.view(-1)[0] = value
                 yield f"{family} {name} {value}", {"model.safetensors": save({**tensors, name: changed})}
+        for value in (1e20, 1e38, -1e38, 1e-45):
+            for name in ("ln_f.weight", "ln_f.bias", "layernorm.weight", "layernorm.bias"):
+                if (name := f"transformer.{name}") in tensors:
+                    changed = {**tensors, name: torch.full_like(tensors[name], value)}
+                    yield f"{family} {name} all {value}", {"model.safetensors": save(changed)}
         for dtype in (torch.float64, torch.float16, torch.bfloat16):
             yield f"{family} {dtype}", {"model.safetensors": save({n: t.to(dtype) for n, t in tensors.items()})}
 

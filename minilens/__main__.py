@@ -1,7 +1,17 @@
-"""python -m minilens: the same as the command."""
+"""python -m minilens, and the `minilens` command."""
 
 import sys
 
-from .cli import main
 
-sys.exit(main())
+def main() -> int:
+    """Run the command. Ctrl-C ends it without a word, even while torch is still being imported."""
+    try:
+        from .cli import main
+
+        return main()
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -68,17 +68,38 @@ def given_tokens(args: argparse.Namespace, text: str | None, tokenizer: Tokenize
     return tokenizer.encode(text)
 
 
-def named_token(text: str, tokenizer: Tokenizer | None) -> int:
+def given_pair(args: argparse.Namespace, tokenizer: Tokenizer | None) -> tuple[Tokens, Tokens]:
+    """The tokens of two texts that match position by position."""
+    if tokenizer is None:
+        raise ValueError(f"{args.model} has no tokenizer files, so it cannot read the two texts")
+    for hint in dict.fromkeys(tokenizer.hint(text) for text in (args.clean, args.corrupt)):
+        if hint:
+            say(f"note: {hint}")
+    clean, corrupt = tokenizer.encode(args.clean), tokenizer.encode(args.corrupt)
+    if not clean.shape[1] and not corrupt.shape[1]:
+        raise ValueError("both texts are empty: they must hold at least one token")
+    if clean.shape != corrupt.shape:
+        ours, theirs = (
+            " ".join(token_label(tokenizer, token) for token in text[0].tolist()) for text in (clean, corrupt)
+        )
+        raise ValueError(
+            f"patching needs two texts of as many tokens; clean has {clean.shape[1]}: {ours}; corrupt has "
+            f"{corrupt.shape[1]}: {theirs}"
+        )
+    return clean, corrupt
+
+
+def named_token(option: str, text: str, tokenizer: Tokenizer | None) -> int:
     """The token that a text is, or the id that it names."""
     if re.fullmatch("#[0-9]{1,9}", text):
         return int(text[1:])
     if tokenizer is None:
-        raise ValueError(f"--track needs a token id, such as #464, for a model without a tokenizer; got {text!r}")
+        raise ValueError(f"{option} needs a token id, such as #464, for a model without a tokenizer; got {text!r}")
     tokens = tokenizer.encode(text)[0].tolist()
     if len(tokens) != 1:
         parts = " ".join(token_label(tokenizer, token) for token in tokens)
         raise ValueError(
-            f"--track takes one token, and {text!r} is {len(tokens)}: {parts}; a word within a text often begins with "
+            f"{option} takes one token, and {text!r} is {len(tokens)}: {parts}; a word within a text often begins with "
             "a space, and #464 is the token with that id"
         )
     return int(tokens[0])
@@ -123,7 +144,9 @@ def check_edits(args: argparse.Namespace) -> None:
 
 def named_edits(args: argparse.Namespace) -> list[str]:
     """The edits in words, so that nobody takes what comes out for the model's own."""
-    return [f"{name} {place}" for name in ("zero", "mean", "patch") for place in getattr(args, name)]
+    source = "" if args.source is None else f" from {args.source!r}"
+    edits = {"zero": "", "mean": source, "patch": source}
+    return [f"{name} {place}{text}" for name, text in edits.items() for place in getattr(args, name)]
 
 
 def given_edit(args: argparse.Namespace, model: Model, tokenizer: Tokenizer | None) -> Edit:
@@ -135,7 +158,10 @@ def given_edit(args: argparse.Namespace, model: Model, tokenizer: Tokenizer | No
         wanted = [(mean, _where(text)) for text in args.mean] + [(patch, _where(text)) for text in args.patch]
         for _, where in wanted:
             check_layer(where.layer, model.n_layers)
-        source = model.embed(tokenizer.encode(args.source))
+        try:
+            source = model.embed(tokenizer.encode(args.source))
+        except ValueError as error:
+            raise ValueError(f"the text of --from cannot be read: {error}") from error
         for block in run(model, source, stop=1 + max(where.layer for _, where in wanted)):
             for builder, (layer, site, heads, at) in wanted:
                 if layer == block.layer:

@@ -13,7 +13,7 @@ from .arguments import say
 from .checkpoint import CheckpointError
 from .commands import DEFAULT_MODEL, FIGURES
 from .lens import STATS
-from .trace import RESID_SITES
+from .trace import HEAD_SITES, RESID_SITES, SITES
 from .views.panels import MEASURES, PARTS, SHORT, WHOSE
 
 
@@ -59,7 +59,9 @@ def _parser() -> _Parser:
         default="final",
         help='"final"; "block:K": the last K blocks decode, too; "mlp"; several with commas, side by side',
     )
-    lens.add_argument("--norm", default="final", help='"final", or "plain": the final norm without gain and bias')
+    lens.add_argument(
+        "--norm", help='"final" (the default), or "plain": the final norm without gain and bias, as --style 2020 has it'
+    )
     lens.add_argument("--centre", action="store_true", help="subtract from each row its mean over the positions")
     lens.add_argument(
         "--sites", default="resid_post", help=f"residuals to decode, with commas: {', '.join(RESID_SITES)}"
@@ -82,10 +84,14 @@ def _parser() -> _Parser:
     lens.add_argument("--json", action="store_true", help="print the whole table as JSON")
     lens.add_argument("--csv", action="store_true", help="print it as CSV, a line for each row and position")
     lens.add_argument("--html", type=Path, metavar="FILE", help="write it as a page to look around in")
-    for kind in FIGURES:
-        lens.add_argument(
-            f"--{kind}", type=Path, metavar="FILE", help=f"draw it as {kind.upper()}; needs minilens[plot]"
-        )
+    lens.add_argument(
+        "--patterns",
+        nargs="?",
+        const=":",
+        metavar="LAYERS",
+        help="put attention patterns into the page: after the text alone of all layers, or of some, as --layers",
+    )
+    _add_figures(lens)
     lens.add_argument("--style", help='of figures: "2021" (the default) or "2020"')
     lens.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
@@ -110,13 +116,41 @@ def _parser() -> _Parser:
     )
     walk.add_argument("--head", type=int, default=0, help="the head of attention, from 0 (default: %(default)s)")
 
+    patching = subparsers.add_parser("patching", help="what the values of one run bring back in another")
+    patching.set_defaults(command=commands.patching)
+    patching.add_argument("clean", help="the text whose values are taken")
+    patching.add_argument("corrupt", help="the text they are put into: as many tokens, and some of them others")
+    patching.add_argument(
+        "--right", required=True, metavar="TOKEN", help='the token that the clean text calls for, such as " Sue"'
+    )
+    patching.add_argument(
+        "--wrong",
+        metavar="TOKEN",
+        help="the one that the corrupt text calls for; the metric is the difference of their logits, and without "
+        "--wrong the log-probability of --right",
+    )
+    patching.add_argument(
+        "--sites",
+        help=f"values to put in, with commas, of {', '.join(SITES)} (default: resid_pre,attn_out,mlp_out; by head z); "
+        f"by head {', '.join(HEAD_SITES)}",
+    )
+    patching.add_argument("--by", default="position", help='"position" or "head" (default: %(default)s)')
+    patching.add_argument(
+        "--position", type=int, default=-1, help="where the metric is taken; -1 is the last (default: %(default)s)"
+    )
+    _add_model(patching)
+    patching.add_argument("--json", action="store_true", help="print all numbers as JSON")
+    patching.add_argument("--html", type=Path, metavar="FILE", help="write the grids as a page")
+    _add_figures(patching)
+    patching.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
     study = subparsers.add_parser("study", help="the known experiments of the logit lens on a model, as a report")
     study.set_defaults(command=commands.study)
     study.add_argument(
         "models", nargs="*", metavar="MODEL", help=f"a bundled model, a folder or a Hub repository ({DEFAULT_MODEL})"
     )
     study.add_argument(
-        "--compare", action="store_true", help="several models in one report; by default all bundled ones"
+        "--compare", action="store_true", help="several models in one report: those named, or else all bundled ones"
     )
     study.add_argument("--out", type=Path, default=Path("study"), help="the folder to write to (default: %(default)s)")
     study.add_argument("--overwrite", action="store_true", help="replace a report that is there")
@@ -151,6 +185,11 @@ def _add_edits(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(option, action="append", default=[], metavar="PLACE", help=what)
     parser.add_argument("--from", dest="source", metavar="TEXT", help="another text, for --mean and --patch")
+
+
+def _add_figures(parser: argparse.ArgumentParser) -> None:
+    for kind in FIGURES:
+        parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"draw it as {kind.upper()}; needs matplotlib")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

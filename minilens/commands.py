@@ -5,10 +5,11 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,20 +19,25 @@ from .arguments import (
     check_edits,
     check_new,
     given_edit,
+    given_pair,
     given_text,
     given_tokens,
     named_edits,
     named_token,
     places,
     read_text,
+    say,
     words,
 )
 from .geometry import geometry as geometry_of
 from .hub import bundled, cached, load
 from .lens import DEFAULT_STATS, STATS, logit_lens
 from .ops import check_layer
+from .patching import log_probability, logit_difference
+from .patching import patching as patching_of
 from .run import run
-from .trace import BlockTrace
+from .shapes import Tokens
+from .trace import BlockTrace, Edit, Model
 from .views.panels import stats_for
 
 FIELDS = tuple(field.name for field in fields(BlockTrace))[1:]  # all but its layer
@@ -42,7 +48,7 @@ FIGURES = ("png", "svg", "pdf")
 def lens(args: argparse.Namespace) -> None:
     """The lens on a text: in the terminal, as data, as a page or as a figure."""
     figures = {kind: getattr(args, kind) for kind in FIGURES if getattr(args, kind)}
-    decoders = args.decoder.split(",")
+    decoders = words(args.decoder)
     show = ["logit" if figures else "prob", *["tracked_rank"] * bool(args.track)]
     show = show if args.show is None else words(args.show)
     style = args.style or ("2021" if figures else "2020")
@@ -53,18 +59,19 @@ def lens(args: argparse.Namespace) -> None:
     model, tokenizer = load(args.model, revision=args.revision)
     tokens = given_tokens(args, text, tokenizer)
     edit = given_edit(args, model, tokenizer)
+    patterns = _patterns(args, model, tokens, edit)
     few = not (args.json or args.csv or args.html)
     tables = [
         logit_lens(
             model,
             tokens,
             decoder=decoder,
-            norm=args.norm,
+            norm=args.norm or ("plain" if figures and style == "2020" else "final"),
             centre=args.centre,
             sites=words(args.sites),
             layers=places("--layers", args.layers, model.n_layers),
             positions=places("--positions", args.positions, tokens.shape[1]),
-            track=[named_token(text, tokenizer) for text in args.track],
+            track=[named_token("--track", text, tokenizer) for text in args.track],
             top_k=args.top_k if args.top_k is not None else 1 if few else 5,
             stats=stats,
             edit=edit,
@@ -84,10 +91,13 @@ def lens(args: argparse.Namespace) -> None:
         from .views.export import as_lines
 
         csv.writer(sys.stdout, lineterminator="\n").writerows(as_lines(tables[0]))
+        if edits:
+            say(f"note: this is the lens of an edited model: {', '.join(edits)}")
     elif args.html:
         from .views.page import lens_page
 
-        args.html.write_text(lens_page(tables, title=args.model + edited), encoding="utf-8")
+        page = lens_page(tables, title=args.model + edited, tokens=tokens, patterns=patterns)
+        args.html.write_text(page, encoding="utf-8")
     elif figures:
         from .views.figure import lens_figure, save_figure
 
@@ -96,19 +106,20 @@ def lens(args: argparse.Namespace) -> None:
             save_figure(path, figure)
     else:
         from rich.console import Console
+        from rich.text import Text
 
         from .views.terminal import lens_view
+        from .views.tokens import text_label
 
         console = Console(highlight=False)
         console.print(lens_view(tables, show=show, width=console.width))
+        if edits:
+            console.print(Text(text_label(f"edited: {', '.join(edits)}"), "dim"))
 
 
 def _check(args: argparse.Namespace, decoders: list[str], figures: dict[str, Path], show: list[str]) -> None:
     """Refuse what does not go together, before a model is loaded."""
-    written = {"--json": args.json, "--csv": args.csv, "--html": args.html, f"--{next(iter(figures), '')}": figures}
-    given = [option for option, value in written.items() if value]
-    if len(given) > 1:
-        raise ValueError(f"{given[0]} and {given[1]} are both given: choose one")
+    given = _given({"--json": args.json, "--csv": args.csv, "--html": args.html}, figures)
     if given and not figures and args.show:
         raise ValueError("--show is for the terminal and for figures: --stats chooses for the others")
     if figures or not given:
@@ -116,11 +127,17 @@ def _check(args: argparse.Namespace, decoders: list[str], figures: dict[str, Pat
         if of_tracked and not args.track:
             raise ValueError(f"--show {of_tracked[0]} needs --track, which names the token")
         if args.track and not of_tracked:
-            raise ValueError(f"--track is for cells that show its tokens, as --show tracked_rank; got {args.show}")
+            raise ValueError(f"--track is for cells that show its tokens: --show {args.show},tracked_rank")
     if args.stats and (figures or not given):
         raise ValueError("--stats is for --json, --csv and --html; in the terminal --show chooses")
+    if repeated := [decoder for at, decoder in enumerate(decoders) if decoder in decoders[:at]]:
+        raise ValueError(f"the decoder {repeated[0]} is named twice")
     if args.style and not figures:
         raise ValueError("--style is for figures: --png, --svg, --pdf")
+    if args.patterns is not None:
+        if not args.html:
+            raise ValueError("--patterns is for --html")
+        places("--patterns", args.patterns, 0)  # its spelling: a text that follows the option is no list of layers
     if len(decoders) > 1 and (args.json or args.csv):
         raise ValueError(f"{given[0]} takes one decoder; several are for the terminal, --html and figures")
     if args.top_k is not None and (figures or not (given or "prob" in show)):
@@ -128,6 +145,19 @@ def _check(args: argparse.Namespace, decoders: list[str], figures: dict[str, Pat
             "--top-k goes with --json or with cells that show tokens, not with "
             + (given[0] if given else f"--show {args.show}")
         )
+    _check_files(args, figures)
+
+
+def _given(outputs: dict[str, Any], figures: dict[str, Path]) -> list[str]:
+    """The option that chooses the output, or none; two are refused. Several figures count as one."""
+    given = [option for option, value in {**outputs, f"--{next(iter(figures), '')}": figures}.items() if value]
+    if len(given) > 1:
+        raise ValueError(f"{given[0]} and {given[1]} are both given: choose one")
+    return given
+
+
+def _check_files(args: argparse.Namespace, figures: dict[str, Path]) -> None:
+    """Refuse files that cannot be written, or should not."""
     for kind, path in {"html": args.html, **figures}.items():
         if path:
             if kind != "html" and path.suffix.lower() != f".{kind}":
@@ -142,6 +172,18 @@ def _stats(args: argparse.Namespace, show: list[str], style: str) -> Iterable[st
     if args.html:
         return (*DEFAULT_STATS, "input")
     return DEFAULT_STATS if args.json or args.csv else stats_for(show, style)
+
+
+def _patterns(args: argparse.Namespace, model: Model, tokens: Tokens, edit: Edit) -> Iterator[BlockTrace] | None:
+    """The blocks whose attention patterns go into the page, each computed when it is asked for."""
+    if args.patterns is None:
+        return None
+    layers = places("--patterns", args.patterns, model.n_layers) or []
+    for layer in layers:
+        check_layer(layer, model.n_layers)
+    if not layers:
+        raise ValueError(f"--patterns names no layer with {args.patterns!r}: the model has {model.n_layers}")
+    return filter(lambda block: block.layer in layers, run(model, model.embed(tokens), edit=edit))
 
 
 def trace(args: argparse.Namespace) -> None:
@@ -194,11 +236,71 @@ def walk(args: argparse.Namespace) -> None:
     console.print(walk_view(model, tokens, block, **place, tokenizer=tokenizer, width=console.width))
 
 
+def patching(args: argparse.Namespace) -> None:
+    """Put the values of one run into another, one at a time, and show how much of the metric each brings back."""
+    figures = {kind: getattr(args, kind) for kind in FIGURES if getattr(args, kind)}
+    _given({"--json": args.json, "--html": args.html}, figures)
+    _check_files(args, figures)
+    if figures:
+        from .views.figure import save_figure
+        from .views.patches_figure import patching_figure
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from .views.tokens import text_label, token_label
+
+    model, tokenizer = load(args.model, revision=args.revision)
+    clean, corrupt = given_pair(args, tokenizer)
+    given = {option: text for option in ("right", "wrong") if (text := getattr(args, option)) is not None}
+    named = {option: named_token(f"--{option}", text, tokenizer) for option, text in given.items()}
+    for option, token in named.items():
+        if token >= model.W_U.shape[1]:
+            raise ValueError(f"--{option}: token id {token} does not exist: they go from 0 to {model.W_U.shape[1] - 1}")
+    labels = [token_label(tokenizer, token) for token in named.values()]
+    if "wrong" in named:
+        metric, asked = logit_difference(*named.values()), "logit of {} less that of {}".format(*labels)
+    else:
+        metric, asked = log_probability(*named.values()), "log-probability of {}".format(*labels)
+    default = "z" if args.by == "head" else "resid_pre,attn_out,mlp_out"
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        found = patching_of(
+            model,
+            clean,
+            corrupt,
+            metric,
+            sites=words(default if args.sites is None else args.sites),
+            by=args.by,
+            position=args.position,
+            tokenizer=tokenizer,
+            each=partial(progress.track, description="patching"),
+        )
+    position = args.position % clean.shape[1]
+    title = f"{text_label(args.model)}: {asked}, at position {position}"
+    if args.json:
+        from .views.export import patching_record, token_record
+
+        tokens = {option: token_record(tokenizer, token) for option, token in named.items()}
+        record = {"model": args.model, "family": model.family, "position": position, **tokens, **patching_record(found)}
+        json.dump(record, sys.stdout, indent=1)
+        print()
+    elif args.html:
+        from .views.patches import patching_page
+
+        args.html.write_text(patching_page(found, title=title), encoding="utf-8")
+    elif figures:
+        figure = patching_figure(found, title=title)
+        for path in figures.values():
+            save_figure(path, figure)
+    else:
+        from .views.patches import patching_view
+
+        console = Console(highlight=False)
+        console.print(patching_view(found, title=title, width=console.width))
+
+
 def study(args: argparse.Namespace) -> None:
     """Run the known experiments on one model or several, print the verdicts, and write the report."""
     names = args.models or (bundled() if args.compare else [DEFAULT_MODEL])
-    if len(names) > 1 and not args.compare:
-        raise ValueError("several models go into one report with --compare")
     if len(names) > 1 and args.revision:
         raise ValueError("--revision is for one model")
     from rich.console import Console
@@ -208,13 +310,13 @@ def study(args: argparse.Namespace) -> None:
     from .study import PASSAGE
     from .study import study as study_of
     from .views.figure import save_figure
-    from .views.report import overview, study_lines, study_report, verdict_table
+    from .views.report import overview, study_lines, study_report, verdict_tables
     from .views.tokens import visible
 
     page, curves, numbers = (args.out / name for name in ("report.html", "curves.png", "numbers.csv"))
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"{args.out} is not a folder: give another name with --out")
-    if not args.out.exists() and not args.out.parent.is_dir():
+    if not args.out.parent.is_dir():
         raise ValueError(f"{args.out} cannot be made: there is no folder {args.out.parent}")
     for path in (page, curves, numbers) if args.out.exists() else ():
         check_new(path, args.overwrite)
@@ -229,13 +331,18 @@ def study(args: argparse.Namespace) -> None:
             studies.append(study_of(name, model, tokenizer, passage=passage, word=args.word, each=each))
         progress.add_task("drawing", total=None)
         report, figure = study_report(studies), overview(studies)
-    args.out.mkdir(exist_ok=True)
-    page.write_text(report, encoding="utf-8")
-    save_figure(curves, figure)
-    with numbers.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(study_lines(studies))
-    Console(highlight=False).print(verdict_table(studies))
-    print(f"\n{page} has all figures, {curves} the first, {numbers} the numbers")
+    console = Console(highlight=False)
+    for table in verdict_tables(studies, width=console.width):
+        console.print(table, end="\n")
+    try:
+        args.out.mkdir(exist_ok=True)
+        page.write_text(report, encoding="utf-8")
+        save_figure(curves, figure)
+        with numbers.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(study_lines(studies))
+    except OSError as error:
+        raise ValueError(f"{error.filename or args.out} cannot be written: {error.strerror}") from error
+    say(f"{page} has all figures, {curves} the first, {numbers} the numbers")
 
 
 def geometry(args: argparse.Namespace) -> None:

@@ -76,10 +76,9 @@ def add(
     """
 
     def fn(old: Tensor) -> Tensor:
-        if len(direction) != old.shape[-1]:
-            raise ValueError(
-                f"a direction to add at {layer}.{site} has the width {old.shape[-1]}; got {len(direction)}"
-            )
+        if direction.shape != old.shape[-1:]:
+            found = list(direction.shape)
+            raise ValueError(f"a direction to add at {layer}.{site} has the shape {list(old.shape[-1:])}; got {found}")
         return old + direction.to(old)
 
     return at(layer, site, fn, positions=positions, heads=heads)
@@ -175,10 +174,13 @@ def _site(layer: int, site: str) -> Site:
 def _listed(what: str, places: Places) -> list[int] | None:
     if places is None:
         return None
-    found = [index(place) for place in places] if isinstance(places, Iterable) else [index(places)]
+    found = places.tolist() if isinstance(places, Tensor) else places
+    found = list(found) if isinstance(found, Iterable) else [found]
     if not found:
         raise ValueError(f"{what} is empty: choose at least one, or leave it out for all")
-    return found
+    if not all(hasattr(place, "__index__") and not isinstance(place, bool) for place in found):
+        raise ValueError(f"{what} must be whole numbers; got {places!r}")
+    return [index(place) for place in found]
 
 
 def _within(places: list[int] | None, n: int, what: str, site: Site) -> Tensor:
@@ -188,4 +190,7 @@ def _within(places: list[int] | None, n: int, what: str, site: Site) -> Tensor:
     for place in places:
         if not -n <= place < n:
             raise ValueError(f"the edit at {site.layer}.{site.name} has no {what} {place}: there are {n}")
-    return torch.tensor(places)
+    found = [place % n for place in places]
+    if len({*found}) < len(found):
+        raise ValueError(f"the edit at {site.layer}.{site.name} names a {what} twice, of {n}: {places}")
+    return torch.tensor(found)

@@ -5,8 +5,11 @@ what a forward pass gives, or it has the only value supported; anything else is 
 """
 
 import os
+import re
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -81,7 +84,7 @@ def load(
         raise CheckpointError(f"{name!r} has no config.json, so it is not a model that minilens can read")
     values = read_json(path)
     settings = Settings(values, path)
-    family = settings.choice("model_type", FAMILIES)
+    family = settings.choice("model_type", FAMILIES, _unnamed(values))
     config = family.Config.read(settings)
     settings.finish(IGNORED, ONLY)
     checkpoint = Checkpoint(_weights(find, path.parent), dtype=dtype, device=device or "cpu")
@@ -99,11 +102,11 @@ def bundled() -> dict[str, Path]:
 
 def cached() -> list[str]:
     """The repositories in the Hub's cache on this machine that hold a model of the three families."""
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        repos = scan_cache_dir().repos
+        repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return []
     except OSError as error:
@@ -117,9 +120,15 @@ def _is_supported(repo: Path) -> bool:
 
 def _family(config: Path) -> str:
     try:
-        return str(read_json(config).get("model_type"))
+        values = read_json(config)
     except CheckpointError:
         return ""
+    return str(values.get("model_type", _unnamed(values)))
+
+
+def _unnamed(values: dict[str, Any]) -> str | None:
+    """The family of a config.json without model_type, as those from before transformers 2.4 (its pull request 2494)."""
+    return "ctrl" if "dff" in values else "gpt2" if "n_embd" in values else None
 
 
 def _locate(name: str, revision: str | None) -> Find:
@@ -134,54 +143,96 @@ def _locate(name: str, revision: str | None) -> Find:
 
 def _on_the_hub(repo: str, revision: str | None) -> Find:
     """How to find files in a repository, all of them in the commit in which the first was found."""
-    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
-
-    only_cache = not _is_reachable(repo, revision)
 
     def find(file: str) -> Path | None:
         nonlocal revision
-        known = ", ".join(bundled())
-        try:
-            path = Path(hf_hub_download(repo, file, revision=revision, local_files_only=only_cache))
-        except errors.LocalEntryNotFoundError as error:
-            cache_entry = try_to_load_from_cache(repo, file, revision=revision)
-            if cache_entry is not None and not isinstance(cache_entry, str):
-                return None  # the cache remembers that the repository has no such file
-            raise CheckpointError(
-                f"there is no folder {repo!r}, {file} of that repository is not in the cache, and the Hub cannot be "
-                f"reached; connect to the network, or use a folder or a bundled model ({known})"
-            ) from error
-        except errors.EntryNotFoundError:
-            return None
-        except errors.HFValidationError as error:
-            raise ValueError(f"there is no model {repo!r}: it is not bundled ({known}) and not a folder") from error
-        except errors.GatedRepoError as error:
-            raise CheckpointError(f"{repo} asks for permission: get it on the Hub, then `hf auth login`") from error
-        except errors.RepositoryNotFoundError as error:
-            raise ValueError(
-                f"there is no model {repo!r}: it is not bundled ({known}), not a folder and not on the Hub"
-            ) from error
-        except errors.RevisionNotFoundError as error:
-            raise ValueError(f"{repo} has no revision {revision!r}") from error
-        except Exception as error:  # the client lets those of the libraries below it through
-            raise CheckpointError(f"{file} of {repo} cannot be downloaded: {' '.join(str(error).split())}") from error
-        revision = path.parent.name
+        path = _download(repo, file, revision)
+        revision = path.parent.name if path else revision
         return path
 
     return find
 
 
-def _is_reachable(repo: str, revision: str | None) -> bool:
-    """Whether the Hub answers at all, asked once: hf_hub_download would try for half a minute, and log each try."""
+def _download(repo: str, file: str, revision: str | None) -> Path | None:
+    """A file of a repository, from the cache as far as that will do; None where the repository has no such file."""
+    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
+
+    known = ", ".join(bundled())
+    try:
+        cached = try_to_load_from_cache(repo, file, revision=revision)  # a path, a mark of absence, or None: unknown
+        is_settled = cached is not None and re.fullmatch("[0-9a-f]{40}", revision or "")  # a commit never changes
+        trouble = None if is_settled else _trouble(repo, file, revision)
+        found = cached if is_settled or trouble else hf_hub_download(repo, file, revision=revision)
+    except errors.HFValidationError as error:
+        raise ValueError(f"there is no model {repo!r}: it is not bundled ({known}) and not a folder") from error
+    except errors.GatedRepoError as error:
+        raise CheckpointError(f"{repo} asks for permission: get it on the Hub, then `hf auth login`") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ValueError(
+            f"there is no model {repo!r}: it is not bundled ({known}), not a folder and not on the Hub, or it is "
+            "private there and needs `hf auth login`"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ValueError(f"{repo} has no revision {revision!r}") from error
+    except Exception as error:  # the client lets those of the libraries below it through
+        if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+            return None
+        raise CheckpointError(f"{file} of {repo} cannot be downloaded: {_said(error)}") from error
+    if found is None:
+        raise CheckpointError(
+            f"there is no folder {repo!r}, {file} of that repository is not in the cache, and {trouble}; connect to "
+            f"the network or try again later, or use a folder or a bundled model ({known})"
+        )
+    if not isinstance(found, str):
+        return None
+    if found != cached:
+        _check_hash(repo, Path(found))
+    return Path(found)
+
+
+def _trouble(repo: str, file: str, revision: str | None) -> str | None:
+    """Why the Hub cannot be asked for a file, after one try; None where it gives a clear answer, yes or no.
+
+    hf_hub_download would try again for minutes, or wait for as long as the Hub says, and log each try.
+    """
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
 
     try:
-        get_hf_file_metadata(hf_hub_url(repo, "config.json", revision=revision))
-    except errors.HfHubHTTPError:  # an answer, though not a good one
-        return True
-    except Exception:  # the client lets those of the libraries below it through
-        return False
-    return True
+        metadata = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision))
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError):
+        return None
+    except errors.HfHubHTTPError as error:
+        return f"the Hub refuses ({_said(error)})"
+    except Exception as error:  # as above
+        return f"the Hub cannot be reached ({_said(error)})"
+    is_hub = metadata.commit_hash and metadata.etag
+    return None if is_hub else "what answers in place of the Hub is a proxy, a login page or the like"
+
+
+def _said(error: Exception) -> str:
+    """An error of the client in one line, without addresses, which may be long and hold a signature."""
+    said = " ".join(str(error).split()).split(". ")[0].split(" for url")[0].rstrip(".:") or type(error).__name__
+    reason = getattr(error, "server_message", None)
+    return shorten(f"{said}: {reason}" if reason else said, 200, placeholder=" ...")
+
+
+def _check_hash(repo: str, path: Path) -> None:
+    """Raise CheckpointError for a download that is not what the cache calls it by: the client compares sizes only.
+
+    In the cache a file is a link, and what it leads to has the SHA-256 as its name if it came from Git LFS, as weights
+    do. That may again be a link, to a file with another hash as its name (huggingface_hub, _shared_blobs.py).
+    """
+    blob = path.parent / os.readlink(path) if path.is_symlink() else path
+    if not re.fullmatch("[0-9a-f]{64}", blob.name):
+        return
+    digest = sha256()
+    with blob.open("rb") as content:
+        while chunk := content.read(2**20):
+            digest.update(chunk)
+    if digest.hexdigest() != blob.name:
+        path.unlink()
+        blob.unlink()
+        raise CheckpointError(f"{path.name} of {repo} was damaged on its way, and is removed; try again")
 
 
 def _weights(find: Find, folder: Path) -> list[Path]:

@@ -60,8 +60,8 @@ def lens_rows(
     and bias (2021), or "plain", without them (2020). centre: subtract from each row its mean over the positions, which
     makes every position depend on all. sites: any of resid_pre, resid_mid and resid_post. layers: the blocks that get
     rows, by default all. transport: a function of (Site, residual) that gives the residual to decode in its place; the
-    site of the first row is (-1, "embed"). edit: as for `run`; the lens is then that of the edited model, its decoder's
-    blocks included. Raises ValueError for what does not exist.
+    site of the first row is (-1, "embed"). edit: as for `run`; the lens is then that of the edited model, and in
+    the blocks of the decoder, or in its MLP, every row is edited. Raises ValueError for what does not exist.
     """
     lens = _lens(model, tokens, decoder, norm, centre, sites, layers, transport, edit)
     return (LensRow(_label(site), site.layer, reader.unembed(resid)) for site, reader, resid in lens.rows())

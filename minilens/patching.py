@@ -5,6 +5,8 @@ Vig et al. 2020 and Meng et al. 2022 (causal tracing); "clean" and "corrupt" are
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import isfinite
+from operator import index
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -44,15 +46,43 @@ class Patching:
         """How far each cell takes the metric from the corrupt run's, 0, to the clean one's, 1."""
         return (self.metric[site] - self.corrupt) / (self.clean - self.corrupt)
 
+    def __repr__(self) -> str:
+        n_layers, n_places = next(iter(self.metric.values())).shape
+        return (
+            f"Patching of {', '.join(self.metric)} in {n_layers} layers by {n_places} {self.by}s: "
+            f"metric {self.clean:.4g} clean, {self.corrupt:.4g} corrupt"
+        )
+
+    def _repr_html_(self) -> str:
+        """The grids as a page, for a notebook."""
+        from .views.patches import notebook_html  # upwards in the import graph, but only when a notebook asks
+
+        return notebook_html(self)
+
 
 def logit_difference(right: int, wrong: int) -> Metric:
     """The metric of Wang et al. 2022: the logit of one token less that of another."""
-    return lambda logits: logits[:, right] - logits[:, wrong]
+    ids = _ids(right, wrong)
+    return lambda logits: upcast(_known(logits, ids)[:, right]) - upcast(logits[:, wrong])
 
 
 def log_probability(token: int) -> Metric:
     """The metric that is one token's log-probability, in nats."""
-    return lambda logits: upcast(logits).log_softmax(-1)[:, token]
+    ids = _ids(token)
+    return lambda logits: upcast(_known(logits, ids)).log_softmax(-1)[:, ids[0]]
+
+
+def _ids(*tokens: int) -> list[int]:
+    for token in tokens:
+        if index(token) < 0:
+            raise ValueError(f"token id {token} does not exist: ids count from 0")
+    return [index(token) for token in tokens]
+
+
+def _known(logits: Tensor, ids: list[int]) -> Tensor:
+    if (n := logits.shape[-1]) <= max(ids):
+        raise ValueError(f"token id {max(ids)} does not exist: the model's ids go from 0 to {n - 1}")
+    return logits
 
 
 def patching(
@@ -81,17 +111,27 @@ def patching(
     position %= corrupt.shape[1]
 
     def measured(resid: Resid) -> list[float]:
-        found: list[float] = metric(model.unembed(resid[:, [position]])[:, 0]).tolist()
-        return found
+        """Each text's number. A metric that mixes the texts of a batch would go unseen with one text: so never one."""
+        batch = resid if len(resid) > 1 else resid.expand(2, -1, -1)
+        value = metric(model.unembed(batch[:, [position]])[:, 0])
+        if not isinstance(value, Tensor) or value.shape != (len(batch),):
+            found = list(value.shape) if isinstance(value, Tensor) else repr(value)
+            raise ValueError(
+                f"the metric must give a tensor of one number for each text, [{len(batch)}]; it gave {found}"
+            )
+        numbers: list[float] = value.tolist()
+        return numbers[: len(resid)]
 
     *_, last = run(model, model.embed(clean))
     reach, corrupt_resid = _reach(model, corrupt, position)
     (clean_metric,), (corrupt_metric,) = measured(last.resid_post), measured(corrupt_resid)
+    if not (isfinite(clean_metric) and isfinite(corrupt_metric)):
+        raise ValueError(f"the metric is {clean_metric:g} and {corrupt_metric:g} for the two texts; it must be finite")
     if clean_metric == corrupt_metric:
         raise ValueError(f"the metric is {clean_metric:g} for both texts, so that there is nothing to recover")
 
     n_places = last.pattern.shape[1] if by == "head" else corrupt.shape[1]
-    result = {site: torch.full((model.n_layers, n_places), corrupt_metric) for site in sites}
+    result = {site: torch.full((model.n_layers, n_places), corrupt_metric, dtype=torch.float64) for site in sites}
     can_change = {site: torch.zeros(model.n_layers, n_places, dtype=torch.bool) for site in sites}
     pairs = zip(run(model, model.embed(clean)), run(model, model.embed(corrupt)), strict=True)
     for layer, site in each([(layer, site) for layer in range(model.n_layers) for site in sites]):
@@ -107,7 +147,7 @@ def patching(
             resid = theirs.resid_pre.expand(len(places), -1, -1)
             for block in run(model, resid, start=layer, edit=_swap(ours, site, by, places.tolist())):
                 resid = block.resid_post
-            result[site][layer, places.cpu()] = torch.tensor(measured(resid))
+            result[site][layer, places.cpu()] = torch.tensor(measured(resid), dtype=torch.float64)
     return Patching(by, result, can_change, clean_metric, corrupt_metric, clean[0].cpu(), corrupt[0].cpu(), tokenizer)
 
 
@@ -147,7 +187,7 @@ def _check(
     clean: Tokens, corrupt: Int[Tensor, "batch corrupt_pos"], sites: Sequence[str], by: str, position: int
 ) -> list[str]:
     """The sites, where everything can be compared."""
-    if clean.shape != corrupt.shape or len(corrupt) != 1:
+    if clean.shape != corrupt.shape or clean.ndim != 2 or len(corrupt) != 1:
         raise ValueError(
             f"patching needs two texts of the same length, [1, pos]; got {list(clean.shape)} and {list(corrupt.shape)}"
         )

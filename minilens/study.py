@@ -49,32 +49,38 @@ PASSAGE = (
 
 
 class Wording(NamedTuple):
-    """A text that ends with a rare word which it has had before, and one that says little else."""
+    """A text that ends with a rare word which it has had before, and one that says little else; {} is the word."""
 
-    word: str
     repetition: str
     extreme: str
 
 
-# The first whose word is one token wherever it stands is taken.
-WORDINGS = (
+PLASMA = "plasma"  # the post's word
+PLASMA_WORDINGS = (
     Wording(  # the post's; its extreme form is in the post's notebook
-        "plasma",
-        "Sometimes, when people say plasma, they mean a state of matter. Other times, when people say plasma",
-        "I love plasma. I love plasma. I love plasma. I love plasma.",
+        "Sometimes, when people say {}, they mean a state of matter. Other times, when people say {}",
+        "I love {}. I love {}. I love {}. I love {}.",
     ),
     Wording(  # CTRL cuts "plasma," into "plas@@ ma,", so here no sign follows the word
-        "plasma",
-        "Sometimes when people say plasma they mean a state of matter. Other times when people say plasma",
-        "I love plasma and I love plasma and I love plasma and I love plasma",
+        "Sometimes when people say {} they mean a state of matter. Other times when people say {}",
+        "I love {} and I love {} and I love {} and I love {}",
     ),
 )
-STORY = Wording(  # for a vocabulary without plasma, and for a word of the caller's
-    "diamond",
+# Words that a model of children's stories knows and seldom expects, and what it might read of them.
+WORDS = ("diamond", "elephant", "balloon", "turtle", "feather", "dragon", "castle", "crown", "rabbit", "monkey")
+STORY = Wording(
     "Anna had a {} and she loved her {} very much. One day she could not find it anywhere. She asked her mother, "
     '"Where is my {}',
     "I love my {} and I love my {} and I love my {} and I love my {}",
 )
+
+
+class Word(NamedTuple):
+    """A rare word and the texts that repeat it."""
+
+    token: int
+    repetition: str
+    extreme: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +93,7 @@ class Study:
     texts: dict[str, str]  # by prompt
     word: int  # the rare word's token
     tables: dict[tuple[str, str], LensTable]
+    others: dict[int, dict[str, LensTable]]  # other rare words: by token and prompt, in the final reading
 
     def quartiles(self, prompt: str, reading: str, statistic: str) -> Float[Tensor, "3 row"]:
         """The lower quartile, the median and the upper quartile of one of STATISTICS over the positions."""
@@ -99,13 +106,23 @@ class Study:
 
     def word_ranks(self, prompt: str, reading: str = "final") -> Int[Tensor, "row place"]:
         """The rank of the rare word as the next token, wherever it is the true one."""
-        table = self.tables[prompt, reading]
-        return table.tracked.rank[:, table.next_tokens == self.word, 0]
+        return _ranks_before(self.word, self.tables[prompt, reading])
+
+    def other_ranks(self, prompt: str) -> dict[int, Int[Tensor, "row place"]]:
+        """The same of each other word, in the final reading."""
+        return {token: _ranks_before(token, tables[prompt]) for token, tables in self.others.items()}
 
     def word_as_input(self, prompt: str, reading: str = "final") -> Int[Tensor, "row place"]:
         """The rank of the rare word where it is the input."""
         table = self.tables[prompt, reading]
         return table.tracked.rank[:, table.tokens == self.word, 0]
+
+    def __repr__(self) -> str:
+        return f"Study of {self.name}: {', '.join(PROMPTS)}; {1 + len(self.others)} rare words"
+
+
+def _ranks_before(token: int, table: LensTable) -> Int[Tensor, "row place"]:
+    return table.tracked.rank[:, table.next_tokens == token, 0]
 
 
 STATISTICS: dict[str, Callable[[LensTable], Tensor]] = {
@@ -122,7 +139,7 @@ SHARES: dict[str, Callable[[LensTable], Tensor]] = {
     "input_first": lambda table: table.input.rank == 1,
 }
 
-Jobs = Sequence[tuple[str, Reading]]
+Job = tuple[str, int, str, Reading]  # a prompt, the word it is about, its text, and how to read it
 
 
 def study(
@@ -132,53 +149,81 @@ def study(
     *,
     passage: str = PASSAGE,
     word: str | None = None,
-    each: Callable[[Jobs], Iterable[tuple[str, Reading]]] = iter,
+    each: Callable[[Sequence[Job]], Iterable[Job]] = iter,
 ) -> Study:
     """Read the passage, and two texts that repeat a rare word, in all READINGS, with rows after attention as well.
 
-    name: what to call the model. word: the rare word, in the STORY wording; by default the first of WORDINGS that the
-    vocabulary allows. Where the model has control codes, each text gets the first before it. each: goes through the
-    jobs in order, and may show how far it is.
+    name: what to call the model. word: the rare word; by default plasma where the vocabulary has it as one token, else
+    the first of WORDS, and then the others of WORDS are read as well, in the final reading. Where the model has control
+    codes, each text without one gets the first. each: goes through the jobs in order, and may show how far it is.
 
-    Raises ValueError where no wording suits the vocabulary, or the model has fewer than three blocks.
+    Raises ValueError where a text is too short or too long, where no word suits the vocabulary, and for a model of
+    fewer than three blocks.
     """
     if model.n_layers < 3:
-        raise ValueError(
-            f"a study compares first, middle and last blocks: it needs three or more, not {model.n_layers}"
-        )
-    code = f"{tokenizer.codes[0]} " if tokenizer.codes else ""
-    token, wording = _suiting(tokenizer, word, code)
-    texts = {
-        prompt: code + text
-        for prompt, text in zip(PROMPTS, (passage, wording.repetition, wording.extreme), strict=True)
-    }
-    tables = {}
-    for prompt, reading in each([(prompt, reading) for prompt in PROMPTS for reading in READINGS]):
-        tables[prompt, reading.name] = logit_lens(
-            model,
-            tokenizer.encode(texts[prompt]),
-            decoder=reading.decoder,
-            norm=reading.norm,
-            centre=reading.centre,
-            sites=SITES,
-            track=(token,),
-            top_k=1,
-            stats=("top", "final", "next", "input", "entropy", "kl_final", "kl_input"),
-            tokenizer=tokenizer,
-        )
-    return Study(name, model.family, model.n_layers, texts, token, tables)
+        raise ValueError(f"a study compares first, middle and last blocks: it needs three, not {model.n_layers}")
+    if (n := tokenizer.encode(passage).shape[1]) < 2:
+        raise ValueError(f"the passage has {n} token{'s' * (n != 1)}: a study needs at least two")
+
+    def coded(text: str) -> str:
+        has_code = not tokenizer.codes or text.split()[0] in tokenizer.codes
+        return text if has_code else f"{tokenizer.codes[0]} {text}"
+
+    first, *others = _words(tokenizer, word)
+    texts = dict(zip(PROMPTS, map(coded, (passage, first.repetition, first.extreme)), strict=True))
+    jobs = [(prompt, first.token, text, reading) for prompt, text in texts.items() for reading in READINGS]
+    for other in others:
+        pairs = zip(PROMPTS[1:], (other.repetition, other.extreme), strict=True)
+        jobs += [(prompt, other.token, coded(text), READINGS[0]) for prompt, text in pairs]
+    tables: dict[tuple[str, str], LensTable] = {}
+    found: dict[int, dict[str, LensTable]] = {other.token: {} for other in others}
+    for prompt, token, text, reading in each(jobs):
+        try:
+            table = logit_lens(
+                model,
+                tokenizer.encode(text),
+                decoder=reading.decoder,
+                norm=reading.norm,
+                centre=reading.centre,
+                sites=SITES,
+                track=(token,),
+                top_k=1,
+                stats=("top", "final", "next", "input", "entropy", "kl_final", "kl_input"),
+                tokenizer=tokenizer,
+            )
+        except ValueError as error:
+            raise ValueError(f"the {prompt} cannot be read: {error}") from error
+        if token == first.token:
+            tables[prompt, reading.name] = table
+        else:
+            found[token][prompt] = table
+    return Study(name, model.family, model.n_layers, texts, first.token, tables, found)
 
 
-def _suiting(tokenizer: Tokenizer, word: str | None, code: str) -> tuple[int, Wording]:
-    """The first wording whose word is one and the same token wherever it stands, and that token."""
-    own = STORY.word if word is None else word
-    story = Wording(own, STORY.repetition.replace("{}", own), STORY.extreme.replace("{}", own))
-    for wording in (*WORDINGS, story) if word is None else (story,):
-        token = int(tokenizer.encode(code + wording.repetition)[0, -1])
-        counts = [int((tokenizer.encode(code + text) == token).sum()) for text in wording[1:]]
-        if tokenizer.decode([token]).strip() == wording.word and counts == [
-            text.count(wording.word) for text in wording[1:]
-        ]:
-            return token, wording
-    tried = f'"{own}" is' if word is not None else f'"{WORDINGS[0].word}" and "{own}" are'
-    raise ValueError(f"{tried} not one token for this model: give a rare word that is, such as a name")
+def _words(tokenizer: Tokenizer, word: str | None) -> list[Word]:
+    """The rare words that suit the vocabulary, with their texts: plasma or the first of WORDS, then the others."""
+    if word is not None:
+        own = _suiting(tokenizer, word, STORY)
+        if own is None:
+            raise ValueError(
+                f'the rare word must be one token of this model, and none that the text has already; "{word}" is not'
+            )
+        return [own]
+    plasma = [_suiting(tokenizer, PLASMA, wording) for wording in PLASMA_WORDINGS]
+    stories = [_suiting(tokenizer, each, STORY) for each in WORDS]
+    found = [each for each in plasma if each][:1] + [each for each in stories if each]
+    if not found:
+        raise ValueError(f"none of the words {PLASMA}, {', '.join(WORDS)} is one token of this model: name one that is")
+    return found
+
+
+def _suiting(tokenizer: Tokenizer, word: str, wording: Wording) -> Word | None:
+    """The word in this wording, if it is one and the same token wherever it stands, and nothing else is that token."""
+    if not word.strip():
+        return None
+    texts = [form.replace("{}", word) for form in wording]
+    tokens = [tokenizer.encode(text)[0].tolist() for text in texts]
+    last = tokens[0][-1]
+    counts = [each.count(last) for each in tokens]
+    fits = tokenizer.decode([last]).strip() == word and counts == [form.count("{}") for form in wording]
+    return Word(last, *texts) if fits else None

@@ -1,6 +1,6 @@
 """What the lens found: numbers for every row and position, which the views show."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, cast
 
 from jaxtyping import Bool, Float, Int
@@ -76,11 +76,20 @@ class LensTable:
         """The first row from which on, to the last, the best token is the model's own."""
         return len(self.labels) - self.agrees.flip(0).int().cumprod(0).sum(0)
 
+    def columns(self, chosen: slice) -> "LensTable":
+        """The table of some of its columns."""
+
+        def cut(value: Any) -> Any:
+            return type(value)(*map(cut, value)) if isinstance(value, tuple) else value[:, chosen]
+
+        names = ("positions", "tokens", "final_tokens", "next_tokens")
+        stats = {name: cut(value) for name, value in self.stats.items()}
+        return replace(self, **{name: getattr(self, name)[chosen] for name in names}, stats=stats)
+
     def __repr__(self) -> str:
         how = f"decoder {self.decoder}, norm {self.norm}" + ", centred" * self.centre
-        return (
-            f"LensTable of {len(self.labels)} rows and {len(self.positions)} positions: {how}; {', '.join(self.stats)}"
-        )
+        size, held = f"{len(self.labels)} rows and {len(self.positions)} positions", ", ".join(self.stats)
+        return f"LensTable of {size}: {how}; {held or 'no statistics'}"
 
     def _repr_html_(self) -> str | None:
         """The table as a page to look around in, for a notebook."""

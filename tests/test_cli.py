@@ -212,6 +212,33 @@ def test_the_page(gpt2: Path, tmp_path: Path, capsys: Capture) -> None:
     assert path.read_text(encoding="utf-8") == lens_page(one, title=str(gpt2))
 
 
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [
+        (["--patterns"], [0, 1, 2]),
+        (["--patterns", "1,-1"], [1, 2]),
+        (["--patterns=-3", "--decoder", "final,mlp", "--positions", "2"], [0]),
+        (["--patterns", ":2", "--layers", "2"], [0, 1]),
+    ],
+    ids=str,
+)
+def test_attention_patterns_in_the_page(
+    gpt2: Path, tmp_path: Path, capsys: Capture, options: list[str], layers: list[int]
+) -> None:
+    """They are of the whole text and of the model itself, whatever the columns, rows and decoders are."""
+    model, tokenizer = minilens.load(gpt2)
+    assert tokenizer is not None
+    tokens, path = tokenizer.encode(TEXT), tmp_path / "lens.html"
+    arguments: dict[str, Any] = dict(stats=(*minilens.lens.DEFAULT_STATS, "input"), tokenizer=tokenizer)
+    arguments |= {"positions": [2]} if "--positions" in options else {}
+    arguments |= {"layers": [2]} if "--layers" in options else {}
+    decoders = ("final", "mlp") if "--decoder" in options else ("final",)
+    tables = [minilens.logit_lens(model, tokens, decoder=decoder, **arguments) for decoder in decoders]
+    blocks = [minilens.trace(model, tokens).blocks[layer] for layer in layers]
+    assert lens(capsys, TEXT, "--model", gpt2, "--html", path, *options) == ""
+    assert path.read_text(encoding="utf-8") == lens_page(tables, title=str(gpt2), tokens=tokens, patterns=blocks)
+
+
 def test_the_figures(gpt2: Path, tmp_path: Path, capsys: Capture) -> None:
     """tests/test_figure.py looks into them."""
     pytest.importorskip("matplotlib", reason="matplotlib, of the extra plot, is not installed")
@@ -567,6 +594,7 @@ def test_edits_are_those_of_the_library(gpt2: Path, capsys: Capture, tmp_path: P
     )
     edits = ["zero 0.z:0,3@-1", "zero 2.mlp_out", "mean 1.attn_out@2,3", "patch 0.resid_post@-1"]
     options = [word for named in edits for word in ("--" + named).split()]
+    edits = [named if named.startswith("zero") else f"{named} from 'a time there was'" for named in edits]
     record = as_json(capsys, TEXT, "--model", gpt2, *options, "--from", "a time there was")
     table = minilens.logit_lens(model, tokens, edit=edit)
     assert record["edits"] == edits
@@ -583,6 +611,9 @@ def test_edits_are_those_of_the_library(gpt2: Path, capsys: Capture, tmp_path: P
     page = tmp_path / "edited.html"
     output(capsys, "lens", TEXT, "--model", gpt2, "--zero", "1.attn_out", "--html", page)
     assert ", zero 1.attn_out" in page.read_text(encoding="utf-8")
+    assert lens(capsys, TEXT, "--model", gpt2, "--zero", "1.z@0").splitlines()[-1].strip() == "edited: zero 1.z@0"
+    assert main(["lens", TEXT, "--model", str(gpt2), "--zero", "1.z@0", "--csv"]) == 0
+    assert "edited model: zero 1.z@0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -597,6 +628,7 @@ def test_edits_are_those_of_the_library(gpt2: Path, capsys: Capture, tmp_path: P
         (["--zero", "1.mlp_out:0"], '"mlp_out" is not split into heads'),
         (["--patch", "1.z"], "--patch needs --from, the text that its values come from"),
         (["--mean", "1.z"], "--mean needs --from, the text that its values come from"),
+        (["--patch", "1.z", "--from", ""], "the text of --from cannot be read: the prompt is empty"),
         (["--from", "a"], "--from is the text of --patch and --mean, and there is none of them"),
         (["--patch", "3.z", "--from", "a"], "layer 3 does not exist: the model's layers are 0 to 2"),
         (["--patch", "1.z@7", "--from", "a"], "the edit at 1.z has no position 7: there are 1"),

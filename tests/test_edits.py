@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import FAMILIES, Tiny
+from jaxtyping import TypeCheckError
 
 import minilens
 from minilens.trace import HEAD_SITES, RESID_SITES, SITES, BlockTrace
@@ -88,6 +89,9 @@ def test_the_part_comes_as_it_stands_in_the_text(model: minilens.Model, tokens: 
         ((0, "attn_out", {"heads": 1}), '"attn_out" is not split into heads; q, k, v, pattern, z are'),
         ((0, "z", {"positions": []}), "positions is empty: choose at least one, or leave it out for all"),
         ((0, "z", {"heads": ()}), "heads is empty"),
+        ((0, "z", {"positions": [7, -26]}), r"the edit at 0\.z names a position twice, of 33: \[7, -26\]"),
+        ((0, "z", {"heads": [1, 1]}), r"the edit at 0\.z names a head twice, of 5"),
+        ((0, "z", {"positions": [True, False]}), r"positions must be whole numbers; got \[True, False\]"),
         ((0, "z", {"positions": 33}), r"the edit at 0\.z has no position 33: there are 33"),
         ((0, "z", {"positions": [0, -34]}), r"the edit at 0\.z has no position -34: there are 33"),
         ((1, "pattern", {"heads": 5}), r"the edit at 1\.pattern has no head 5: there are 5"),
@@ -188,7 +192,9 @@ def test_add(model: minilens.Model, tokens: torch.Tensor, site: str) -> None:
     plain = getattr(minilens.trace(model, tokens).blocks[1], site)
     edited = minilens.trace(model, tokens, edit=minilens.add(1, site, direction, positions=4))
     assert torch.equal(getattr(edited.blocks[1], site)[..., 4, :], plain[..., 4, :] + direction)
-    with pytest.raises(ValueError, match=rf"a direction to add at 1\.{site} has the width {WIDTHS[site]}; got 7"):
+    with pytest.raises(
+        ValueError, match=rf"a direction to add at 1\.{site} has the shape \[{WIDTHS[site]}\]; got \[7\]"
+    ):
         minilens.trace(model, tokens, edit=minilens.add(1, site, torch.ones(7)))
 
 
@@ -313,3 +319,11 @@ def test_gradients_match_finite_differences(tiny: Tiny, tokens: torch.Tensor, fa
         slope = (logit(eps) - logit(-eps)) / (2 * eps)
         assert slope == pytest.approx(float((gradient * direction).sum()), rel=rel, abs=1e-6)
         assert gradient.abs().max() > 0
+
+
+def test_a_direction_of_another_shape(model: minilens.Model, tokens: torch.Tensor) -> None:
+    """Nothing is spread over positions or heads without a word."""
+    for direction in (torch.ones(33, 1), torch.ones(1, 30), torch.tensor(1.0)):
+        edit = minilens.edits.at(1, "attn_out", lambda value: value)
+        with pytest.raises((ValueError, TypeCheckError)):
+            minilens.trace(model, tokens, edit=minilens.then(edit, minilens.add(1, "attn_out", direction)))

@@ -31,15 +31,19 @@ GRAPH = {
     "attribution": {"run", "edits", "ops", "trace", "shapes"},
     "heads": {"run", "ops", "trace"},
     "geometry": {"trace"},
+    "published": {"run", "text", "trace"},
     "text": {"checkpoint", "shapes"},
     "hub": {"gpt2", "gpt_neo", "ctrl", "checkpoint", "text", "trace"},
     "views.tokens": {"text"},
     "views.panels": {"table"},
     "views.terminal": {"table", "trace", "views.panels", "views.tokens"},
-    "views.export": {"table", "views.tokens", "vocab"},
-    "views.page": {"lens", "table", "views.terminal", "views.tokens", "vocab"},
+    "views.notebook": set(),
+    "views.export": {"patching", "table", "text", "views.tokens", "vocab"},
+    "views.page": {"lens", "shapes", "table", "trace", "views.notebook", "views.terminal", "views.tokens", "vocab"},
+    "views.patches": {"patching", "views.notebook", "views.terminal", "views.tokens"},
+    "views.patches_figure": {"patching", "views.figure", "views.patches"},
     "views.curves": {"study", "views.tokens"},
-    "views.report": {"claims", "study", "views.curves", "views.figure", "views.tokens"},
+    "views.report": {"claims", "study", "table", "views.curves", "views.figure", "views.tokens"},
     "views.figure": {"table", "text", "views.panels", "views.tokens"},
     "views.walk": {"ops", "shapes", "text", "trace", "views.tokens"},
     "views": set(),
@@ -50,6 +54,7 @@ GRAPH = {
         "hub",
         "lens",
         "ops",
+        "patching",
         "run",
         "shapes",
         "study",
@@ -58,6 +63,8 @@ GRAPH = {
         "views.export",
         "views.figure",
         "views.page",
+        "views.patches",
+        "views.patches_figure",
         "views.report",
         "views.panels",
         "views.terminal",
@@ -80,8 +87,8 @@ GRAPH = {
     },
     "__main__": {"cli"},
 }
-# The one arrow that points up, drawn only where a notebook asks a table to show itself.
-LATE = {"table": {"views.page"}}
+# The only arrows that point up, drawn only where a notebook asks a table or a patching to show itself.
+LATE = {"table": {"views.page"}, "patching": {"views.patches"}}
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")

@@ -7,8 +7,10 @@ import html
 import json
 import math
 import re
+from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -19,7 +21,7 @@ from conftest import Tiny
 
 import minilens
 from minilens.lens import STATS
-from minilens.views.page import TEMPLATE, lens_page
+from minilens.views.page import HIDDEN, LARGEST, STEPS, TEMPLATE, lens_page
 from minilens.views.terminal import CIVIDIS
 from minilens.views.tokens import token_label
 from minilens.vocab import Standing, Top
@@ -116,6 +118,31 @@ def made_up(rows: int, columns: int, k: int = 5, d_vocab: int = 50257) -> minile
     )
 
 
+Attention = tuple[minilens.LensTable, torch.Tensor, tuple[minilens.BlockTrace, ...]]
+
+
+@pytest.fixture(scope="module")
+def attention(tiny: Tiny) -> Attention:
+    """GPT-Neo, two of whose layers see a window of 7 only, on a text whose tokens are hard to show; four columns."""
+    model, _ = minilens.load(tiny("gpt_neo")[1])
+    text = torch.cat([torch.arange(10), torch.randint(0, 101, (15,), generator=torch.Generator().manual_seed(6))])[None]
+    table = minilens.logit_lens(model, text, positions=[3, 9, 17, 24], tokenizer=LETTERS)
+    return table, text, minilens.trace(model, text).blocks
+
+
+def attention_page(attention: Attention, title: str = "") -> str:
+    table, tokens, blocks = attention
+    return lens_page(table, title=title, tokens=tokens, patterns=blocks)
+
+
+def weight(attention: Attention, layer: int, head: int, query: int, key: int) -> str:
+    """As the page has to show it, from the trace itself."""
+    block = attention[2][layer]
+    if block.scores[0, head, query, key] == -torch.inf:
+        return "not seen" + (", since it comes after the query" if key > query else " by this head")
+    return f"{block.pattern[0, head, query, key].item():.3f}"
+
+
 # ---- The file
 
 
@@ -203,6 +230,93 @@ def test_a_table_with_little_in_it(tables: list[minilens.LensTable], tiny: Tiny)
         lens_page([])
     with pytest.raises(ValueError, match="without any statistic"):
         lens_page(minilens.logit_lens(model, torch.arange(6)[None], stats=()))
+
+
+def test_every_weight_is_the_traces(attention: Attention) -> None:
+    _, tokens, blocks = attention
+    record = data(attention_page(attention))
+    found = record["attention"]
+    assert (found["tokens"], found["layers"]) == (tokens[0].tolist(), [0, 1, 2])
+    assert {str(token) for token in found["tokens"]} <= record["tokens"].keys()  # also of what has no column
+    n = tokens.shape[1]
+    for block, heads in zip(blocks, found["heads"], strict=True):
+        for head, pattern, scores in zip(heads, block.pattern[0], block.scores[0], strict=True):
+            assert 4 / 3 * n * (n + 1) <= len(head) <= 4 / 3 * n * (n + 1) + 4
+            raw = iter(b64decode(head))
+            for query in range(n):
+                for key in range(query + 1):
+                    steps = next(raw) + 256 * next(raw)
+                    if scores[query, key] == -torch.inf:
+                        assert steps == found["hidden"]
+                    else:
+                        assert abs(steps / found["steps"] - pattern[query, key].item()) <= 1 / 130_000 + 1e-9
+            assert next(raw, None) is None
+
+
+def test_weights_round_to_the_same_three_decimals(attention: Attention) -> None:
+    """Also beside the limits at which the last decimal changes."""
+    table, tokens, (block, *_) = attention
+    random = torch.Generator().manual_seed(7)
+    limits = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    some = torch.cat([torch.rand(500, generator=random).double(), limits - 1e-9, limits + 1e-9, limits])
+    weights = torch.zeros(1, 5, 25 * 25, dtype=torch.float64)
+    seen = torch.ones(25, 25).tril().flatten().bool()
+    for head, part in enumerate(some.split(325)[:5]):
+        weights[0, head, seen] = torch.nn.functional.pad(part, (0, 325 - len(part)))
+    pattern = weights.view(1, 5, 25, 25)
+    (heads,) = data(lens_page(table, tokens=tokens, patterns=[replace(block, pattern=pattern)]))["attention"]["heads"]
+    for head, wanted in zip(heads, pattern[0], strict=True):
+        raw = b64decode(head)
+        found = [(low + 256 * high) / STEPS for low, high in zip(raw[::2], raw[1::2], strict=True)]
+        assert [f"{value:.3f}" for value in found] == [f"{value:.3f}" for value in wanted.flatten()[seen].tolist()]
+
+
+def test_what_is_seen_and_weighs_nothing_is_not_hidden(attention: Attention) -> None:
+    table, tokens, blocks = attention
+    block = replace(blocks[1], pattern=torch.zeros_like(blocks[1].pattern))  # as an edit may do, or an underflow
+    (heads,) = data(lens_page(table, tokens=tokens, patterns=[block]))["attention"]["heads"]
+    raw = b64decode(heads[0])
+    found = [low + 256 * high for low, high in zip(raw[::2], raw[1::2], strict=True)]
+    assert found == [0 if query - key < 7 else HIDDEN for query in range(25) for key in range(query + 1)]
+    even = (
+        torch.ones(5, 25, 25).tril() / torch.arange(1, 26)[:, None]
+    )  # an edit may also give a weight to what is hidden
+    (heads,) = data(lens_page(table, tokens=tokens, patterns=[replace(block, pattern=even[None])]))["attention"][
+        "heads"
+    ]
+    raw = b64decode(heads[0])
+    found = [low + 256 * high for low, high in zip(raw[::2], raw[1::2], strict=True)]
+    assert found == [round(STEPS / (query + 1)) for query in range(25) for _ in range(query + 1)]
+
+
+def test_patterns_that_a_page_cannot_show(attention: Attention) -> None:
+    table, tokens, (block, *_) = attention
+    for wrong, patterns, message in (
+        (None, [block], "patterns need the tokens of the whole text"),
+        (tokens[:, :24], [block], "not the text of the table"),
+        (tokens.flip(1), [block], "not the text of the table"),
+        (tokens.expand(2, -1), [block], "not the text of the table"),
+        (torch.cat([tokens, tokens], 1), [block], r"layer 0 is not of one text of 50 tokens: .* \[1, 5, 25, 25\]"),
+        (tokens, [block, block], "layer 0 is twice"),
+        (tokens, [], "patterns holds no block"),
+        (tokens, [replace(block, pattern=block.pattern * 2)], "weights must be between 0 and 1"),
+        (tokens, [replace(block, pattern=-block.pattern)], "weights must be between 0 and 1"),
+        (tokens, [replace(block, pattern=block.pattern * torch.nan)], "weights must be between 0 and 1"),
+        (tokens, [replace(block, pattern=block.pattern.mT)], "0 for keys after the query"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lens_page(table, tokens=wrong, patterns=patterns)
+
+
+def test_a_page_with_patterns_stays_small(attention: Attention) -> None:
+    """The refusal says how many layers there is room for, and no more blocks are asked for than show that."""
+    n, table = 800, made_up(10, 800)
+    block = replace(attention[2][0], pattern=torch.eye(n).expand(1, 5, n, n), scores=torch.zeros(1, 5, n, n))
+    with pytest.raises(ValueError, match="larger than 15 MB: the attention patterns of one layer take 4") as error:
+        lens_page(table, tokens=table.tokens[None], patterns=(replace(block, layer=layer) for layer in count()))
+    (room,) = re.findall("it has room for ([0-9]+) such layers; choose fewer", str(error.value))
+    layers = [replace(block, layer=layer) for layer in range(int(room))]
+    assert LARGEST - 4_300_000 < len(lens_page(table, tokens=table.tokens[None], patterns=layers)) <= LARGEST
 
 
 def test_the_same_table_gives_the_same_file(tables: list[minilens.LensTable]) -> None:
@@ -624,3 +738,278 @@ def test_a_large_page_answers_quickly(opened: Opener) -> None:
     page.select_option("#colour", "js")
     page.wait_for_timeout(1500)
     assert sum(a != b for a, b in zip(before, colours(page), strict=True)) > len(before) / 2  # out of sight, too
+
+
+# ---- Attention in a browser
+
+
+def below(page: Any, query: int, key: int) -> tuple[float, float]:
+    """Where in the window the middle of a cell of the picture is."""
+    box = page.locator("#picture canvas").bounding_box()
+    room, size = page.evaluate("[ROOM, CELL]")
+    return box["x"] + room + (key + 0.5) * size, box["y"] + room + (query + 0.5) * size
+
+
+COPY = """(canvas) => {
+  const pen = Object.assign(document.createElement('canvas'), { width: canvas.width, height: canvas.height })
+    .getContext('2d', { willReadFrequently: true });
+  pen.drawImage(canvas, 0, 0);
+  return pen;
+}"""
+
+
+def choose(page: Any, layer: int, head: int) -> None:
+    page.select_option("#layer", str(layer))
+    page.select_option("#head", str(head))
+
+
+def test_the_picture_is_the_pattern(opened: Opener, attention: Attention) -> None:
+    """Its colours cell by cell; blank where nothing is seen."""
+    page = opened(attention_page(attention))
+    for layer, head in ((0, 0), (1, 3), (2, 4)):
+        choose(page, layer, head)
+        found = page.evaluate(
+            """() => {
+              const canvas = document.querySelector('#picture canvas'), pen = (COPY)(canvas);
+              const sharp = canvas.width / canvas.clientWidth;
+              const at = (index) => (ROOM + index * CELL + 3) * sharp; // beside the mark of the focused cell
+              return Array.from({ length: textLength }, (_, query) => Array.from({ length: textLength }, (_, key) => {
+                const [red, green, blue, alpha] = pen.getImageData(at(key), at(query), 1, 1).data;
+                return alpha ? `rgb(${red}, ${green}, ${blue})` : null;
+              }));
+            }""".replace("COPY", COPY)
+        )
+        block = attention[2][layer]
+        wrong = 0
+        for query, line in enumerate(found):
+            for key, colour in enumerate(line):
+                if (query, key) == (3, 0):  # the focused one has its marks
+                    continue
+                seen = block.scores[0, head, query, key] > -torch.inf
+                assert (colour is not None) == seen
+                wrong += bool(seen) and colour != rgb(block.pattern[0, head, query, key].item())
+        assert wrong <= 3  # rounding may put a weight on the next step
+
+
+def test_hover_and_click_tell_a_weight(opened: Opener, attention: Attention) -> None:
+    _, tokens, _ = attention
+    page = opened(attention_page(attention))
+    page.locator("#picture").scroll_into_view_if_needed()
+    labels = [token_label(LETTERS, token) for token in tokens[0].tolist()]
+    for layer, head in ((0, 1), (1, 2)):
+        choose(page, layer, head)
+        for query, key in ((0, 0), (12, 3), (20, 20), (24, 0), (7, 9), (17, 14)):
+            page.mouse.move(*below(page, query, key))
+            wanted = weight(attention, layer, head, query, key)
+            where = f"from query {query} {labels[query]} to key {key} {labels[key]}, layer {layer}, head {head}"
+            assert page.locator("#weight").inner_text() == f"{wanted} {where}"
+    page.mouse.move(0, 0)
+    assert " from query 3 " in page.locator("#weight").inner_text()  # the focused one's again
+    page.mouse.click(*below(page, 17, 14))
+    page.mouse.move(0, 0)
+    assert " from query 17 " in page.locator("#weight").inner_text()
+    assert page.locator("#panel h2").inner_text().endswith("position 17")  # the grid's column has moved
+    page.mouse.click(*below(page, 12, 14))  # above the diagonal, and in no column of the grid
+    assert " from query 12 " in page.locator("#weight").inner_text()
+    assert " to key 12 " in page.locator("#weight").inner_text()
+    assert page.locator("#panel h2").inner_text().endswith("position 17")
+
+
+def test_attention_by_keyboard(opened: Opener, attention: Attention) -> None:
+    _, tokens, blocks = attention
+    page = opened(attention_page(attention))
+
+    def press(*keys: str) -> str:
+        for key in keys:
+            page.keyboard.press(key)
+        return page.locator("#weight").inner_text()
+
+    def shown(layer: int, head: int, query: int, key: int) -> None:
+        text = page.locator("#weight").inner_text()
+        assert text.startswith(f"{weight(attention, layer, head, query, key)} from query {query} "), text
+        assert f" to key {key} " in text and text.endswith(f", layer {layer}, head {head}")
+        lines = page.locator("#strongest tbody tr").all()
+        found = [[cell.inner_text() for cell in line.locator("th, td").all()] for line in lines]
+        weights = blocks[layer].pattern[0, head, query, : query + 1]
+        weights = weights.masked_fill(blocks[layer].scores[0, head, query, : query + 1] == -torch.inf, -1)
+        best = [each for each in weights.argsort(descending=True).tolist() if weights[each] >= 0][:8]
+        assert [line[2] for line in found] == [f"{weights[each].item():.3f}" for each in best]
+        assert int(found[0][0]) == best[0] and found[0][1] == token_label(LETTERS, tokens[0, best[0]].item())
+
+    def focus() -> str:
+        return page.evaluate("document.activeElement.id")
+
+    page.locator("#scroller td[tabindex='0']").focus()
+    shown(0, 0, 3, 0)
+    assert page.locator("#weight").get_attribute("aria-live") != "polite"  # not with each move in the grid
+    press("ArrowRight")
+    shown(0, 0, 9, 0)
+    while focus() != "layer":
+        press("Tab")
+    assert page.locator("#weight").get_attribute("aria-live") == "polite"
+    press("ArrowDown", "Tab")
+    assert focus() == "head"
+    press("ArrowDown", "ArrowDown")
+    shown(1, 2, 9, 0)
+    press("Tab", "Enter")
+    shown(1, 1, 9, 0)
+    press("Tab", *["Enter"] * 4)
+    shown(2, 0, 9, 0)
+    press("Tab")
+    assert focus() == "picture"
+    press("ArrowRight", "ArrowRight", "ArrowDown")
+    shown(2, 0, 10, 2)  # in no column of the grid
+    assert page.locator("#panel h2").inner_text().endswith("position 9")
+    press("End")
+    shown(2, 0, 10, 10)
+    press("ArrowRight", "ArrowUp")
+    shown(2, 0, 9, 9)
+    press("Home", "ArrowLeft", "Control+End")
+    shown(2, 0, 24, 24)
+    assert page.locator("#panel h2").inner_text().endswith("position 24")
+    press("PageUp", "ArrowLeft", "ArrowUp")
+    shown(2, 0, 13, 13)
+    press("Control+Home", "ArrowUp", "PageDown")
+    shown(2, 0, 10, 0)
+    press("Tab")
+    assert focus() != "picture"
+    assert page.locator("#weight").get_attribute("aria-live") == "off"
+    page.locator("#previous").focus()
+    for _ in range(11):
+        press("Enter")
+    shown(2, 4, 10, 0)  # before the first head of all comes the last
+
+
+def test_the_focused_weight_is_in_sight(opened: Opener, attention: Attention) -> None:
+    table = made_up(2, 300)
+    n = len(table.tokens)
+    scores = torch.zeros(1, 5, n, n).masked_fill(~torch.ones(n, n).tril().bool(), -torch.inf)
+    block = replace(attention[2][0], pattern=scores.softmax(-1), scores=scores)
+    text = lens_page(table, tokens=table.tokens[None], patterns=[block])
+    page = opened(text, "#at=embed@200&attention=0.1@200.150")
+
+    def in_sight() -> bool:
+        return page.evaluate(
+            """() => {
+              const picture = document.querySelector('#picture');
+              const inside = (index, from, size) =>
+                index * CELL >= from - 1 && (index + 1) * CELL <= from + size - ROOM + 1;
+              return inside(state.query, picture.scrollTop, picture.clientHeight)
+                && inside(state.key, picture.scrollLeft, picture.clientWidth);
+            }"""
+        )
+
+    assert "from query 200 " in page.locator("#weight").inner_text() and in_sight()
+    page.locator("#picture").focus()
+    for key in ("Control+End", "PageUp", "Home", "End", "Control+Home"):
+        page.keyboard.press(key)
+        assert in_sight(), key
+    page.locator("#picture").scroll_into_view_if_needed()
+    page.evaluate("document.querySelector('#picture').scrollTo(280, 1400)")  # by hand: 20 columns and 100 rows
+    page.mouse.move(*below(page, 11, 3))
+    assert re.search(r"^0\.009 from query 111 .* to key 23 ", page.locator("#weight").inner_text())
+
+
+def test_the_head_comes_back_from_the_address(opened: Opener, attention: Attention) -> None:
+    text = attention_page(attention)
+    first = opened(text)
+    choose(first, 1, 3)
+    first.locator("#picture").focus()
+    for key in ("PageDown", "ArrowRight", "ArrowRight"):
+        first.keyboard.press(key)
+    assert state(first)["attention"] == ["1.3@13.2"]
+    second = opened(text, "#" + urlsplit(first.url).fragment)
+    assert first.locator("#attention").inner_text() == second.locator("#attention").inner_text()
+    assert second.locator("#attention h2").inner_text() == "Attention: layer 1, head 3"
+    assert (second.locator("#layer").input_value(), second.locator("#head").input_value()) == ("1", "3")
+    assert state(second) == state(first)
+    second.evaluate("location.hash = '#attention=2.0@24.24'")
+    second.wait_for_function("document.querySelector('#layer').value === '2'")
+    assert " from query 24 " in second.locator("#weight").inner_text()
+
+
+@pytest.mark.parametrize("words", ["9.9@99.99", "0.5@3.4", "x", "1.1@1", "constructor.0@0.0", "00.0@3.999999999999"])
+def test_an_address_of_no_head_does_no_harm(opened: Opener, attention: Attention, words: str) -> None:
+    page = opened(attention_page(attention), f"#attention={words}")
+    page.locator("#next").click()
+    assert re.match(r"[01]\.\d{3} from query ", page.locator("#weight").inner_text())
+
+
+def test_hostile_text_stays_text_in_the_picture(opened: Opener, attention: Attention) -> None:
+    page = opened(attention_page(attention, title=HOSTILE), "#attention=0.0@5.0")
+    assert SHOWN in page.locator("#weight").inner_text()
+    strongest = page.locator("#strongest").inner_text()
+    assert SHOWN in strongest and r"\u2028\u202e" in strongest
+    assert page.locator("img").count() == 0 and page.locator("script").count() == 2
+
+
+def test_attention_does_not_change_with_the_tab(opened: Opener, tables: list[minilens.LensTable], tiny: Tiny) -> None:
+    model, _ = minilens.load(tiny("gpt2")[1])
+    tokens = tables[0].tokens[None]
+    page = opened(lens_page(tables, tokens=tokens, patterns=minilens.run(model, model.embed(tokens))))
+    choose(page, 2, 1)
+    cell(page, "embed", 11).click()
+    before = page.locator("#attention").inner_text()
+    page.get_by_role("tab").nth(2).click()
+    assert page.locator("#attention").inner_text() == before
+    assert page.locator("#pins h2").inner_text() == "Pinned tokens, decoder block:1"
+
+
+def test_no_patterns_no_section(opened: Opener, tables: list[minilens.LensTable]) -> None:
+    page = opened(lens_page(tables[0]))
+    assert page.locator("#attention").count() == 0
+    assert "attention" not in state(page)
+
+
+def test_attention_on_paper_in_the_dark_and_in_a_narrow_window(opened: Opener, attention: Attention) -> None:
+    page = opened(attention_page(attention), color_scheme="light")
+    label = """() => {
+      const canvas = document.querySelector('#picture canvas'), pen = (COPY)(canvas);
+      const { data } = pen.getImageData(0, 0, ROOM, canvas.height); // the names of the rows
+      return Math.max(...data.filter((_, at) => at % 4 === 0));
+    }""".replace("COPY", COPY)
+    dark_text = page.evaluate(label)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_timeout(100)
+    assert page.evaluate(label) > dark_text + 30  # drawn anew, in light letters
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    assert page.locator("#paper canvas").is_visible() and page.locator("#picture").is_hidden()
+    assert page.locator("#attention h2").is_visible() and page.locator("#layer").is_hidden()
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    page.emulate_media(media="screen")
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert page.locator("#paper canvas").count() == 0
+    page.set_viewport_size({"width": 400, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth") == 400
+    assert page.locator("#picture canvas").bounding_box()["width"] <= 400
+
+
+def test_a_long_text_with_attention_answers_quickly(opened: Opener, attention: Attention) -> None:
+    """Neither a new colour of the grid nor a step in it waits for the picture; the bound is loose, as above."""
+    table = made_up(25, 500)
+    n = len(table.tokens)
+    scores = torch.zeros(1, 5, n, n).masked_fill(~torch.ones(n, n).tril().bool(), -torch.inf)
+    block = replace(attention[2][0], pattern=scores.softmax(-1), scores=scores)
+    page = opened(lens_page(table, tokens=table.tokens[None], patterns=[block]))
+    took = page.evaluate(
+        """async () => {
+          const select = document.querySelector('#colour'), times = { colour: [], step: [], head: [] };
+          const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+          const time = async (into, act) => {
+            await frame();
+            const start = performance.now();
+            act();
+            await frame();
+            into.push(performance.now() - start);
+          };
+          for (const key of ['final_rank', 'kl_final', 'entropy']) {
+            await new Promise((done) => setTimeout(done, 500));
+            await time(times.colour, () => { select.value = key; select.dispatchEvent(new Event('change')); });
+            await time(times.step, () => moveCell(state.query + 150, state.key + 100));
+            await time(times.head, () => document.querySelector('#next').click());
+          }
+          return Object.values(times).map((each) => each.sort((a, b) => a - b)[1]);
+        }"""
+    )
+    assert max(took) < 400, took

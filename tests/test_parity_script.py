@@ -12,6 +12,8 @@ from checkpoints import Tensors, changed, tokenizer_json
 from conftest import FAMILIES, Tiny
 
 import minilens
+from minilens.published import PUBLISHED, Published, greedy, shape, window
+from minilens.published import loss as loss_of
 from minilens.text import Tokenizer, load_tokenizer
 
 SCRIPT: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "parity.py"))
@@ -235,7 +237,6 @@ def test_a_model_that_only_transformers_refuses(
 def test_published_outputs_are_measured_as_transformers_measures_them(
     tiny: Tiny, tmp_path: Path, capsys: Capture, monkeypatch: Patch
 ) -> None:
-    Published = SCRIPT["Published"]
     file = {"tokenizer.json": tokenizer_json()}
     reference, gpt2 = tiny("gpt2")
     neo = tiny("gpt_neo", window_size=4, attention_types=[[["global", "local", "local"], 1]])[1]
@@ -250,11 +251,11 @@ def test_published_outputs_are_measured_as_transformers_measures_them(
         longer = reference.generate(tokens, max_length=23, do_sample=False, pad_token_id=0)[0]
         loss = reference(tokens, labels=tokens).loss.item()
     entries = [
-        Published("a/gpt2", SCRIPT["greedy"], ids, continued.tolist()),
-        Published("a/gpt2", SCRIPT["greedy"], text, tokenizer.decode(longer), length=23),
-        Published("a/gpt2", SCRIPT["loss"], text, loss, tolerance=4e-5),
-        Published("a/gpt2", SCRIPT["shape"], text, [1, tokens.shape[1], 101]),
-        Published("a/neo", SCRIPT["window"], list(range(8)), [2, 3, 4, 5]),
+        Published("a/gpt2", greedy, ids, continued.tolist()),
+        Published("a/gpt2", greedy, text, tokenizer.decode(longer), length=23),
+        Published("a/gpt2", loss_of, text, loss, tolerance=4e-5),
+        Published("a/gpt2", shape, text, [1, tokens.shape[1], 101]),
+        Published("a/neo", window, list(range(8)), [2, 3, 4, 5]),
     ]
     monkeypatch.setitem(GLOBALS, "PUBLISHED", entries)
     status, records = run(capsys, "--published")
@@ -282,15 +283,15 @@ def test_published_texts_are_as_long_as_they_are_said_to_be(shared: Path) -> Non
         return found
 
     tokenizers = {family: real(family) for family in ("gpt2", "ctrl")}
-    published = SCRIPT["PUBLISHED"]
+    published = PUBLISHED
     for repo, measure, prompt, expected, length, _ in published:
         tokenizer = tokenizers["ctrl" if "ctrl" in repo else "gpt2"]
         tokens = torch.tensor([prompt]) if isinstance(prompt, list) else tokenizer.encode(prompt)
-        if measure is SCRIPT["shape"]:
+        if measure is shape:
             assert expected == [*tokens.shape, tokenizer.size]
-        elif measure is SCRIPT["loss"]:
+        elif measure is loss_of:
             assert tokenizer is tokenizers["ctrl"] or tokens.tolist() == [[50256, 15496, 995, 0]]
-        elif measure is SCRIPT["greedy"]:
+        elif measure is greedy:
             assert expected[: len(prompt)] == prompt
             if expected != published[1].expected:  # which ends within a word
                 assert length == (tokenizer.encode(expected).shape[1] if isinstance(expected, str) else len(expected))

@@ -172,3 +172,38 @@ def test_texts_that_do_not_match(tiny: Tiny, texts: tuple[torch.Tensor, torch.Te
         patching(model, torch.cat([clean, clean]), torch.cat([corrupt, corrupt]), METRIC)
     with pytest.raises(ValueError, match="for both texts, so that there is nothing to recover"):
         patching(model, clean, clean, METRIC)
+
+
+@pytest.mark.parametrize(
+    ("metric", "found"),
+    [
+        (lambda logits: logits[0, [17]] - logits[0, [23]], r"\[1\]"),  # one number for the whole batch
+        (lambda logits: logits[:, 17].mean(), r"\[\]"),
+        (lambda logits: logits[:, :2], r"\[2, 2\]"),
+        (lambda logits: 1.0, "1.0"),
+    ],
+)
+def test_a_metric_gives_each_text_its_number(
+    tiny: Tiny, texts: tuple[torch.Tensor, torch.Tensor], metric: Any, found: str
+) -> None:
+    model, _ = minilens.load(tiny("gpt2")[1])
+    message = rf"must give a tensor of one number for each text, \[2\]; it gave {found}"
+    with pytest.raises(ValueError, match=message):
+        patching(model, *texts, metric)
+
+
+def test_tokens_of_a_metric(tiny: Tiny, texts: tuple[torch.Tensor, torch.Tensor]) -> None:
+    model, _ = minilens.load(tiny("gpt2")[1])
+    for made in (log_probability, lambda token: logit_difference(3, token)):
+        with pytest.raises(ValueError, match="token id -1 does not exist"):
+            made(-1)
+        with pytest.raises(ValueError, match="token id 101 does not exist: the model's ids go from 0 to 100"):
+            patching(model, *texts, made(101))
+
+
+def test_float64_stays_float64(tiny: Tiny, texts: tuple[torch.Tensor, torch.Tensor]) -> None:
+    model, _ = minilens.load(tiny("gpt2")[1], dtype=torch.float64)
+    one = texts[0].clone()
+    one[0, 0] = (one[0, 0] + 1) % 101
+    found = patching(model, texts[0], one, METRIC, sites="resid_pre")
+    assert abs(found.recovered("resid_pre")[0, 0].item() - 1) < 1e-12

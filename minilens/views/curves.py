@@ -7,17 +7,25 @@ and halfway between stand the rows after attention.
 from collections.abc import Sequence
 from typing import Any
 
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..study import Study
 from .tokens import token_label
 
 try:
+    from matplotlib import rc_context
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 except ModuleNotFoundError:
-    raise ValueError("drawing a figure needs matplotlib, which is not installed: pip install minilens[plot]") from None
+    raise ValueError("drawing a figure needs matplotlib, which is not installed: pip install matplotlib") from None
+
+__all__ = [
+    "Figure",
+    "rc_context",
+    "study_figure",
+]  # report.py takes matplotlib from here, where its absence is explained
 
 OUTPUT, INPUT = "#0072b2", "#c04f00"  # of the palette that the page's pins have
 INK, LINES = "#5c646d", "#dfe2e6"
@@ -42,11 +50,14 @@ def study_figure(columns: Sequence[tuple[str, Study, str]]) -> Figure:
         _shares(column[2], study, reading)
         word = token_label(study.tables["passage", reading].tokenizer, study.word)
         _word(column[3], study, reading, study.word_ranks, f"{word} as the next token")
+        if reading == "final":
+            _others(column[3], study)
         _word(column[4], study, reading, study.word_as_input, f"{word} where it is the input")
         column[0].set_title(
             title if len(title) <= LONGEST else f"…{title[1 - LONGEST :]}", fontsize=9, loc="left", **PLAIN
         )
         column[4].set_xlabel("blocks done", fontsize=8, color=INK)
+    _scale_nats(panels[0])
     names = ("KL, nats", "rank", "share of positions", "rank", "rank")
     for row, name in zip(panels, names, strict=True):
         row[0].set_ylabel(name, fontsize=8, color=INK)
@@ -60,22 +71,28 @@ def study_figure(columns: Sequence[tuple[str, Study, str]]) -> Figure:
 def _divergences(ax: Axes, study: Study, reading: str) -> None:
     for statistic, name, colour in (("kl_final", "output || row", OUTPUT), ("kl_input", "input || row", INPUT)):
         low, middle, high = study.quartiles("passage", reading, statistic)
-        x = _depth(study, "passage", reading)
+        x = _depth(study, reading)
         ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         _line(ax, study, reading, middle, f"KL({name})", colour)
     if reading == "final":
         middle = study.quartiles("passage", "block:1", "kl_final")[1]
         _line(ax, study, "block:1", middle, "KL(output || row), block:1", OUTPUT, linestyle=(0, (4, 2)))
-    ax.set_yscale("symlog", linthresh=1)  # in proportion up to 1 nat, logarithmic above
-    ax.set_ylim(-0.05, max(ax.get_ylim()[1], 50))
-    ax.set_yticks([tick for tick in (0, 1, 3, 10, 30, 100, 300) if tick < ax.get_ylim()[1]])
-    ax.yaxis.set_major_formatter("{x:g}")
+
+
+def _scale_nats(row: NDArray[Any]) -> None:
+    """One scale for all columns, when all of them are drawn: in proportion up to 1 nat, logarithmic above."""
+    highest = max([50.0, *(line.get_ydata().max() for ax in row for line in ax.lines)])
+    for ax in row:
+        ax.set_yscale("symlog", linthresh=1)
+        ax.set_ylim(-0.05, 1.2 * highest)
+        ax.set_yticks([tick for tick in (0, 1, 3, 10, 30, 100, 300, 1000) if tick < highest])
+        ax.yaxis.set_major_formatter("{x:g}")
 
 
 def _ranks(ax: Axes, study: Study, reading: str) -> None:
     for statistic, name, colour in (("final_rank", "output's token", OUTPUT), ("input_rank", "input token", INPUT)):
         low, middle, high = study.quartiles("passage", reading, statistic)
-        ax.fill_between(_depth(study, "passage", reading), low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.fill_between(_depth(study, reading), low, high, color=colour, alpha=0.15, linewidth=0)
         _line(ax, study, reading, middle, name, colour)
     _from_rank_1(ax)
 
@@ -101,6 +118,12 @@ def _word(ax: Axes, study: Study, reading: str, ranks: Any, title: str) -> None:
     ax.set_title(title, fontsize=8, color=INK, loc="left", pad=3, **PLAIN)
 
 
+def _others(ax: Axes, study: Study) -> None:
+    """The other rare words, the last time, faintly."""
+    for ranks in study.other_ranks("repetition").values():
+        ax.plot(_depth(study, "final"), ranks[:, -1].numpy(), color=OUTPUT, linewidth=0.7, alpha=0.25)
+
+
 def _from_rank_1(ax: Axes) -> None:
     """The best rank on top."""
     ax.set_yscale("log")
@@ -110,15 +133,16 @@ def _from_rank_1(ax: Axes) -> None:
 
 def _line(ax: Axes, study: Study, reading: str, values: Tensor, name: str, colour: str, **style: Any) -> None:
     """A line through all rows, with a dot where a block ends."""
-    x = _depth(study, "passage", reading)
+    x = _depth(study, reading)
     dots = [r for r, depth in enumerate(x) if depth % 1 == 0]
     ax.plot(
         x, values.numpy(), color=colour, linewidth=1.3, marker=".", markevery=dots, markersize=4, label=name, **style
     )
 
 
-def _depth(study: Study, prompt: str, reading: str) -> list[float]:
-    table = study.tables[prompt, reading]
+def _depth(study: Study, reading: str) -> list[float]:
+    """How many blocks are done at each row; the rows are the same for every prompt."""
+    table = study.tables["passage", reading]
     pairs = zip(table.labels, table.layers, strict=True)
     return [layer + (0.5 if label.endswith("resid_mid") else 1.0) for label, layer in pairs]
 

@@ -1,27 +1,22 @@
-"""A LensTable as plain data, for other programs: JSON (schema 1, described in README.md) and CSV."""
+"""A LensTable or a Patching as plain data, for other programs: JSON (schema 1, described in README.md) and CSV."""
 
 from collections.abc import Iterator
+from functools import partial
 from math import nan
 from typing import Any
 
 from torch import Tensor
 
+from ..patching import Patching
 from ..table import LensTable
+from ..text import Tokenizer
 from ..vocab import Standing
 from .tokens import token_label
 
 
 def as_record(table: LensTable) -> dict[str, Any]:
     """The table as what JSON can hold: lists over positions, an object for each row, null for no number."""
-    tokenizer = table.tokenizer
-
-    def token(number: int) -> dict[str, Any]:
-        """label: as the terminal shows it, nothing hidden; text: what it stands for, broken UTF-8 as U+FFFD."""
-        try:
-            text = tokenizer.decode([number]) if tokenizer else None
-        except ValueError:  # as in token_label
-            text = None
-        return {"id": number, "label": token_label(tokenizer, number), "text": text}
+    token = partial(token_record, table.tokenizer)
 
     def tokens(numbers: Tensor) -> list[dict[str, Any] | None]:
         return [token(number) if number >= 0 else None for number in numbers.tolist()]
@@ -66,6 +61,31 @@ def as_record(table: LensTable) -> dict[str, Any]:
         **({"settled": table.settled.tolist()} if "final" in table.stats else {}),
         "rows": [row(r) for r in range(len(table.labels))],
     }
+
+
+def patching_record(patching: Patching) -> dict[str, Any]:
+    """The same of a Patching: for each site lists of layers, each a list of positions or heads."""
+    token = partial(token_record, patching.tokenizer)
+    return {
+        "schema": 1,
+        "by": patching.by,
+        "clean": patching.clean,
+        "corrupt": patching.corrupt,
+        "clean_tokens": [token(number) for number in patching.clean_tokens.tolist()],
+        "corrupt_tokens": [token(number) for number in patching.corrupt_tokens.tolist()],
+        "metric": {site: _numbers(values) for site, values in patching.metric.items()},
+        "recovered": {site: _numbers(patching.recovered(site)) for site in patching.metric},
+        "can_change": {site: values.tolist() for site, values in patching.can_change.items()},
+    }
+
+
+def token_record(tokenizer: Tokenizer | None, token: int) -> dict[str, Any]:
+    """label: as the terminal shows it, nothing hidden; text: what it stands for, broken UTF-8 as U+FFFD."""
+    try:
+        text = tokenizer.decode([token]) if tokenizer else None
+    except ValueError:  # as in token_label
+        text = None
+    return {"id": token, "label": token_label(tokenizer, token), "text": text}
 
 
 def as_lines(table: LensTable) -> Iterator[list[Any]]:

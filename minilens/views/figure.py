@@ -27,7 +27,7 @@ try:
     from matplotlib.font_manager import FontProperties, findfont, get_font
     from matplotlib.patches import Rectangle
 except ModuleNotFoundError:
-    raise ValueError("drawing a figure needs matplotlib, which is not installed: pip install minilens[plot]") from None
+    raise ValueError("drawing a figure needs matplotlib, which is not installed: pip install matplotlib") from None
 
 # Inches. A cell is CELL, or less where there would be more than WIDEST by TALLEST of them.
 CELL, WIDEST, TALLEST, NARROWEST = (0.8, 0.26), 16.0, 10.0, 3.6
@@ -77,11 +77,11 @@ def lens_figure(
     chosen = [_rows(table, every, embed) for table in tables]
     n_pos = len(first.tokens)
     tallest = max(map(len, chosen))
-    cell = max(NARROWEST / n_pos, min(CELL[0], WIDEST / n_pos)), min(CELL[1], TALLEST / tallest)
+    cell = cell_size(n_pos, tallest)
     across, ups = n_pos * cell[0], [len(rows) * cell[1] for rows in chosen]
     page = LEFT + across + RIGHT, FOOT + len(names) * sum(BELOW + up + ABOVE for up in ups)
 
-    label = _labels(first.tokenizer)
+    label = labels(first.tokenizer)
     right = (first.next_tokens == first.final_tokens).tolist()
     above = [label(token, LONGEST_LABEL) if token >= 0 else "" for token in first.next_tokens.tolist()]
     above = ["* " * star + text for star, text in zip(right, above, strict=True)]
@@ -96,9 +96,7 @@ def lens_figure(
         drawn = np.concatenate([numbers.compressed() for numbers in masked])
         for table, rows, up, (_, caption, kind), numbers in zip(tables, chosen, ups, panels, masked, strict=True):
             bottom -= BELOW + up + ABOVE
-            places = (LEFT, across), (LEFT + across + 0.2, 0.12)
-            frames = [(x / page[0], (bottom + BELOW) / page[1], w / page[0], up / page[1]) for x, w in places]
-            ax, bar = (figure.add_axes(frame) for frame in frames)
+            ax, bar = add_axes(figure, bottom + BELOW, across, up)
             best = stat(table, "top").tokens[rows, :, 0]
             tokens = [[label(token, LONGEST) for token in row] for row in best.tolist()]
             agrees = (best == table.final_tokens).nonzero().tolist()
@@ -107,13 +105,7 @@ def lens_figure(
             heading = f"{title}\n{caption}; {how}" if title else f"{caption}\n{how}"
             x, pad = (0.1 - LEFT) / across, 72 * ABOVE - 26
             ax.set_title(heading, loc="left", x=x, y=1, pad=pad, fontsize=LETTERS, **PLAIN)
-
-            xs = range(0, n_pos, ceil(1.3 * LABELS / 72 / cell[0]))
-            ys = range(len(rows) - 1, -1, -ceil(1.2 * LABELS / 72 / cell[1]))  # from the output down
-            slanted = {"rotation": 45, "rotation_mode": "anchor", "fontsize": LABELS, "va": "center", **PLAIN}
-            ax.set_xticks(xs, [below[x] for x in xs], ha="right", **slanted)
-            ax.secondary_xaxis("top").set_xticks(xs, [above[x] for x in xs], ha="left", **slanted)
-            ax.set_yticks(ys, [table.labels[rows[y]] for y in ys], fontsize=LABELS, **PLAIN)
+            label_axes(ax, cell, below, above, [table.labels[r] for r in rows])
     for k, line in enumerate(KEY):
         figure.text(0.1 / page[0], (0.36 - 0.13 * k) / page[1], line, fontsize=6.5, **PLAIN)
     return figure
@@ -130,6 +122,38 @@ def save_figure(path: str | Path, figure: Figure) -> None:
         raise ValueError(f'a figure is written as {", ".join(undated)}, by the end of its name; got "{path}"')
     with rc_context({"svg.hashsalt": "minilens"}):  # without it the ids in an SVG are drawn by lot
         figure.savefig(path, format=suffix[1:], metadata=undated[suffix])
+
+
+def cell_size(n_columns: int, n_rows: int) -> tuple[float, float]:
+    """Of each of so many cells, in inches."""
+    return max(NARROWEST / n_columns, min(CELL[0], WIDEST / n_columns)), min(CELL[1], TALLEST / n_rows)
+
+
+def add_axes(figure: Figure, bottom: float, across: float, up: float) -> tuple[Axes, Axes]:
+    """For a heat map of this size, in inches, at this height, and for the scale to its right."""
+    wide, tall = figure.get_size_inches()
+    places = (LEFT, across), (LEFT + across + 0.2, 0.12)
+    ax, bar = (figure.add_axes((x / wide, bottom / tall, w / wide, up / tall)) for x, w in places)
+    return ax, bar
+
+
+def label_axes(ax: Axes, cell: tuple[float, float], below: list[str], above: list[str], rows: list[str]) -> None:
+    """What stands below and above the columns, and beside the rows: as many of them as fit, from the last row down."""
+    xs = range(0, len(below), ceil(1.3 * LABELS / 72 / cell[0]))
+    ys = range(len(rows) - 1, -1, -ceil(1.2 * LABELS / 72 / cell[1]))
+    slanted = {"rotation": 45, "rotation_mode": "anchor", "fontsize": LABELS, "va": "center", **PLAIN}
+    ax.set_xticks(xs, [below[x] for x in xs], ha="right", **slanted)
+    ax.secondary_xaxis("top").set_xticks(xs, [above[x] for x in xs], ha="left", **slanted)
+    ax.set_yticks(ys, [rows[y] for y in ys], fontsize=LABELS, **PLAIN)
+
+
+def write_cells(ax: Axes, cell: tuple[float, float], texts: list[list[str]], ink: list[list[str]]) -> None:
+    """A text in each cell, as large as the longest allows; none where that is too small to read."""
+    longest = max(len(text) for row in texts for text in row)
+    size = min(LETTERS, 72 * 0.6 * cell[1], 72 * cell[0] / ADVANCE / max(longest, 1))
+    for y, row in enumerate(texts if size >= SMALLEST else ()):
+        for x, text in enumerate(row):
+            ax.text(x, y, text, color=ink[y][x], fontsize=size, ha="center", va="center", **PLAIN)
 
 
 def _rows(table: LensTable, every: int, embed: bool) -> list[int]:
@@ -165,13 +189,9 @@ def _draw(
 
     texts = tokens
     if is_rank or is_nats:
-        form = "{:.0f}" if is_rank else "{:.1f}"
+        form = {"rank": "{:.0f}", "js": "{:.2f}"}.get(kind, "{:.1f}")
         texts = [["" if v is None else form.format(v) for v in row] for row in numbers.tolist()]
-    longest = max(len(text) for row in texts for text in row)
-    size = min(LETTERS, 72 * 0.6 * cell[1], 72 * cell[0] / ADVANCE / max(longest, 1))
-    for y, row in enumerate(texts if size >= SMALLEST else ()):
-        for x, text in enumerate(row):
-            ax.text(x, y, text, color=ink[y][x], fontsize=size, ha="center", va="center", **PLAIN)
+    write_cells(ax, cell, texts, ink)
 
     line = min(1.0, 72 * min(cell) / 10)  # in points, and as far inside the cell, so that neighbours stay apart
     dx, dy = line / 72 / cell[0], line / 72 / cell[1]
@@ -194,7 +214,7 @@ def _norm(name: str, style: str, found: NDArray[np.float64]) -> Normalize:
     return Normalize(low, max(high, low + 1e-6))  # a scale has two ends, though all numbers may be one
 
 
-def _labels(tokenizer: Tokenizer | None) -> Callable[[int, int], str]:
+def labels(tokenizer: Tokenizer | None) -> Callable[[int, int], str]:
     """A function that gives a token as every view shows it, cut to so many characters.
 
     What the font has no glyph for is escaped, too: matplotlib would warn whenever it is drawn, and draw a box that

@@ -2,58 +2,84 @@
 
 The numbers go into the file as JSON, and the template beside this file, page.html, draws them. In that JSON every
 array of a statistic is flat, in the order [row, pos] or [row, pos, k]; tokens are ids, and one map gives their labels.
+
+An attention pattern is base64: for each query in turn the keys up to itself, 16 bits each, low byte first. Such a
+number is a weight times STEPS, or HIDDEN where the query does not see the key.
 """
 
-import html
 import json
-from collections.abc import Callable, Sequence
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..lens import STATS
+from ..shapes import Tokens
 from ..table import LensTable
+from ..trace import BlockTrace
 from ..vocab import Standing, Top
+from .notebook import in_frame
 from .terminal import CIVIDIS
 from .tokens import token_label
 
 TEMPLATE = Path(__file__).with_name("page.html")
 MARK = "PUT THE DATA HERE"
-NOTEBOOK_HEIGHT = 720  # CSS pixels
+STEPS = 65_000  # an odd number of them to a thousandth, so that a weight rounds to the same three decimals as its steps
+HIDDEN = 65_535
+LARGEST = 15_000_000  # bytes of a page with attention patterns
 
 
-def lens_page(tables: Sequence[LensTable] | LensTable, *, title: str = "") -> str:
+def lens_page(
+    tables: Sequence[LensTable] | LensTable,
+    *,
+    title: str = "",
+    tokens: Tokens | None = None,
+    patterns: Iterable[BlockTrace] | None = None,
+) -> str:
     """The text of one HTML file that shows a table, or several as tabs, such as several decoders of one prompt.
 
+    patterns: the blocks whose attention patterns to show, and with them tokens, the whole text of shape [1, pos] that
+    they read: a table may show some of its positions only. One block is asked for at a time and none is kept, so that
+    `patterns=run(model, model.embed(tokens))` is all layers, and `patterns=[trace(model, tokens).blocks[3]]` is one.
+    In the file a head takes 4/3 n (n + 1) bytes for a text of n tokens: 88 kB for 256, 334 kB for 500.
+
     It has no address of anything else in it. Numbers are rounded to four significant digits, log-probabilities to at
-    least four decimals as well. Write the text as UTF-8. Raises ValueError where there is no table, or one without any
-    statistic.
+    least four decimals as well; weights of attention are within 1 / 130,000, and rounded to three decimals they are
+    right. Write the text as UTF-8. Raises ValueError where there is no table, or one without any statistic, for
+    patterns that are not of the tables' text, and where they make the page larger than 15 MB.
     """
     tables = [tables] if isinstance(tables, LensTable) else list(tables)
     if not tables:
         raise ValueError("lens_page needs at least one table")
     if not all(table.stats for table in tables):
         raise ValueError("lens_page has nothing to show of a table without any statistic")
+    attention = _attention(tables, tokens, patterns)
+    named = set(attention["tokens"] if attention else ()).union(*map(_tokens, tables))
     record = {
         "title": title,
         "scale": CIVIDIS,
-        "tokens": {
-            token: token_label(tables[0].tokenizer, token) for token in sorted(set().union(*map(_tokens, tables)))
-        },
+        "tokens": {token: token_label(tables[0].tokenizer, token) for token in sorted(named)},
         "tables": [_table(table) for table in tables],
+        "attention": attention,
     }
-    return TEMPLATE.read_text(encoding="utf-8").replace(MARK, _json(record), 1)
+    page = TEMPLATE.read_text(encoding="utf-8").replace(MARK, _json(record), 1)
+    if attention and len(page) > LARGEST:  # the page is ASCII
+        sizes = [sum(map(len, heads)) for heads in attention["heads"]]
+        room = max(0, LARGEST - (len(page) - sum(sizes))) // max(sizes)
+        raise ValueError(
+            f"the page would be larger than {LARGEST / 1e6:.0f} MB: the attention patterns of one layer take "
+            f"{max(sizes) / 1e6:.1f} MB of it, and it has room for {room} such layers; choose fewer, or a shorter text"
+        )
+    return page
 
 
 def notebook_html(table: LensTable) -> str:
     """The page in a frame of its own, for a notebook: its script sees nothing of the notebook."""
-    page = html.escape(lens_page(table))
-    return (
-        f'<iframe title="Logit lens" sandbox="allow-scripts" srcdoc="{page}" '
-        f'style="width: 100%; height: {NOTEBOOK_HEIGHT}px; border: 0"></iframe>'
-    )
+    return in_frame("Logit lens", lens_page(table), sandbox="allow-scripts")
 
 
 def _table(table: LensTable) -> dict[str, Any]:
@@ -97,6 +123,61 @@ def _standing(standing: Standing) -> dict[str, Any]:
 def _tracked(tracked: Standing) -> list[dict[str, Any]]:
     """A standing for each tracked token."""
     return [_standing(Standing(*(part[..., t] for part in tracked))) for t in range(tracked.rank.shape[-1])]
+
+
+def _attention(
+    tables: Sequence[LensTable], tokens: Tokens | None, blocks: Iterable[BlockTrace] | None
+) -> dict[str, Any] | None:
+    """The patterns of these blocks; no more of them than are known to be too many for a page."""
+    if blocks is None:
+        return None
+    if tokens is None:
+        raise ValueError("patterns need the tokens of the whole text, of shape [1, pos]: give them to lens_page, too")
+    text, n = tokens.flatten().cpu(), tokens.shape[-1]
+    for table in tables:
+        if tokens.shape != (1, n) or table.positions.max() >= n or (text[table.positions] != table.tokens).any():
+            raise ValueError(
+                "the tokens given with the patterns are not the text of the table: give those that logit_lens got"
+            )
+    found: dict[int, list[str]] = {}
+    size = 0
+    for block in blocks:
+        if block.layer in found:
+            raise ValueError(f"layer {block.layer} is twice among the patterns")
+        found[block.layer] = [b64encode(head).decode() for head in _heads(block, n)]
+        size += sum(map(len, found[block.layer]))
+        del block
+        if size > LARGEST:
+            break
+    if not found:
+        raise ValueError("patterns holds no block: give at least one, or leave it out")
+    return {
+        "tokens": text.tolist(),
+        "layers": [*found],
+        "heads": [*found.values()],
+        "steps": STEPS,
+        "hidden": HIDDEN,
+    }
+
+
+def _heads(block: BlockTrace, n: int) -> list[bytes]:
+    """The pattern of each head on a text of n tokens, as the file has it."""
+    if block.pattern.shape[::2] != (1, n):
+        raise ValueError(
+            f"the pattern of layer {block.layer} is not of one text of {n} tokens: it has the shape "
+            f"{list(block.pattern.shape)}"
+        )
+    pattern = block.pattern[0].detach().cpu().double()
+    hidden = (block.scores[0] == -torch.inf).cpu() & (pattern == 0)  # a weight may be 0 where the key is seen, too
+    steps = (pattern * STEPS).round()
+    if not ((steps >= 0) & (steps <= STEPS)).all() or steps.triu(1).any():  # an edit can do that
+        raise ValueError(
+            f"the pattern of layer {block.layer} cannot be shown: its weights must be between 0 and 1, and 0 for keys "
+            "after the query"
+        )
+    query, key = torch.tril_indices(n, n)
+    lower = steps.masked_fill(hidden, HIDDEN)[:, query, key].numpy().astype("<u2")
+    return [head.tobytes() for head in lower]
 
 
 def _tokens(table: LensTable) -> set[int]:

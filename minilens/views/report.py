@@ -9,38 +9,43 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from ..claims import Check, claims
 from ..study import READINGS, SHARES, STATISTICS, Study
-from .curves import study_figure
+from ..table import LensTable
+from .curves import Figure, rc_context, study_figure
 from .figure import lens_figure
-from .tokens import token_label, visible
+from .tokens import text_label, token_label
 
 READ = (
     "final: the final norm and the unembedding; plain norm: without the norm's gain and bias, as in 2020; centred: "
     "less the mean over the positions; mlp and block:1: with the last MLP, or the last block, in the decoder."
 )
+WORDS, LONGEST = 30, 20  # terminal cells: of the words at least, of a model's name at most
+LAST = 12  # columns of the heat maps: the end of the repetition is what counts
+FAMILIES = {"gpt2": "GPT-2", "gpt_neo": "GPT-Neo", "ctrl": "CTRL"}
 TEMPLATE = Path(__file__).with_name("report.html")
 
 
-def verdict_table(studies: Sequence[Study]) -> Table:
-    """Each claim, its checks and what each model has of them, for a terminal."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("", overflow="fold")
-    for study in studies:
-        table.add_column(Text(_shown(study.name)), no_wrap=True)
-    for together in zip(*map(claims, studies), strict=True):
-        verdicts = [Text("shown" if claim.shown else "not shown", "bold") for claim in together]
-        table.add_row(Text(together[0].statement, "bold"), *verdicts)
-        for checks in zip(*(claim.checks for claim in together), strict=True):
-            asked = Padding(Text(_asked(checks[0]), "dim"), (0, 0, 0, 2))
-            table.add_row(asked, *(Text(_found(check)) for check in checks))
-    return table
+def verdict_tables(studies: Sequence[Study], *, width: int = 80) -> Iterator[Table]:
+    """Each claim, its checks and what each model has of them, for a terminal: as many models side by side as fit."""
+    heads = [_head(study.name) for study in studies]
+    together = max(1, (width - WORDS) // (2 + max(len("not measurable"), *map(len, heads))))
+    for first in range(0, len(studies), together):
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("", min_width=min(WORDS, width // 2), overflow="fold")
+        for head in heads[first : first + together]:
+            table.add_column(Text(head), no_wrap=True)
+        for each in zip(*map(claims, studies[first : first + together]), strict=True):
+            table.add_row(Text(each[0].statement, "bold"), *(Text(claim.verdict, "bold") for claim in each))
+            for checks in zip(*(claim.asked for claim in each), strict=True):
+                asked = Padding(Text(_asked(checks[0]), "dim"), (0, 0, 0, 2))
+                table.add_row(asked, *(Text(_found(check)) for check in checks))
+        yield table
 
 
 def study_report(studies: Sequence[Study]) -> str:
@@ -48,7 +53,7 @@ def study_report(studies: Sequence[Study]) -> str:
 
     Write the text as UTF-8.
     """
-    names = [_shown(study.name) for study in studies]
+    names = [text_label(study.name) for study in studies]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=html.escape("Logit lens study: " + ", ".join(names)),
         verdicts=_verdicts(studies),
@@ -59,7 +64,7 @@ def study_report(studies: Sequence[Study]) -> str:
 
 def overview(studies: Sequence[Study]) -> Figure:
     """The curves of the final decoder, a column for each model."""
-    return study_figure([(_shown(study.name), study, "final") for study in studies])
+    return study_figure([(text_label(study.name), study, "final") for study in studies])
 
 
 def study_lines(studies: Sequence[Study]) -> Iterator[list[Any]]:
@@ -68,7 +73,7 @@ def study_lines(studies: Sequence[Study]) -> Iterator[list[Any]]:
     value is the median over the positions where the quartiles stand beside it, else a share of the positions, or the
     rank of the rare word at its n-th place (word_next: where it is the true next token; word_input: where it is read).
     """
-    yield ["model", "text", "reading", "row", "layer", "statistic", "value", "lower_quartile", "upper_quartile"]
+    yield ["model", "text", "word", "reading", "row", "layer", "statistic", "value", "lower_quartile", "upper_quartile"]
     for study in studies:
         for (text, reading), table in study.tables.items():
             found: dict[str, list[list[float | None]]] = {}
@@ -77,13 +82,27 @@ def study_lines(studies: Sequence[Study]) -> Iterator[list[Any]]:
                 found[statistic] = [list(numbers) for numbers in zip(middle, low, high, strict=True)]
             for share in SHARES:
                 found[share] = [[value, None, None] for value in study.share(text, reading, share).tolist()]
-            if text != "passage":
-                for name, ranks in (("next", study.word_ranks), ("input", study.word_as_input)):
-                    for place, column in enumerate(ranks(text, reading).T.tolist(), 1):
-                        found[f"word_{name}_{place}"] = [[rank, None, None] for rank in column]
-            for r, (label, layer) in enumerate(zip(table.labels, table.layers, strict=True)):
-                for statistic, values in found.items():
-                    yield [study.name, text, reading, label, layer, statistic, *values[r]]
+            word = "" if text == "passage" else token_label(table.tokenizer, study.word)
+            if word:
+                found |= _places("next", study.word_ranks(text, reading))
+                found |= _places("input", study.word_as_input(text, reading))
+            yield from _lines([study.name, text, word, reading], table, found)
+        for token, tables in study.others.items():
+            for text, table in tables.items():
+                word = token_label(table.tokenizer, token)
+                found = _places("next", study.other_ranks(text)[token])
+                yield from _lines([study.name, text, word, "final"], table, found)
+
+
+def _places(name: str, ranks: Tensor) -> dict[str, list[list[float | None]]]:
+    """Ranks of a word at each of its places."""
+    columns = ranks.T.double().tolist()
+    return {f"word_{name}_{place}": [[rank, None, None] for rank in column] for place, column in enumerate(columns, 1)}
+
+
+def _lines(start: list[str], table: LensTable, found: dict[str, list[list[float | None]]]) -> Iterator[list[Any]]:
+    for r, (label, layer) in enumerate(zip(table.labels, table.layers, strict=True)):
+        yield from ([*start, label, layer, statistic, *values[r]] for statistic, values in found.items())
 
 
 def _verdicts(studies: Sequence[Study]) -> str:
@@ -95,30 +114,30 @@ def _verdicts(studies: Sequence[Study]) -> str:
     bodies = []
     for together in zip(*map(claims, studies), strict=True):
         first = f"{html.escape(together[0].statement)}<br><small>{html.escape(together[0].source)}</small>"
-        verdicts = [
-            f'<td class="{"shown" if c.shown else "quiet"}">{"" if c.shown else "not "}shown</td>' for c in together
-        ]
-        checks = zip(*(claim.checks for claim in together), strict=True)
+        verdicts = [f'<td class="{"shown" if c.verdict == "shown" else "quiet"}">{c.verdict}</td>' for c in together]
+        checks = zip(*(claim.asked for claim in together), strict=True)
         rows = [row(html.escape(_asked(each[0])), [f"<td>{_found(check)}</td>" for check in each]) for each in checks]
         bodies.append(f"<tbody>{row(first, verdicts)}{''.join(rows)}</tbody>")
-    heads = "".join(f'<th scope="col">{html.escape(_shown(study.name))}</th>' for study in studies)
+    heads = "".join(f'<th scope="col">{html.escape(_head(study.name))}</th>' for study in studies)
     return f'<table><thead><tr><th scope="col">Finding</th>{heads}</tr></thead>{"".join(bodies)}</table>'
 
 
 def _section(study: Study) -> str:
     """One model: its texts, the curves of all readings, and the repetition as a heat map."""
     table = study.tables["repetition", "final"]
-    word, name = token_label(table.tokenizer, study.word), _shown(study.name)
+    word, name = token_label(table.tokenizer, study.word), text_label(study.name)
     texts = "".join(
-        f"<dt>{prompt}, {len(study.tables[prompt, 'final'].tokens)} tokens</dt><dd>{html.escape(_shown(text))}</dd>"
+        f"<dt>{prompt}, {len(study.tables[prompt, 'final'].tokens)} tokens</dt><dd>{html.escape(text_label(text))}</dd>"
         for prompt, text in study.texts.items()
     )
+    others = ", ".join(token_label(table.tokenizer, token) for token in study.others)
+    followed = f" The verdicts on rare words are of it and of {html.escape(others)}." if others else ""
     readings = study_figure([(reading.name, study, reading.name) for reading in READINGS])
-    cells = lens_figure(table, show=("prob", f"token{study.word}_rank"))
+    cells = lens_figure(table.columns(slice(-LAST, None)), show=("prob", f"token{study.word}_rank"))
     curves = _image(readings, f"The curves of {name} in all readings")
     heat = _image(cells, f"What each row of {name} says on the repetition, and the rank of the word")
     return f"""<section><h2>{html.escape(name)}</h2>
-<p>A {study.family} of {study.n_layers} blocks. Its rare word is {html.escape(word)}.</p>
+<p>{FAMILIES[study.family]}, {study.n_layers} blocks. The rare word shown is {html.escape(word)}.{followed}</p>
 <dl>{texts}</dl>
 <h3>All readings</h3>
 <figure class="wide whole">{curves}<figcaption>{READ}</figcaption></figure>
@@ -132,13 +151,14 @@ def _asked(check: Check) -> str:
 
 
 def _found(check: Check) -> str:
-    value = "never" if isnan(check.value) else f"{check.value:.3g}"
-    return f"{value}, {'yes' if check.holds else 'no'}"
+    number = f"{check.value:.3g}" if abs(check.value) < 1000 else f"{check.value:.0f}"
+    return f"{'none' if isnan(check.value) else number}, {'yes' if check.holds else 'no'}"
 
 
-def _shown(text: str) -> str:
-    """A name or a text with nothing hidden in it; spaces stay spaces."""
-    return "\u0020".join(visible(part.encode(errors="surrogateescape")) if part else "" for part in text.split(" "))
+def _head(name: str) -> str:
+    """A model's name without its folders, cut from the left."""
+    shown = text_label(name).rstrip("/").rpartition("/")[2]
+    return shown if len(shown) <= LONGEST else f"…{shown[1 - LONGEST :]}"
 
 
 def _image(figure: Figure, what: str) -> str:

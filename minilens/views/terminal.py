@@ -93,7 +93,7 @@ def lens_view(tables: LensTable | Sequence[LensTable], *, show: str | Sequence[s
         if len(names) > 1:
             lines += [*[Text()] * bool(lines), Text(title, BOLD)]
         grid = _grid(tables, panels, heads, label, are_tokens=name == "prob")
-        lines += _panels(grid, len(tables), width)
+        lines += in_panels(grid, len(tables), width)
         lines.append(Text("; ".join([f"{title}, {scale}" if len(names) == 1 else scale, *how]), DIM))
     return Group(*lines)
 
@@ -185,7 +185,7 @@ def _number(value: float, kind: str) -> str:
     return f"{round(value, decimals) + 0.0:.{decimals}f}"  # + 0.0 makes 0.00 of -0.00
 
 
-def _panels(lines: list[Line], n_tables: int, width: int) -> Iterator[Text]:
+def in_panels(lines: list[Line], n_tables: int, width: int) -> Iterator[Text]:
     """The lines, cut into panels that fit the width; a group of columns is torn only where it alone does not fit."""
     label_width = max(len(line.label) for line in lines)
     room = width - label_width

@@ -54,3 +54,8 @@ def token_label(tokenizer: Tokenizer | None, token: int) -> str:
         return visible(tokenizer.piece(token)) if tokenizer else f"#{token}"
     except ValueError:  # a vocabulary may be padded with ids that the tokenizer does not have
         return f"#{token}"
+
+
+def text_label(text: str) -> str:
+    """A name or a text with nothing hidden in it; spaces stay spaces."""
+    return " ".join(visible(part.encode(errors="surrogateescape")) if part else "" for part in text.split(" "))

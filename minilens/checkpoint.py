@@ -8,17 +8,17 @@ import json
 import re
 import sys
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .pickled import read_pickled
+from .pickled import Fault, check_pickle
 
 T = TypeVar("T")
 
@@ -33,15 +33,11 @@ class CheckpointError(Exception):
     """A file of a checkpoint is missing, broken, or not what its neighbours say it is."""
 
 
-class _Fault(ValueError):
-    """What is wrong with a file, as a clause for the user."""
-
-
 def read_text(path: Path, kind: str = "text") -> str:
     """The text of a file. Raises CheckpointError where it has none, or far too much."""
     try:
         if (size := path.stat().st_size) > LONGEST_TEXT:
-            raise _Fault(f"it has {size:,} bytes, and no such file of a model has more than {LONGEST_TEXT:,}")
+            raise Fault(f"it has {size:,} bytes, and no such file of a model has more than {LONGEST_TEXT:,}")
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not readable as {kind}: {_why(path, error)}") from error
@@ -66,10 +62,10 @@ def _parsed(text: str) -> Any:
         found = dict(pairs)
         if len(found) < len(pairs):
             twice = next(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
-            raise _Fault(f"the key {shown(twice)} is there twice")
+            raise Fault(f"the key {shown(twice)} is there twice")
         return found
 
-    too_deep = _Fault("its values are nested more than 100 deep")
+    too_deep = Fault("its values are nested more than 100 deep")
     try:
         value = json.loads(text, object_pairs_hook=unique)
     except RecursionError as error:
@@ -84,7 +80,7 @@ def _parsed(text: str) -> Any:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise _Fault("it holds a lone surrogate, which is not valid Unicode") from error
+            raise Fault("it holds a lone surrogate, which is not valid Unicode") from error
     return value
 
 
@@ -217,14 +213,21 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     """The tensors of one file, memory-mapped."""
     is_pickle = path.suffix != ".safetensors"
     if is_pickle:
-        warnings.warn(f"{path} is a pickle file; reading its tensors without running it", stacklevel=4)
+        warnings.warn(f"{path} is a pickle file; reading it with torch's weights-only loader", stacklevel=4)
     try:
         if is_pickle:
-            return read_pickled(path)
+            check_pickle(path)
+            # Files from before torch 1.6 are not zip archives, and only those can be memory-mapped.
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return {name: tensor.detach() for name, tensor in found.items()}
         _check_header(path)
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:
+        if is_pickle and not isinstance(error, Fault):  # what torch says may advise against safety
+            error = Fault(
+                "it is cut short or broken, or it holds more than tensors, and minilens runs no code from a file"
+            )
         raise CheckpointError(f"{path} cannot be read as weights: {_why(path, error)}") from error
 
 
@@ -250,8 +253,6 @@ def _why(path: Path, error: Exception) -> str:
         return "it is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`"
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "it is a web page; download the file itself"
-    if isinstance(error, (_Fault, UnpicklingError)):
+    if isinstance(error, Fault):
         return str(error)
-    if path.suffix == ".bin":
-        return "it is cut short or broken, or it holds more than tensors, and minilens runs no code from a file"
     return f"it is cut short or broken ({one_line(error)})"

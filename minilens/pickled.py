@@ -1,229 +1,203 @@
-"""The tensors in a file that torch.save wrote, read without running anything.
+"""Whether a file that torch.save wrote holds tensors by their names and nothing else, found out before torch reads it.
 
 A pickle is a program for a machine with a stack, and one instruction of that machine calls any function by its name.
-The machine below knows the few instructions that a dictionary of tensors needs, and the names of three functions and
-of the storages; whatever else a file asks for is refused. Keys must be text: tuples within tuples as a key can keep
-Python busy for years, or overflow its stack. torch's weights-only loader (2.13) can be hung and crashed so, and before
-2.10 it could be made to run code (CVE-2025-32434, CVE-2026-24747).
+torch's weights-only loader knows few functions, but before 2.10 it could be made to run code all the same
+(CVE-2025-32434, CVE-2026-24747), and in 2.13 a tuple of tuples as a key keeps it busy for ever or crashes it. The
+machine below runs the program without torch. It knows what a dictionary of tensors needs: a few instructions, three
+functions, the storages, and text as keys. Whatever else a file asks for is refused.
 
 The program names the storages, and the bytes of each lie elsewhere in the file: in a zip archive (since torch 1.6) as
-entries of their own, in older files one after the other behind the program. Where they are aligned they are
-memory-mapped.
+entries of their own, in older files one after the other behind the program.
 """
 
 import io
 import math
 import pickletools
 import struct
+import tarfile
 import zipfile
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
-LONGEST = 4 * 2**20  # bytes of program that are read: CTRL's 48 layers take 0.1 MiB
-MAGIC = 0x1950A86A20F9469CFC6C  # first in an older file (torch/serialization.py)
-
-NO_TENSORS = "it does not map names to tensors"
+LONGEST = 4 * 2**20  # bytes of program, and of a zip archive's directory: CTRL's 48 layers take 0.1 MiB
+MAGIC = [0x1950A86A20F9469CFC6C, 1001]  # what the first two programs of an older file leave (torch/serialization.py)
 
 
-class _Storage(NamedTuple):
-    dtype: torch.dtype
-    key: str
-    n: int  # elements
+class Fault(ValueError):
+    """What is wrong with a file, as a clause for the user."""
 
 
-class _View(NamedTuple):
-    """A tensor to be: a view of a storage."""
-
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-def _view(storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: bool, hooks: Any) -> _View:
-    if not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in (offset, *shape, *strides)):
-        raise UnpicklingError("a tensor in it has an impossible shape")
-    return _parameter(_View(storage, offset, shape, strides), requires_grad, hooks)
-
-
-def _parameter(view: _View, requires_grad: bool, hooks: Any) -> _View:
-    if type(requires_grad) is not bool or hooks != {}:
-        raise UnpicklingError("a tensor in it is more than its numbers")
-    return view
-
-
-_NAMES: dict[str, Any] = {
-    "collections OrderedDict": lambda: {},
-    "torch._utils _rebuild_tensor_v2": _view,
-    "torch._utils _rebuild_parameter": _parameter,
-    "torch DoubleStorage": torch.float64,
-    "torch FloatStorage": torch.float32,
-    "torch HalfStorage": torch.float16,
-    "torch BFloat16Storage": torch.bfloat16,
-    "torch LongStorage": torch.int64,
-    "torch IntStorage": torch.int32,
-    "torch ShortStorage": torch.int16,
-    "torch CharStorage": torch.int8,
-    "torch ByteStorage": torch.uint8,
-    "torch BoolStorage": torch.bool,
-}
-
-
-def read_pickled(path: Path) -> dict[str, Tensor]:
-    """Tensors by their names. Raises UnpicklingError that says why not, and other exceptions for a broken file."""
-    with path.open("rb") as file:
-        found, places = _zip(file) if file.peek(4).startswith(b"PK\3\4") else _legacy(file)
-    if not isinstance(found, dict) or not all(isinstance(view, _View) for view in found.values()):
-        raise UnpicklingError(NO_TENSORS)
+def check_pickle(path: Path) -> None:
+    """Raises Fault where the file is not a dictionary of tensors, and other exceptions where it is broken."""
     size = path.stat().st_size
+    with path.open("rb") as file:
+        found = _check_zip(file, size) if file.peek(4).startswith(b"PK\3\4") else _check_legacy(file, size)
+    if not isinstance(found, dict) or not all(isinstance(tensor, _Tensor) for tensor in found.values()):
+        raise Fault("it does not map names to tensors")
     # A stride of 0 and a shared storage make much of little. Tied embeddings, honestly stored, make twice.
-    if sum(math.prod(view.shape) * view.storage.dtype.itemsize for view in found.values()) > 2 * size:
-        raise UnpicklingError("it is cut short or broken (its tensors are larger than the file)")
-    whole = torch.UntypedStorage.from_file(str(path), False, size)
-
-    def tensor(view: _View) -> Tensor:
-        start, n_bytes = places[view.storage.key]
-        if n_bytes != view.storage.n * view.storage.dtype.itemsize or start + n_bytes > size:
-            raise UnpicklingError("it is cut short or broken (a storage is not of the size that it claims)")
-        end = view.offset + sum((n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True)) + 1
-        if end > view.storage.n and 0 not in view.shape:  # torch would make the storage larger
-            raise UnpicklingError("it is cut short or broken (a tensor is larger than its storage)")
-        storage = whole[start : start + n_bytes]
-        aligned = storage if start % view.storage.dtype.itemsize == 0 else storage.clone()
-        return torch.empty(0, dtype=view.storage.dtype).set_(aligned, view.offset, view.shape, view.strides)
-
-    return {name: tensor(view) for name, view in found.items()}
+    if sum(found.values()) > 2 * size:
+        raise Fault("it is cut short or broken (its tensors are larger than the file)")
 
 
-_Places = dict[str, tuple[int, int]]
-"""Where in the file each storage begins, and its bytes."""
-
-
-def _zip(file: io.BufferedReader) -> tuple[Any, _Places]:
-    # The directory is last: a record of 56 bytes in large archives, where that is (20), and the end (22).
-    file.seek(-98, io.SEEK_END)
-    size_if_large, locator, end, size, comment = struct.unpack("<40xQ8x4s16x4s8xL4xH", file.read())
-    if end != b"PK\5\6" or comment:
-        raise UnpicklingError("it is cut short or broken (the directory of a zip archive is not at its end)")
-    if (size_if_large if locator == b"PK\6\7" else size) > LONGEST:
-        raise UnpicklingError("it holds far more than the names of tensors")
+def _check_zip(file: io.BufferedReader, size: int) -> Any:
+    # The directory is last: its entries, in large archives a record (56 bytes) and where that is (20), the end (22).
+    # Readers look for it in several ways, which must all lead to the same.
+    file.seek(size - 98)
+    record, length_64, start_64, locator, record_start, end, length, start, comment = struct.unpack(
+        "<4s36xQQ4s4xQ4x4s8xIIH", file.read()
+    )
+    tail = 22
+    if locator == b"PK\6\7":
+        length, start, tail = length_64, start_64, 98
+    if (end, comment, start + length) != (b"PK\5\6", 0, size - tail) or (
+        tail == 98 and (record, record_start) != (b"PK\6\6", size - 98)
+    ):
+        raise Fault("it is cut short or broken (the directory of a zip archive is not at its end)")
+    if length > LONGEST:
+        raise Fault("it holds far more than the names of tensors")
     with zipfile.ZipFile(file) as archive:
         top = archive.namelist()[0].partition("/")[0] + "/"
-        entries = {entry.filename.removeprefix(top): entry for entry in archive.infolist()}
-        unlike_torch = any(entry.compress_type or entry.flag_bits & 1 for entry in entries.values())
-        if unlike_torch or len(entries) < len(archive.infolist()):
-            raise UnpicklingError("entries of this zip archive are compressed, encrypted or there twice")
-        if "byteorder" in entries and archive.read(entries["byteorder"]) != b"little":
-            raise UnpicklingError("its numbers are big-endian")
+        entries = {entry.filename.removeprefix(top).lower(): entry for entry in archive.infolist()}
+        if len(entries) < len(archive.infolist()) or any(entry.compress_type for entry in entries.values()):
+            raise Fault("entries of this zip archive are compressed or there twice")
+        if [name for name in entries if name.endswith(".pkl")] != ["data.pkl"]:  # in TorchScript there are others
+            raise Fault("it is a zip archive of something else than tensors")
         if entries["data.pkl"].file_size > LONGEST:
-            raise UnpicklingError("it holds far more than the names of tensors")
-        found = _run(io.BytesIO(archive.read(entries["data.pkl"])))
-        places = {}
-        for name, entry in entries.items():
+            raise Fault("it holds far more than the names of tensors")
+        found, storages = _run(io.BytesIO(archive.read(entries["data.pkl"])))
+        for storage in storages.values():
+            entry = entries[f"data/{storage.key}"]
             archive.open(entry).close()  # which raises where the entry's own header does not agree with the directory
             file.seek(entry.header_offset + 26)
             header = 30 + sum(struct.unpack("<HH", file.read(4)))
-            places[name.removeprefix("data/")] = entry.header_offset + header, entry.file_size
-    return found, places
+            if entry.file_size != storage.n_bytes or entry.header_offset + header + entry.file_size > start:
+                raise Fault("it is cut short or broken (a storage is not of the size that it claims)")
+    return found
 
 
-def _legacy(file: io.BufferedReader) -> tuple[Any, _Places]:
+def _check_legacy(file: io.BufferedReader, size: int) -> Any:
     programs = io.BytesIO(file.read(LONGEST))
-    if _run(programs) != MAGIC:
-        raise UnpicklingError("it is not a file that torch.save wrote")
-    _, system = _run(programs), _run(programs)
-    if system["little_endian"] is not True:
-        raise UnpicklingError("its numbers are big-endian")
-    storages: dict[str, _Storage] = {}
-    found, keys = _run(programs, storages), _run(programs)
-    places, start = {}, programs.tell()
+    file.seek(0)
+    if tarfile.is_tarfile(file) or [_run(programs)[0], _run(programs)[0]] != MAGIC:  # tar: torch would try that first
+        raise Fault("it is not a file that torch.save wrote")
+    _about_the_system, (found, storages), (keys, _) = _run(programs), _run(programs), _run(programs)
+    if not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
+        raise Fault("it is cut short or broken (storages are missing)")
+    start = programs.tell()
     for key in keys:
-        n_bytes = storages[key].n * storages[key].dtype.itemsize
         file.seek(start)
-        if struct.unpack("<q", file.read(8)) != (storages[key].n,):
-            raise UnpicklingError("it is cut short or broken (a storage is not of the size that it claims)")
-        places[key] = start + 8, n_bytes
-        start += 8 + n_bytes
-    return found, places
+        start += 8 + storages[key].n_bytes
+        if struct.unpack("<q", file.read(8)) != (storages[key].n,) or start > size:
+            raise Fault("it is cut short or broken (a storage is not of the size that it claims)")
+    return found
 
 
-def _run(program: io.BytesIO, storages: dict[str, _Storage] | None = None) -> Any:
-    """What a program leaves on the stack; the storages that it names are added to those given."""
+class _Storage(NamedTuple):
+    key: str
+    itemsize: int
+    n: int  # elements
+
+    @property
+    def n_bytes(self) -> int:
+        return self.n * self.itemsize
+
+
+class _Tensor(int):
+    """The bytes that a tensor takes."""
+
+
+def _storage(kind: Any, itemsize: Any, key: Any, device: Any, n: Any, view: Any = None) -> _Storage:
+    if (kind, view) != ("storage", None) or not isinstance(key, str) or not isinstance(device, str):
+        raise Fault("a storage in it is of a kind that minilens does not read")
+    if type(itemsize) is not int or type(n) is not int or n < 0:
+        raise Fault("a storage in it has an impossible size")
+    return _Storage(key, itemsize, n)
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: Any, hooks: Any) -> _Tensor:
+    if not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in (offset, *shape, *strides)):
+        raise Fault("a tensor in it has an impossible shape")
+    end = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1
+    if end > storage.n and 0 not in shape:  # torch would make the storage larger
+        raise Fault("it is cut short or broken (a tensor is larger than its storage)")
+    return _parameter(_Tensor(math.prod(shape) * storage.itemsize), requires_grad, hooks)
+
+
+def _parameter(tensor: Any, requires_grad: Any, hooks: Any) -> _Tensor:
+    if not isinstance(tensor, _Tensor) or type(requires_grad) is not bool or hooks != {}:
+        raise Fault("a tensor in it is more than its numbers")
+    return tensor
+
+
+ITEMSIZE = {"Double Long": 8, "Float Int": 4, "Half BFloat16 Short": 2, "Char Byte Bool": 1}
+NAMES: dict[str, Any] = {
+    "collections OrderedDict": lambda: {},
+    "torch._utils _rebuild_tensor_v2": _tensor,
+    "torch._utils _rebuild_parameter": _parameter,
+    **{f"torch {kind}Storage": n_bytes for kinds, n_bytes in ITEMSIZE.items() for kind in kinds.split()},
+}
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+TAKEN = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}  # from the stack, for a tuple or a list
+
+
+def _run(program: io.BytesIO) -> tuple[Any, dict[str, _Storage]]:
+    """What a program leaves on the stack, and the storages that it names."""
     stacks: list[list[Any]] = [[]]  # each mark begins a stack of its own
     memo: dict[Any, Any] = {}
-    storages = {} if storages is None else storages
+    storages: dict[str, _Storage] = {}
     for instruction, value, _ in pickletools.genops(program):
-        stack = stacks[-1]
-        match instruction.name:
-            case "PROTO":
+        stack, name = stacks[-1], instruction.name
+        items = [stack.pop() for _ in range(TAKEN.get(name, 0))][::-1]
+        if name in ("TUPLE", "APPENDS", "SETITEMS"):
+            items = stacks.pop()
+            stack = stacks[-1]
+        match name:
+            case "PROTO" if value == 2:
                 pass
             case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1":
                 stack.append(value)
-            case "NONE" | "NEWTRUE" | "NEWFALSE":
-                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[instruction.name])
-            case "GLOBAL":
-                if value not in _NAMES:
-                    raise UnpicklingError(f"it asks for {value!r:.80}, and minilens runs no code from a file")
-                stack.append(_NAMES[value])
+            case "NONE" | "NEWTRUE" | "NEWFALSE" | "EMPTY_TUPLE":
+                stack.append(CONSTANTS[name])
+            case "EMPTY_LIST" | "EMPTY_DICT":
+                stack.append([] if name == "EMPTY_LIST" else {})
+            case "MARK":
+                stacks.append([])
+            case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(items))
+            case "APPEND" | "APPENDS":
+                stack[-1].extend(items)
+            case "SETITEM" | "SETITEMS":
+                _set_items(stack[-1], items)
             case "BINPUT" | "LONG_BINPUT":
                 memo[value] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[value])
-            case "MARK":
-                stacks.append([])
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "TUPLE":
-                stacks.pop()
-                stacks[-1].append(tuple(stack))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                items = [stack.pop() for _ in range(int(instruction.name[-1]))]
-                stack.append(tuple(reversed(items)))
-            case "EMPTY_LIST":
-                stack.append([])
-            case "APPEND":
-                item = stack.pop()
-                stack[-1].append(item)
-            case "APPENDS":
-                stacks.pop()
-                stacks[-1][-1].extend(stack)
-            case "EMPTY_DICT":
-                stack.append({})
-            case "SETITEM":
-                item, name = stack.pop(), stack.pop()
-                _set_items(stack[-1], [name, item])
-            case "SETITEMS":
-                stacks.pop()
-                _set_items(stacks[-1][-1], stack)
+            case "GLOBAL":
+                if value not in NAMES:
+                    raise Fault(f"it asks for {value!r:.80}, and minilens runs no code from a file")
+                stack.append(NAMES[value])
             case "BINPERSID":
                 storage = _storage(*stack.pop())
-                stack.append(storages.setdefault(storage.key, storage))
+                if storages.setdefault(storage.key, storage) != storage:
+                    raise Fault("a storage is there twice in it")
+                stack.append(storage)
             case "REDUCE":
                 arguments = stack.pop()
                 stack.append(stack.pop()(*arguments))
             case "BUILD":  # the versions of the modules that a state dict came from
-                if not isinstance(stack.pop(), dict):
-                    raise UnpicklingError(NO_TENSORS)
+                if stack.pop().keys() != {"_metadata"} or not isinstance(stack[-1], dict):
+                    raise Fault("it does not map names to tensors")
             case "STOP":
-                return stack.pop()
-            case unknown:
-                raise UnpicklingError(f"it has the instruction {unknown}, and minilens runs no code from a file")
+                break
+            case _:
+                raise Fault(f"it has the instruction {name}, and minilens runs no code from a file")
+    return stacks[-1].pop(), storages
 
 
 def _set_items(target: Any, pairs: list[Any]) -> None:
     for name, item in zip(pairs[::2], pairs[1::2], strict=True):
         if not isinstance(target, dict) or not isinstance(name, str):
-            raise UnpicklingError(NO_TENSORS)
+            raise Fault("it does not map names to tensors")
         if name in target:
-            raise UnpicklingError("a name is there twice in it")
+            raise Fault("a name is there twice in it")
         target[name] = item
-
-
-def _storage(kind: Any, dtype: Any, key: Any, device: Any, n: Any, view: Any = None) -> _Storage:
-    if (kind, view) != ("storage", None) or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
-        raise UnpicklingError("a storage in it is of a kind that minilens does not read")
-    return _Storage(dtype, key, n)

@@ -479,7 +479,8 @@ def test_a_note_about_a_pickle_file(tiny: Tiny, tmp_path: Path, capsys: Capture)
     out, err = capsys.readouterr()
     assert out == expected
     assert err == (
-        f"minilens: note: {folder / 'pytorch_model.bin'} is a pickle file; reading its tensors without running it\n"
+        f"minilens: note: {folder / 'pytorch_model.bin'} is a pickle file; "
+        "reading it with torch's weights-only loader\n"
     )
 
 

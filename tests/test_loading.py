@@ -117,7 +117,7 @@ def test_pickle_files(tiny: Tiny, tmp_path: Path, family: str, is_zip: bool) -> 
         assert same(folder, original)
     (note,) = notes
     assert str(note.message) == (
-        f"{folder / 'pytorch_model.bin'} is a pickle file; reading its tensors without running it"
+        f"{folder / 'pytorch_model.bin'} is a pickle file; reading it with torch's weights-only loader"
     )
 
 

@@ -16,7 +16,7 @@ import minilens
 from minilens import CheckpointError
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-sys.path.insert(0, str(SCRIPTS))  # for fuzz_cases, beside it
+sys.path.insert(0, str(SCRIPTS))  # for fuzzing, beside it
 SCRIPT: dict[str, Any] = runpy.run_path(str(SCRIPTS / "fuzz.py"))
 sys.path.remove(str(SCRIPTS))
 Case, KINDS = SCRIPT["Case"], SCRIPT["KINDS"]

@@ -21,7 +21,7 @@ from .shapes import Logits, Resid, Tokens
 from .table import LensTable
 from .text import Tokenizer
 from .trace import RESID_SITES, Edit, Model, Site, editable, untouched
-from .vocab import KL, Standing, Top, survey
+from .vocab import KL, Standing, Survey, Top, survey
 
 NORMS = ("final", "plain")
 STATS = ("top", "final", "next", "input", "entropy", *KL, "js")
@@ -63,7 +63,7 @@ def lens_rows(
     site of the first row is (-1, "embed"). edit: as for `run`; the lens is then that of the edited model, and in
     the blocks of the decoder, or in its MLP, every row is edited. Raises ValueError for what does not exist.
     """
-    lens = _lens(model, tokens, decoder, norm, centre, sites, layers, transport, edit)
+    lens = lens_of(model, tokens, decoder, norm, centre, sites, layers, transport, edit)
     return (LensRow(_label(site), site.layer, reader.unembed(resid)) for site, reader, resid in lens.rows())
 
 
@@ -107,7 +107,7 @@ def logit_lens(
     if bad := [token for token in track if not 0 <= token < d_vocab]:
         raise ValueError(f"token id {bad[0]} cannot be tracked: the model's ids go from 0 to {d_vocab - 1}")
 
-    lens = _lens(model, tokens, decoder, norm, centre, sites, layers, transport, edit)
+    lens = lens_of(model, tokens, decoder, norm, centre, sites, layers, transport, edit)
     columns = _columns(positions, tokens.shape[1])
     x = upcast(lens.embed.new_empty(len(lens.sites), len(columns), lens.embed.shape[-1]))
     for r, (_, reader, resid) in enumerate(lens.rows()):
@@ -119,12 +119,7 @@ def logit_lens(
     asked = {name: asked[name] for name in asked if name in wanted}
     every = torch.stack([shown, *asked.values(), *(torch.full_like(shown, token) for token in track)])[1:]
     found = survey(x, model.W_U, model.b_U, every, k=top_k, stats=frozenset(wanted & {"entropy", "js", *KL}))
-    for site, finite in zip(lens.sites, found.standing.logprob[0].isfinite().all(-1).tolist(), strict=True):
-        if not finite:
-            raise ValueError(
-                f"the logits of row {_label(site)} are not finite: there is a NaN or an infinity in the weights, or "
-                f"the numbers are too large for {lens.embed.dtype}; if so, load the model with dtype=torch.float32"
-            )
+    lens.check_finite(found)
 
     values: dict[str, Any] = {name: number.cpu() for name, number in found.stats.items()}
     standings = [Standing(*(part.cpu() for part in parts)) for parts in zip(*found.standing, strict=True)]
@@ -138,7 +133,7 @@ def logit_lens(
             logit.masked_fill(nothing, torch.nan), logprob.masked_fill(nothing, torch.nan), rank.masked_fill(nothing, 0)
         )
     return LensTable(
-        labels=tuple(map(_label, lens.sites)),
+        labels=lens.labels,
         layers=tuple(site.layer for site in lens.sites),
         decoder=decoder,
         norm=norm,
@@ -168,7 +163,7 @@ def logit_lenses(
 
 
 @dataclass(frozen=True)
-class _Lens:
+class Lens:
     """Which residuals get a row, and what reads them."""
 
     model: Model
@@ -180,25 +175,46 @@ class _Lens:
     reader: Model  # what decodes all rows but the last: the model, perhaps with another final norm
     transport: Edit
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(map(_label, self.sites))
+
     def rows(self) -> Iterator[tuple[Site, Model, Resid]]:
-        """Each row's site, the model that reads it, and the residual that this model's final norm gets."""
-        for site, resid in self._residuals():
-            is_last = site == self.sites[-1]
-            reader = self.model if is_last else self.reader
-            resid = resid if is_last else editable(self.transport, site.layer)(site.name, resid)
-            for block in run(reader, resid, start=self.start, edit=self.decoding):
-                resid = block.resid_post
-            yield site, reader, resid
+        """Each row's site, and what `read` makes of its residual."""
+        for site, resid in residuals(self.model, self.embed, self.sites, self.edit):
+            yield site, *self.read(site, resid)
 
-    def _residuals(self) -> Iterator[tuple[Site, Resid]]:
-        yield self.sites[0], self.embed
-        for block in run(self.model, self.embed, stop=self.sites[-1].layer + 1, edit=self.edit):
-            found = [(Site(block.layer, name), getattr(block, name)) for name in RESID_SITES]
-            del block  # and with it all that is not needed while the rows are read
-            yield from ((site, resid) for site, resid in found if site in self.sites)
+    def read(self, site: Site, resid: Resid) -> tuple[Model, Resid]:
+        """The model that decodes this row, and the residual that its final norm gets."""
+        is_last = site == self.sites[-1]
+        reader = self.model if is_last else self.reader
+        resid = resid if is_last else editable(self.transport, site.layer)(site.name, resid)
+        for block in run(reader, resid, start=self.start, edit=self.decoding):
+            resid = block.resid_post
+        return reader, resid
+
+    def check_finite(self, found: Survey) -> None:
+        """Raise ValueError for the first row whose logits are not all finite."""
+        for label, finite in zip(self.labels, found.standing.logprob[0].isfinite().all(-1).tolist(), strict=True):
+            if not finite:
+                raise ValueError(
+                    f"the logits of row {label} are not finite: there is a NaN or an infinity in the weights, or "
+                    f"the numbers are too large for {self.embed.dtype}; if so, load the model with dtype=torch.float32"
+                )
 
 
-def _lens(
+def residuals(
+    model: Model, embed: Resid, sites: Sequence[Site], edit: Edit = untouched
+) -> Iterator[tuple[Site, Resid]]:
+    """The residuals at the sites, in order, of which EMBED must be the first: one forward pass, up to the last."""
+    yield EMBED, embed
+    for block in run(model, embed, stop=sites[-1].layer + 1, edit=edit):
+        found = [(Site(block.layer, name), getattr(block, name)) for name in RESID_SITES]
+        del block  # and with it all that is not needed while the rows are read
+        yield from ((site, resid) for site, resid in found if site in sites)
+
+
+def lens_of(
     model: Model,
     tokens: Tokens,
     decoder: str,
@@ -206,9 +222,9 @@ def _lens(
     centre: bool,
     sites: Sequence[str],
     layers: Iterable[int] | None,
-    transport: Edit,
-    edit: Edit,
-) -> _Lens:
+    transport: Edit = untouched,
+    edit: Edit = untouched,
+) -> Lens:
     """The rows and their reader; what does not exist is refused at once."""
     n_layers = model.n_layers
     last, start = _decoder(decoder, n_layers)
@@ -245,7 +261,7 @@ def _lens(
         return torch.zeros_like(value) if site.name == "attn_out" else value
 
     decoding = mlp_edit if decoder == "mlp" else model_edit
-    return _Lens(model, embed, (EMBED, *rows), model_edit, start, decoding, reader, transport)
+    return Lens(model, embed, (EMBED, *rows), model_edit, start, decoding, reader, transport)
 
 
 def _centred(site: Site, resid: Resid) -> Resid:

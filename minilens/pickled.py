@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 LONGEST = 2**20  # bytes of program, and of a zip archive's directory: of CTRL's 48 layers they take 0.1 MiB each
 MAGIC = [0x1950A86A20F9469CFC6C, 1001]  # what the first two programs of an older file leave (torch/serialization.py)
+NO_TENSORS = "it does not map names to tensors"
+WRONG_SIZE = "it is cut short or broken (a storage is not of the size that it claims)"
 
 
 class Fault(ValueError):
@@ -33,7 +35,7 @@ def check_pickle(path: Path) -> None:
     with path.open("rb") as file:
         found = _check_zip(file, size) if file.peek(4).startswith(b"PK\3\4") else _check_legacy(file, size)
     if not isinstance(found, dict) or not all(isinstance(tensor, _Tensor) for tensor in found.values()):
-        raise Fault("it does not map names to tensors")
+        raise Fault(NO_TENSORS)
     # A stride of 0 and a shared storage make much of little. Tied embeddings, honestly stored, make twice.
     if sum(found.values()) > 2 * size:
         raise Fault("it is cut short or broken (its tensors are larger than the file)")
@@ -46,12 +48,11 @@ def _check_zip(file: io.BufferedReader, size: int) -> Any:
     record, length_64, start_64, locator, record_start, end, length, start, comment = struct.unpack(
         "<4s36xQQ4s4xQ4x4s8xIIH", file.read()
     )
-    tail = 22
+    found_at = (b"PK\5\6", 0, size - 22, record, record_start)
     if locator == b"PK\6\7":
-        length, start, tail = length_64, start_64, 98
-    if (end, comment, start + length) != (b"PK\5\6", 0, size - tail) or (
-        tail == 98 and (record, record_start) != (b"PK\6\6", size - 98)
-    ):
+        length, start = length_64, start_64
+        found_at = (b"PK\5\6", 0, size - 98, b"PK\6\6", size - 98)
+    if (end, comment, start + length, record, record_start) != found_at:
         raise Fault("it is cut short or broken (the directory of a zip archive is not at its end)")
     if length > LONGEST:
         raise Fault("it holds far more than the names of tensors")
@@ -59,24 +60,22 @@ def _check_zip(file: io.BufferedReader, size: int) -> Any:
         top = archive.namelist()[0].partition("/")[0] + "/"
         entries = {entry.filename.removeprefix(top).lower(): entry for entry in archive.infolist()}
         # Of an entry marked as a folder, or of no size when compressed, torch returns memory as it finds it.
-        is_plain = [
-            not e.compress_type and e.compress_size == e.file_size and not e.external_attr & 16
-            for e in archive.infolist()
-        ]
-        if len(entries) < len(is_plain) or not all(is_plain):
+        if len(entries) < len(archive.infolist()) or any(
+            e.compress_type or e.compress_size != e.file_size or e.external_attr & 16 for e in entries.values()
+        ):
             raise Fault("entries of this zip archive are compressed, folders, or there twice")
         if [name for name in entries if name.endswith(".pkl")] != ["data.pkl"]:  # in TorchScript there are others
             raise Fault("it is a zip archive of something else than tensors")
         if entries["data.pkl"].file_size > LONGEST:
             raise Fault("it holds far more than the names of tensors")
         found, storages = _run(io.BytesIO(archive.read(entries["data.pkl"])))
-        for storage in storages.values():
-            entry = entries[f"data/{storage.key}"]
+        for key, storage in storages.items():
+            entry = entries[f"data/{key}"]
             archive.open(entry).close()  # which raises where the entry's own header does not agree with the directory
             file.seek(entry.header_offset + 26)
             header = 30 + sum(struct.unpack("<HH", file.read(4)))
             if entry.file_size != storage.n_bytes or entry.header_offset + header + entry.file_size > start:
-                raise Fault("it is cut short or broken (a storage is not of the size that it claims)")
+                raise Fault(WRONG_SIZE)
     return found
 
 
@@ -93,30 +92,18 @@ def _check_legacy(file: io.BufferedReader, size: int) -> Any:
         file.seek(start)
         start += 8 + storages[key].n_bytes
         if struct.unpack("<q", file.read(8)) != (storages[key].n,) or start > size:
-            raise Fault("it is cut short or broken (a storage is not of the size that it claims)")
+            raise Fault(WRONG_SIZE)
     return found
 
 
 class _Storage(NamedTuple):
-    key: str
-    itemsize: int
     n: int  # elements
-
-    @property
-    def n_bytes(self) -> int:
-        return self.n * self.itemsize
+    itemsize: int
+    n_bytes: int
 
 
 class _Tensor(int):
     """The bytes that a tensor takes."""
-
-
-def _storage(kind: Any, itemsize: Any, key: Any, device: Any, n: Any, view: Any = None) -> _Storage:
-    if (kind, view) != ("storage", None) or not isinstance(key, str) or not isinstance(device, str):
-        raise Fault("a storage in it is of a kind that minilens does not read")
-    if type(itemsize) is not int or type(n) is not int or n < 0:
-        raise Fault("a storage in it has an impossible size")
-    return _Storage(key, itemsize, n)
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: Any, hooks: Any) -> _Tensor:
@@ -125,23 +112,18 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: 
     end = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1
     if end > storage.n and 0 not in shape:  # torch would make the storage larger
         raise Fault("it is cut short or broken (a tensor is larger than its storage)")
-    return _parameter(_Tensor(math.prod(shape) * storage.itemsize), requires_grad, hooks)
-
-
-def _parameter(tensor: Any, requires_grad: Any, hooks: Any) -> _Tensor:
-    if not isinstance(tensor, _Tensor) or type(requires_grad) is not bool or hooks != {}:
-        raise Fault("a tensor in it is more than its numbers")
-    return tensor
+    return _Tensor(math.prod(shape) * storage.itemsize)
 
 
 ITEMSIZE = {"Double Long": 8, "Float Int": 4, "Half BFloat16 Short": 2, "Char Byte Bool": 1}
 NAMES: dict[str, Any] = {
     "collections OrderedDict": lambda: {},
     "torch._utils _rebuild_tensor_v2": _tensor,
-    "torch._utils _rebuild_parameter": _parameter,
+    "torch._utils _rebuild_parameter": lambda tensor, requires_grad, hooks: tensor,
     **{f"torch {kind}Storage": n_bytes for kinds, n_bytes in ITEMSIZE.items() for kind in kinds.split()},
 }
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+NEW: dict[str, Any] = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}
+NEW |= {"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False}
 TAKEN = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}  # from the stack, for a tuple or a list
 
 
@@ -157,14 +139,18 @@ def _run(program: io.BytesIO) -> tuple[Any, dict[str, _Storage]]:
             items = stacks.pop()
             stack = stacks[-1]
         match name:
-            case "PROTO" if value == 2:
-                pass
             case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1":
                 stack.append(value)
-            case "NONE" | "NEWTRUE" | "NEWFALSE" | "EMPTY_TUPLE":
-                stack.append(CONSTANTS[name])
-            case "EMPTY_LIST" | "EMPTY_DICT":
-                stack.append([] if name == "EMPTY_LIST" else {})
+            case _ if name in NEW:
+                stack.append(NEW[name]())
+            case "GLOBAL":
+                if value not in NAMES:
+                    raise Fault(f"it asks for {value!r:.80}, and minilens runs no code from a file")
+                stack.append(NAMES[value])
+            case "BINPUT" | "LONG_BINPUT":
+                memo[value] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[value])
             case "MARK":
                 stacks.append([])
             case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
@@ -172,37 +158,28 @@ def _run(program: io.BytesIO) -> tuple[Any, dict[str, _Storage]]:
             case "APPEND" | "APPENDS":
                 stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
-                _set_items(stack[-1], items)
-            case "BINPUT" | "LONG_BINPUT":
-                memo[value] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(memo[value])
-            case "GLOBAL":
-                if value not in NAMES:
-                    raise Fault(f"it asks for {value!r:.80}, and minilens runs no code from a file")
-                stack.append(NAMES[value])
-            case "BINPERSID":
-                storage = _storage(*stack.pop())
-                if storages.setdefault(storage.key, storage) != storage:
-                    raise Fault("a storage is there twice in it")
-                stack.append(storage)
-            case "REDUCE":
-                arguments = stack.pop()
-                stack.append(stack.pop()(*arguments))
+                for key, item in zip(items[::2], items[1::2], strict=True):
+                    if not isinstance(stack[-1], dict) or not isinstance(key, str):
+                        raise Fault(NO_TENSORS)
+                    if key in stack[-1]:
+                        raise Fault("a name is there twice in it")
+                    stack[-1][key] = item
             case "BUILD":  # the versions of the modules that a state dict came from
                 if stack.pop().keys() != {"_metadata"} or not isinstance(stack[-1], dict):
-                    raise Fault("it does not map names to tensors")
+                    raise Fault(NO_TENSORS)
+            case "BINPERSID":
+                kind, itemsize, key, device, n, *view = stack.pop()
+                if [kind, type(itemsize), type(key), type(device), type(n)] != ["storage", int, str, str, int] or n < 0:
+                    raise Fault("a storage in it is of a kind that minilens does not read")
+                storage = _Storage(n, itemsize, n * itemsize)
+                if view not in ([], [None]) or storages.setdefault(key, storage) != storage:
+                    raise Fault("a storage is there twice in it")
+                stack.append(storage)
+            case "REDUCE" if isinstance(stack[-1], tuple):
+                arguments = stack.pop()
+                stack.append(stack.pop()(*arguments))
             case "STOP":
                 break
-            case _:
+            case _ if (name, value) != ("PROTO", 2):
                 raise Fault(f"it has the instruction {name}, and minilens runs no code from a file")
     return stacks[-1].pop(), storages
-
-
-def _set_items(target: Any, pairs: list[Any]) -> None:
-    for name, item in zip(pairs[::2], pairs[1::2], strict=True):
-        if not isinstance(target, dict) or not isinstance(name, str):
-            raise Fault("it does not map names to tensors")
-        if name in target:
-            raise Fault("a name is there twice in it")
-        target[name] = item

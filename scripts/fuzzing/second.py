@@ -113,8 +113,8 @@ def second_safetensors(data: bytes) -> Tensors:
     return tensors
 
 
-class Unpickler(pickle.Unpickler):
-    """Python's own, given what the program may ask for; storages are tensors of one dimension."""
+class Unpickler(pickle._Unpickler):
+    """Python's own, in which a memo may have any number; storages are tensors of one dimension."""
 
     def __init__(self, program: io.BytesIO, storage: Callable[[str, torch.dtype, int], torch.Tensor]) -> None:
         super().__init__(program)

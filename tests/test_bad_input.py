@@ -297,6 +297,7 @@ def test_a_pickle_file_of_something_else(tiny: Tiny, tmp_path: Path, value: Any)
 
 
 ONE = torch.arange(3.0)
+STORAGE = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpu"
 NO_FIT = r"it is cut short or broken \(a tensor is larger than its storage\)"
 
 
@@ -332,6 +333,10 @@ def test_tensors_that_are_not_plain(tiny: Tiny, tmp_path: Path, tensor: Any, sen
         (b"K\x03\x85", b"J\xff\xff\xff\xff\x85", "a tensor in it has an impossible shape"),
         (b"s.", b"sX\x01\x00\x00\x00aNs.", "a name is there twice in it"),
         (b"s.", b"sK\x01\x85Ns.", "it does not map names to tensors"),
+        (b"s.", b"s}X\5\0\0\0itemsNsb.", "it does not map names to tensors"),
+        (b"s.", b"sX\1\0\0\0b" + STORAGE + b"K\2tQs.", "a storage is there twice in it"),
+        (b"s.", b"s" + b"]" * 2**20 + b".", "it holds far more than the names of tensors"),
+        (b"\x80\2}", b"\x80\3}", "it has the instruction PROTO, and minilens runs no code from a file"),
         (b"s.", b"s\x8c\x00.", "it has the instruction SHORT_BINUNICODE, and minilens runs no code from a file"),
     ],
 )
@@ -349,6 +354,80 @@ def test_a_pickle_that_lies(tiny: Tiny, tmp_path: Path, right: bytes, wrong: byt
             new.writestr(name, content.replace(right, wrong))
     with pytest.raises(CheckpointError, match=f"cannot be read as weights: {sentence}$"):
         minilens.load(folder)
+
+
+def spoiled_zip(archive: bytes, entry: str, at: int, new: bytes) -> bytes:
+    """With other bytes at a place of an entry in the directory of an archive."""
+    where = archive.rindex(entry.encode()) - 46 + at
+    return archive[:where] + new + archive[where + len(new) :]
+
+
+def extended(archive: bytes, *entries: str) -> bytes:
+    buffer = io.BytesIO(archive)
+    with zipfile.ZipFile(buffer, "a") as changed:
+        for entry in entries:
+            changed.writestr(entry, b"x")
+    return buffer.getvalue()
+
+
+def beyond(archive: bytes) -> bytes:
+    """With a storage that begins 2**16 bytes later."""
+    length = archive.index(b"archive/data/0") - 2
+    return archive[:length] + b"\xff\xff" + archive[length + 2 :]
+
+
+UNLIKE_TORCH = "entries of this zip archive are compressed, folders, or there twice"
+NOT_AT_END = r"it is cut short or broken \(the directory of a zip archive is not at its end\)"
+
+
+@pytest.mark.filterwarnings("ignore:.*is a pickle file")
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda archive: spoiled_zip(archive, "archive/data.pkl", 38, b"\x10"), UNLIKE_TORCH),
+        (lambda archive: spoiled_zip(archive, "archive/data/0", 20, bytes(4)), UNLIKE_TORCH),
+        (lambda archive: extended(archive, "archive/DATA.PKL"), UNLIKE_TORCH),
+        (
+            lambda archive: extended(archive, "archive/constants.pkl"),
+            "it is a zip archive of something else than tensors",
+        ),
+        (lambda archive: extended(archive, *map(str, range(25_000))), "it holds far more than the names of tensors"),
+        (beyond, r"it is cut short or broken \(a storage is not of the size that it claims\)"),
+        (lambda archive: archive + b"x", NOT_AT_END),
+        (lambda archive: archive[:-34] + bytes(8) + archive[-26:], NOT_AT_END),
+    ],
+    ids=["folder", "no size", "capitals", "TorchScript", "many", "beyond", "more at the end", "another directory"],
+)
+def test_a_zip_archive_that_readers_see_differently(
+    tiny: Tiny, tmp_path: Path, spoil: Callable[[bytes], bytes], sentence: str
+) -> None:
+    buffer = io.BytesIO()
+    torch.save({"a": ONE}, buffer)
+    archive = buffer.getvalue()
+    files = {"model.safetensors": None, "pytorch_model.bin": spoil(archive)}
+    with pytest.raises(CheckpointError, match=f"cannot be read as weights: {sentence}$"):
+        minilens.load(changed(tiny("gpt2")[1], tmp_path / "model", files=files))
+
+
+@pytest.mark.filterwarnings("ignore:.*is a pickle file")
+def test_an_older_pickle_file_that_torch_reads_in_another_way(tiny: Tiny, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save({"a": ONE}, buffer, _use_new_zipfile_serialization=False)
+    older = buffer.getvalue()
+    # A header of tar takes 512 bytes, here the start of the programs and a text in the one about the system.
+    tar = bytearray(older[:21] + b"\x80\2X" + (484).to_bytes(4, "little") + bytes(484))
+    tar[148:156] = b" " * 8
+    tar[148:155] = b"%06o\0" % sum(tar)
+    keys = older[older.rindex(b"\x80\2]") : -len(ONE) * 4 - 8]
+    for content, sentence in (
+        (bytes(tar) + older[23:], "it is not a file that torch.save wrote"),
+        (older.replace(keys, b"\x80\2]."), r"it is cut short or broken \(storages are missing\)"),
+        (older[:-1], r"it is cut short or broken \(a storage is not of the size that it claims\)"),
+    ):
+        files = {"model.safetensors": None, "pytorch_model.bin": content}
+        folder = changed(tiny("gpt2")[1], tmp_path / str(len(content)), files=files)
+        with pytest.raises(CheckpointError, match=f"cannot be read as weights: {sentence}$"):
+            minilens.load(folder)
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,7 @@ def test_a_state_dict_as_it_is(tiny: Tiny, tmp_path: Path, family: str, is_zip: 
     folder = changed(original, tmp_path / "bin", files={"model.safetensors": None})
     torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=is_zip)
     assert same(folder, original)
+    assert not minilens.load(folder)[0].W_E.requires_grad
 
 
 def test_safetensors_come_before_pickle_files(tiny: Tiny, tmp_path: Path) -> None:

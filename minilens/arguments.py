@@ -20,7 +20,7 @@ from .views.tokens import token_label
 def say(message: str) -> None:
     """One line on stderr, with nothing in it that a terminal would obey: names and paths may hold anything."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-    print(f"minilens: {shown}", file=sys.stderr)
+    sys.stderr.write(f"minilens: {shown}\n")  # at once: other workers write there, too
 
 
 def words(text: str) -> list[str]:

@@ -12,6 +12,7 @@ from . import commands
 from .arguments import say
 from .checkpoint import CheckpointError
 from .commands import DEFAULT_MODEL, FIGURES
+from .corpus import SHARD
 from .lens import STATS
 from .trace import HEAD_SITES, RESID_SITES, SITES
 from .views.panels import MEASURES, PARTS, SHORT, WHOSE
@@ -157,6 +158,55 @@ def _parser() -> _Parser:
     study.add_argument("--file", type=Path, help="a passage to read in place of the built-in one")
     study.add_argument("--word", help="the rare word to follow; one token of the model's vocabulary")
     study.add_argument("--revision", help="branch, tag or commit of a Hub repository")
+
+    corpus = subparsers.add_parser(
+        "corpus", help="the lens on whole files of text, with errors; as many workers as you like"
+    )
+    corpus.set_defaults(command=commands.corpus)
+    corpus.add_argument("model", metavar="MODEL", help="a bundled model, a folder or a Hub repository")
+    corpus.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="text, with a line of <|endoftext|> after each document, or .jsonl; compressed too (.gz)",
+    )
+    corpus.add_argument("--lines", action="store_true", help="each line of a text file is a document")
+    corpus.add_argument("--key", default="text", help="where an object of .jsonl has its text (default: %(default)s)")
+    corpus.add_argument(
+        "--out", type=Path, default=Path("corpus"), help="the folder of the results (default: %(default)s)"
+    )
+    corpus.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FOLDER",
+        help="another sweep's folder, whose curves are drawn beside these",
+    )
+    corpus.add_argument("--overwrite", action="store_true", help="replace a report that is another")
+    corpus.add_argument("--json", action="store_true", help="print the report as JSON")
+    corpus.add_argument("--csv", action="store_true", help="print its numbers as CSV")
+    corpus.add_argument("--decoder", default="final", help="as for lens; several with commas share the forward pass")
+    corpus.add_argument("--norm", default="final", help='"final" or "plain" (default: %(default)s)')
+    corpus.add_argument(
+        "--sites", default="resid_post", help=f"residuals to decode, with commas: {', '.join(RESID_SITES)}"
+    )
+    corpus.add_argument("--window", type=int, help="tokens that the model sees together (default: its context)")
+    corpus.add_argument(
+        "--prefix",
+        help="text to put before every window, not counted (default: the first control code, if there are any)",
+    )
+    corpus.add_argument("--batch", type=int, default=1024, help="tokens to read at once (default: %(default)s)")
+    corpus.add_argument(
+        "--shard",
+        type=int,
+        default=SHARD,
+        help="characters of text that one worker takes at a time (default: %(default)s)",
+    )
+    corpus.add_argument("--threads", type=int, default=1, help="of each worker (default: %(default)s)")
+    corpus.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU for each worker, where there is one)")
+    corpus.add_argument("--revision", help="branch, tag or commit of a Hub repository")
 
     geometry = subparsers.add_parser("geometry", help="how the embeddings of the vocabulary lie in space")
     geometry.set_defaults(command=commands.geometry)

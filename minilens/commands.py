@@ -345,6 +345,13 @@ def study(args: argparse.Namespace) -> None:
     say(f"{page} has all figures, {curves} the first, {numbers} the numbers")
 
 
+def corpus(args: argparse.Namespace) -> None:
+    """The lens over files of text."""
+    from .corpus_command import corpus as corpus_of
+
+    corpus_of(args)
+
+
 def geometry(args: argparse.Namespace) -> None:
     """Print how a model's embeddings lie in space."""
     model, tokenizer = load(args.model, revision=args.revision)

@@ -5,7 +5,7 @@ are of the 2021 extension. The last row is always the model's own output, bit fo
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import index
 from typing import Any, NamedTuple
@@ -205,11 +205,11 @@ class Lens:
 
 
 def residuals(
-    model: Model, embed: Resid, sites: Sequence[Site], edit: Edit = untouched
+    model: Model, embed: Resid, sites: Collection[Site], edit: Edit = untouched
 ) -> Iterator[tuple[Site, Resid]]:
-    """The residuals at the sites, in order, of which EMBED must be the first: one forward pass, up to the last."""
+    """The stream entering block 0, then the residuals at the sites, in order: one forward pass, up to the last."""
     yield EMBED, embed
-    for block in run(model, embed, stop=sites[-1].layer + 1, edit=edit):
+    for block in run(model, embed, stop=1 + max(site.layer for site in sites), edit=edit):
         found = [(Site(block.layer, name), getattr(block, name)) for name in RESID_SITES]
         del block  # and with it all that is not needed while the rows are read
         yield from ((site, resid) for site, resid in found if site in sites)

@@ -135,11 +135,22 @@ class Writes(Protocol):
 
 
 @runtime_checkable
+class Sizes(Protocol):
+    """What a model's config says whatever its family."""
+
+    @property
+    def n_ctx(self) -> int: ...  # tokens that the model can read together
+
+
+@runtime_checkable
 class Model(Protocol):
     """What run, lens, edits and attribution know of a model; gpt2.py, gpt_neo.py and ctrl.py each provide it."""
 
     @property
     def family(self) -> str: ...  # "gpt2", "gpt_neo" or "ctrl"
+
+    @property
+    def config(self) -> Sizes: ...
 
     @property
     def n_layers(self) -> int: ...

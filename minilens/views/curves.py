@@ -4,10 +4,10 @@ From left to right a column goes through the model: 0 is the stream entering blo
 and halfway between stand the rows after attention.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from numpy.typing import NDArray
+import numpy as np
 from torch import Tensor
 
 from ..study import Study
@@ -22,10 +22,14 @@ except ModuleNotFoundError:
     raise ValueError("drawing a figure needs matplotlib, which is not installed: pip install matplotlib") from None
 
 __all__ = [
+    "Axes",
     "Figure",
+    "FigureCanvasAgg",
+    "plain",
     "rc_context",
+    "scale_nats",
     "study_figure",
-]  # report.py takes matplotlib from here, where its absence is explained
+]  # the reports take matplotlib from here, where its absence is explained
 
 OUTPUT, INPUT = "#0072b2", "#c04f00"  # of the palette that the page's pins have
 INK, LINES = "#5c646d", "#dfe2e6"
@@ -57,12 +61,12 @@ def study_figure(columns: Sequence[tuple[str, Study, str]]) -> Figure:
             title if len(title) <= LONGEST else f"…{title[1 - LONGEST :]}", fontsize=9, loc="left", **PLAIN
         )
         column[4].set_xlabel("blocks done", fontsize=8, color=INK)
-    _scale_nats(panels[0])
+    scale_nats(panels[0])
     names = ("KL, nats", "rank", "share of positions", "rank", "rank")
     for row, name in zip(panels, names, strict=True):
         row[0].set_ylabel(name, fontsize=8, color=INK)
         for ax in row:
-            _plain(ax)
+            plain(ax)
         lines = row[0].get_legend_handles_labels()  # the first column has them all
         row[-1].legend(*lines, loc="upper left", bbox_to_anchor=(1, 1), **LEGEND)
     return figure
@@ -79,9 +83,9 @@ def _divergences(ax: Axes, study: Study, reading: str) -> None:
         _line(ax, study, "block:1", middle, "KL(output || row), block:1", OUTPUT, linestyle=(0, (4, 2)))
 
 
-def _scale_nats(row: NDArray[Any]) -> None:
-    """One scale for all columns, when all of them are drawn: in proportion up to 1 nat, logarithmic above."""
-    highest = max([50.0, *(line.get_ydata().max() for ax in row for line in ax.lines)])
+def scale_nats(row: Iterable[Axes], least: float = 50.0) -> None:
+    """One scale for all of them, when all are drawn: in proportion up to 1 nat, logarithmic above."""
+    highest = max([least, *(float(np.nanmax(line.get_ydata())) for ax in row for line in ax.lines)])
     for ax in row:
         ax.set_yscale("symlog", linthresh=1)
         ax.set_ylim(-0.05, 1.2 * highest)
@@ -147,7 +151,8 @@ def _depth(study: Study, reading: str) -> list[float]:
     return [layer + (0.5 if label.endswith("resid_mid") else 1.0) for label, layer in pairs]
 
 
-def _plain(ax: Axes) -> None:
+def plain(ax: Axes) -> None:
+    """Few lines and small letters."""
     ax.grid(axis="y", color=LINES, linewidth=0.6)
     ax.set_axisbelow(True)
     ax.minorticks_off()

@@ -28,7 +28,7 @@ READ = (
 WORDS, LONGEST = 30, 20  # terminal cells: of the words at least, of a model's name at most
 LAST = 12  # columns of the heat maps: the end of the repetition is what counts
 FAMILIES = {"gpt2": "GPT-2", "gpt_neo": "GPT-Neo", "ctrl": "CTRL"}
-TEMPLATE = Path(__file__).with_name("report.html")
+TEMPLATE, STYLE = (Path(__file__).with_name(name) for name in ("report.html", "report.css"))
 
 
 def verdict_tables(studies: Sequence[Study], *, width: int = 80) -> Iterator[Table]:
@@ -55,9 +55,10 @@ def study_report(studies: Sequence[Study]) -> str:
     """
     names = [text_label(study.name) for study in studies]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        style=STYLE.read_text(encoding="utf-8"),
         title=html.escape("Logit lens study: " + ", ".join(names)),
         verdicts=_verdicts(studies),
-        overview=_image(overview(studies), "The curves of " + ", ".join(names)),
+        overview=as_image(overview(studies), "The curves of " + ", ".join(names)),
         models="\n".join(map(_section, studies)),
     )
 
@@ -134,8 +135,8 @@ def _section(study: Study) -> str:
     followed = f" The verdicts on rare words are of it and of {html.escape(others)}." if others else ""
     readings = study_figure([(reading.name, study, reading.name) for reading in READINGS])
     cells = lens_figure(table.columns(slice(-LAST, None)), show=("prob", f"token{study.word}_rank"))
-    curves = _image(readings, f"The curves of {name} in all readings")
-    heat = _image(cells, f"What each row of {name} says on the repetition, and the rank of the word")
+    curves = as_image(readings, f"The curves of {name} in all readings")
+    heat = as_image(cells, f"What each row of {name} says on the repetition, and the rank of the word")
     return f"""<section><h2>{html.escape(name)}</h2>
 <p>{FAMILIES[study.family]}, {study.n_layers} blocks. The rare word shown is {html.escape(word)}.{followed}</p>
 <dl>{texts}</dl>
@@ -161,8 +162,8 @@ def _head(name: str) -> str:
     return shown if len(shown) <= LONGEST else f"…{shown[1 - LONGEST :]}"
 
 
-def _image(figure: Figure, what: str) -> str:
-    """The figure within the page itself, as an image: its ids stay its own."""
+def as_image(figure: Figure, what: str) -> str:
+    """A figure within a page itself, as an image: its ids stay its own."""
     drawn = io.BytesIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "minilens"}):
         figure.savefig(drawn, format="svg", metadata={"Date": None})

@@ -1,0 +1,167 @@
+"""Text files as documents, shards of documents, and windows of tokens: streamed, and cut the same way every time.
+
+A text file holds documents, each followed by a line that holds only <|endoftext|>; or, if asked, one on each line. A
+.jsonl file holds one on each line, as a JSON string or as an object with the text under a key. Each of these may be
+compressed (.gz). A document of more than LONGEST characters is read in pieces, as if each were a document.
+
+A shard is some documents of one file that follow one another. Where shards end depends on nothing but the file, so that
+any number of workers cut it alike.
+"""
+
+import gzip
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+SEPARATOR = "<|endoftext|>"
+LONGEST = 2**20  # characters
+SHARD = 2**17  # characters: some 30,000 tokens of English
+LONGEST_LINE = 2**26  # characters of a line of .jsonl
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A file of documents."""
+
+    path: Path
+    lines: bool = False  # one document on each line
+    key: str = "text"  # of the objects in a .jsonl file
+    digest: str = field(init=False)  # sha256 of the file as it lies on the disk
+
+    def __post_init__(self) -> None:
+        digest = hashlib.sha256()
+        try:
+            with self.path.open("rb") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
+        except OSError as error:
+            raise ValueError(f"{self.path} cannot be read: {error.strerror}") from error
+        object.__setattr__(self, "digest", digest.hexdigest())
+
+    def documents(self) -> Iterator[str]:
+        """The documents in order, empty ones included. Raises ValueError for a file that is not what its name says."""
+        is_json = ".jsonl" in self.path.suffixes[-2:]
+        number = 0
+        try:
+            with self._open() as file:
+                if is_json or self.lines:
+                    while line := file.readline(LONGEST_LINE):
+                        number += 1
+                        yield from _pieces(self._text(line, number) if is_json else line.rstrip("\r\n"))
+                else:
+                    yield from _separated(file)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path} is not UTF-8: it has the byte 0x{error.object[error.start]:02x}") from error
+        except (OSError, EOFError, zlib.error) as error:
+            why = (isinstance(error, OSError) and error.strerror) or f"it is cut short or broken ({error})"
+            raise ValueError(f"{self.path} cannot be read: {why}") from error
+
+    def shards(self, size: int) -> Iterator[list[str]]:
+        """Its documents, as lists of at least `size` characters each, but for the last one."""
+        shard, length = [], 0
+        for document in self.documents():
+            shard.append(document)
+            length += len(document)
+            if length >= size:
+                yield shard
+                shard, length = [], 0
+        if shard:
+            yield shard
+
+    def _open(self) -> io.TextIOWrapper:
+        opened = gzip.open if self.path.suffix == ".gz" else open
+        return io.TextIOWrapper(opened(self.path, "rb"), encoding="utf-8", newline="\n")
+
+    def _text(self, line: str, number: int) -> str:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self.path}, line {number} is not JSON: {error}") from error
+        text = value.get(self.key) if isinstance(value, dict) else value
+        if not isinstance(text, str):
+            raise ValueError(
+                f'{self.path}, line {number} has no text: it must be a string, or an object with one under "{self.key}"'
+            )
+        return text
+
+
+def _separated(file: io.TextIOWrapper) -> Iterator[str]:
+    """Documents with a line of SEPARATOR after each; what follows the last such line is a document if there is any."""
+    lines: list[str] = []
+    length = 0
+    while line := file.readline(LONGEST):
+        if line.rstrip("\r\n") == SEPARATOR:
+            yield "".join(lines).removesuffix("\n")
+            lines, length = [], 0
+            continue
+        if length + len(line) > LONGEST:
+            yield "".join(lines)
+            lines, length = [], 0
+        lines.append(line)
+        length += len(line)
+    if rest := "".join(lines).removesuffix("\n"):
+        yield rest
+
+
+def _pieces(text: str) -> Iterator[str]:
+    for start in range(0, max(1, len(text)), LONGEST):
+        yield text[start : start + LONGEST]
+
+
+class Window(NamedTuple):
+    """Tokens that a model reads together."""
+
+    document: int  # of the shard
+    tokens: Int[Tensor, "pos"]
+    next: Int[Tensor, "pos"]  # the token that follows each; -1 at the document's end
+
+
+def windows(documents: Sequence[Int[Tensor, "_"]], length: int) -> list[Window]:
+    """Each document's tokens, cut into windows of this length; the last one of a document may be shorter."""
+    found = []
+    for n, tokens in enumerate(documents):
+        follows = torch.cat([tokens[1:], tokens.new_tensor([-1])])
+        pairs = zip(torch.split(tokens, length), torch.split(follows, length), strict=True)
+        found += [Window(n, *pair) for pair in pairs if len(pair[0])]
+    return found
+
+
+class Batch(NamedTuple):
+    """Windows side by side, of like lengths, padded on the right with token 0."""
+
+    tokens: Int[Tensor, "batch pos"]
+    is_text: Bool[Tensor, "batch pos"]  # neither prefix nor padding
+    next: Int[Tensor, "token"]  # of the text alone, window by window
+    place: Int[Tensor, "token"]  # in the window, from 0
+    document: Int[Tensor, "token"]
+
+
+def batches(found: Sequence[Window], prefix: Int[Tensor, "pos"], size: int) -> Iterator[Batch]:
+    """The windows from the longest to the shortest, each after the prefix, as many together as make `size` tokens."""
+    order = sorted(found, key=lambda window: len(window.tokens))
+    while order:
+        longest = len(prefix) + len(order[-1].tokens)
+        n = max(1, size // longest)
+        order, chosen = order[:-n], order[-n:]
+        lengths = torch.tensor([len(window.tokens) for window in chosen])
+        place = torch.arange(longest) - len(prefix)
+        is_text = (place >= 0) & (place < lengths[:, None])
+        tokens = torch.zeros(len(chosen), longest, dtype=torch.long)
+        tokens[:, : len(prefix)] = prefix
+        tokens[is_text] = torch.cat([window.tokens for window in chosen])
+        yield Batch(
+            tokens,
+            is_text,
+            torch.cat([window.next for window in chosen]),
+            place.expand(len(chosen), -1)[is_text],
+            torch.tensor([window.document for window in chosen]).repeat_interleave(lengths),
+        )

@@ -1,0 +1,280 @@
+"""The logit lens over a corpus: shard by shard into a folder, by any number of processes.
+
+The tallies of a shard are a file of the folder, and what is there is not read again. A process takes a shard by locking
+a file beside it; the system takes the lock away when the process ends, however it ends. Processes know of each other
+through the folder alone, but for the counts of tokens, which torch's distributed processes take together. The sum over
+all shards is taken in the order of their names, which follow from what the files hold: who did what does not matter.
+
+In float32 the last bits of a product depend on how many threads it is spread over and on what else is in the batch, so
+both are part of what a folder is for.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Int
+from torch import Tensor
+
+from .corpus import TextFile
+from .corpus_lens import CorpusLens
+from .tally import Group, Tally
+from .trace import Model
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # on Windows two processes may read the same shard, and write the same file
+    fcntl = None  # type: ignore[assignment]
+
+
+class Counted(NamedTuple):
+    """What the files hold."""
+
+    shards: Int[Tensor, "file"]
+    documents: int
+    empty: int  # of them, without a token
+    tokens: Int[Tensor, "d_vocab"]  # how often each occurs
+
+
+class Decoded(NamedTuple):
+    """What one decoder's rows say of a corpus."""
+
+    labels: tuple[str, ...]  # of the rows, as in LensTable
+    layers: tuple[int, ...]
+    tally: Tally
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What the lens says of a corpus."""
+
+    lens: CorpusLens
+    files: tuple[TextFile, ...]
+    counted: Counted
+    groups: tuple[Group, ...]
+    decoders: dict[str, Decoded]
+
+
+class Sweep:
+    """The lens over some files, and the folder of its results, which is made or gone on with.
+
+    Raises ValueError for the same text twice, and for a folder that holds something else.
+    """
+
+    def __init__(self, lens: CorpusLens, files: Sequence[TextFile], folder: Path) -> None:
+        self.lens, self.folder = lens, folder
+        self.files = sorted(files, key=lambda file: file.digest)
+        for one, other in pairwise(self.files):
+            if one.digest == other.digest:
+                raise ValueError(f"{one.path} and {other.path} hold the same text: name it once")
+        self._counted: Counted | None = None
+        self._claim()
+
+    def count(self, worker: int = 0, n_workers: int = 1) -> Counted:
+        """Tokens and documents of all files; with others of torch's distributed processes, each takes its share."""
+        path, d_vocab = self.folder / "counts.npz", self.lens.model.W_U.shape[1]
+        if self._counted:
+            return self._counted
+        if path.exists():
+            with _explained(path), path.open("rb") as file, np.load(file) as found:
+                shards, total = (torch.from_numpy(found[name]) for name in ("shards", "total"))
+                if len(shards) != len(self.files) or len(total) != 2 + d_vocab:
+                    raise ValueError("it is of other files")
+        else:
+            shards = torch.zeros(len(self.files), dtype=torch.long)
+            total = torch.zeros(2 + d_vocab, dtype=torch.long)  # documents, empty ones, and each token
+            for n, file in enumerate(self.files):
+                for number, documents in enumerate(file.shards(self.lens.plan.shard)):
+                    shards[n] += 1
+                    for tokens in self._encoded(file, documents) if number % n_workers == worker else ():
+                        total[0] += 1
+                        total[1] += len(tokens) == 0
+                        total[2:] += tokens.bincount(minlength=d_vocab)
+            if n_workers > 1:
+                on_device = total.to(self.lens.model.W_U.device)
+                dist.all_reduce(on_device)
+                total = on_device.cpu()
+            _write(path, {"shards": shards, "total": total})
+        self._counted = Counted(shards, int(total[0]), int(total[1]), total[2:])
+        return self._counted
+
+    def run(self) -> Iterator[int]:
+        """Read what is not there, shard by shard; after each, how many tokens it had.
+
+        Shards that another process is at are left to the end, when each is waited for.
+        """
+        counts = self.count().tokens
+        for wait in (False, True):
+            for path, file, documents in self._missing():
+                with _locked(path, wait) as is_ours:
+                    if is_ours and not path.exists():
+                        tokens = self._encoded(file, documents)
+                        tallies = self.lens.tallies(tokens, counts)
+                        arrays = {f"{n}.{name}": a for n, each in enumerate(tallies) for name, a in vars(each).items()}
+                        _write(path, arrays)
+                        yield sum(map(len, tokens))
+
+    def n_done(self) -> int:
+        """How many shards are there."""
+        return sum(path.exists() for path in self._paths())
+
+    def findings(self) -> Findings:
+        """The sum of all shards. Raises ValueError where one is missing or cannot be read."""
+        whole = self.lens.empty()
+        for path in self._paths():
+            with _explained(path), path.open("rb") as file, np.load(file) as found:
+                for n, so_far in enumerate(whole):
+                    part = {name: torch.from_numpy(found[f"{n}.{name}"]) for name in vars(so_far)}
+                    if any((v.shape, v.dtype) != (part[k].shape, part[k].dtype) for k, v in vars(so_far).items()):
+                        raise ValueError("its arrays are of other shapes")
+                    whole[n] = so_far + Tally(**part)
+        lens = self.lens
+        decoders = {
+            decoder: Decoded(lens.labels[decoder], lens.layers[decoder], each)
+            for decoder, each in zip(lens.plan.decoders, whole, strict=True)
+        }
+        return Findings(lens, tuple(self.files), self.count(), lens.groups, decoders)
+
+    def _claim(self) -> None:
+        """Make the folder this sweep's, or see that it is."""
+        from . import __version__
+
+        lens, plan = self.lens, self.lens.plan
+        record = {
+            "minilens": __version__,
+            "torch": torch.__version__,
+            "device": lens.model.W_U.device.type,
+            "threads": torch.get_num_threads(),
+            "model": _digest(lens.model),
+            "files": [[file.digest, file.lines, file.key] for file in self.files],
+            "decoder": list(plan.decoders),
+            "norm": plan.norm,
+            "sites": list(plan.sites),
+            "window": lens.window,
+            "prefix": lens.prefix.tolist(),
+            "batch": plan.batch,
+            "shard": plan.shard,
+        }
+        path = self.folder / "sweep.json"
+        if path.exists():
+            with _explained(path):
+                begun = json.loads(path.read_text(encoding="utf-8"))
+                other = [key for key in record if begun.get(key) != record[key]]
+            if other:
+                raise ValueError(
+                    f"{self.folder} holds a sweep with another value of {', '.join(other)}: give another folder, or go "
+                    "on with that sweep"
+                )
+        elif self.folder.exists() and not (self.folder.is_dir() and all(map(_is_ours, self.folder.iterdir()))):
+            raise ValueError(f"{self.folder} is there, and no sweep has begun in it: give another folder")
+        else:
+            (self.folder / "shards").mkdir(parents=True, exist_ok=True)
+            with _replacing(path) as new:
+                new.write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+    def _paths(self) -> list[Path]:
+        """Of all shards, in the order in which they are summed."""
+        return [path for file, n in self._n_shards() for path in self._paths_of(file, n)]
+
+    def _n_shards(self) -> list[tuple[TextFile, int]]:
+        return list(zip(self.files, self.count().shards.tolist(), strict=True))
+
+    def _paths_of(self, file: TextFile, n: int) -> list[Path]:
+        return [self.folder / "shards" / f"{file.digest[:16]}-{number:07}.npz" for number in range(n)]
+
+    def _missing(self) -> Iterator[tuple[Path, TextFile, list[str]]]:
+        for file, n in self._n_shards():
+            paths = self._paths_of(file, n)
+            if not all(path.exists() for path in paths):
+                for path, documents in zip(paths, file.shards(self.lens.plan.shard), strict=True):
+                    if not path.exists():
+                        yield path, file, documents
+
+    def _encoded(self, file: TextFile, documents: Sequence[str]) -> list[Tensor]:
+        try:
+            return [self.lens.encode(document) for document in documents]
+        except ValueError as error:
+            raise ValueError(f"{file.path} cannot be read: {error}") from error
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it may be what another process makes of a sweep that it has just begun."""
+    return path.name.partition(".")[0] in ("sweep", "shards")
+
+
+def _digest(model: Model) -> str:
+    """sha256 of the config and of all weights."""
+    digest = hashlib.sha256()
+
+    def add(part: Any) -> None:
+        if isinstance(part, Tensor):
+            digest.update(f"{part.shape} {part.dtype}".encode())
+            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        elif isinstance(part, tuple):
+            for each in part:
+                add(each)
+        elif is_dataclass(part):
+            for field in fields(part):
+                add(getattr(part, field.name))
+        else:
+            digest.update(getattr(part, "__name__", repr(part)).encode())  # a function's repr has its address
+
+    add(model)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(path: Path, wait: bool) -> Iterator[bool]:
+    """Whether this process has the lock of a shard; without waiting, it may be another's."""
+    lock = path.with_suffix(".lock")
+    with lock.open("w") as file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.unlink(missing_ok=True)  # whoever waits for it, or makes a new one, finds the shard done
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of this one at the end."""
+    new = path.with_name(f"{path.name}.{os.getpid()}.{socket.gethostname()}")
+    try:
+        yield new
+        new.replace(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _write(path: Path, arrays: dict[str, Tensor]) -> None:
+    with _replacing(path) as new, new.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **{name: array.numpy() for name, array in arrays.items()})
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Say which file of the folder is broken, and what to do."""
+    try:
+        yield
+    except (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "broken, or of another sweep"
+        raise ValueError(f"{path} cannot be read ({why}): delete it, and run again to have it made anew") from error

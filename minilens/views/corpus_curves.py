@@ -1,0 +1,145 @@
+"""What the lens says of a corpus as pictures: curves over the rows, from the records of views/corpus.py.
+
+From left to right a curve goes through the model, as in curves.py.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .curves import INK, LEGEND, OUTPUT, PLAIN, Axes, Figure, FigureCanvasAgg, plain, scale_nats
+from .tokens import text_label
+
+PANELS = {  # what the overview draws, three in a line
+    "kl_final": "KL(output || row), nats",
+    "kl_input": "KL(input || row), nats",
+    "js": "Jensen-Shannon, output and row, nats",
+    "entropy": "entropy, nats",
+    "cross_entropy": "cross-entropy of the next token, nats",
+    "calibration_error": "calibration error",
+    "agrees": "output's token first",
+    "next_first": "true next token first",
+    "input_first": "input token first",
+    "settled": "settled: output's first from here on",
+}
+NATS = ("kl_final", "kl_input", "cross_entropy")  # on a scale that has room for the first rows
+SPLITS = ("kl_final", "cross_entropy", "agrees")
+COLOURS = (OUTPUT, "#c04f00", "#1a8a5f", "#9b59b6", "#8a6d00", "#c2185b")
+STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # of decoders
+BAND = 2  # standard errors to either side
+PANEL = 3.1, 1.9  # inches
+RANKS = ((0, "1"), (1, "2 to 3"), (2, "4 to 15"), (4, "16 to 255"), (8, "more"))  # the first bucket of each shade
+
+
+def overview(records: Sequence[dict[str, Any]]) -> Figure:
+    """Every statistic over the rows: a colour for each model, a kind of line for each decoder."""
+    figure, panels = _panels(4, 3)
+    for n, record in enumerate(records):
+        for style, (decoder, found) in zip(_styles(record), record["decoders"].items(), strict=True):
+            label = text_label(record["model"]) + (f", {decoder}" if len(record["decoders"]) > 1 else "")
+            for ax, value in zip(panels.flat, PANELS, strict=False):
+                _curve(
+                    ax, found, found["groups"][0], value, color=COLOURS[n % len(COLOURS)], linestyle=style, label=label
+                )
+    for ax, (value, title) in zip(panels.flat, PANELS.items(), strict=False):
+        _finish(ax, value, title)
+    for ax in panels.flat[len(PANELS) :]:
+        ax.set_axis_off()
+    lines = panels.flat[0].get_legend_handles_labels()
+    panels.flat[-1].legend(*lines, loc="upper right", **{**LEGEND, "fontsize": 8})
+    return figure
+
+
+def details(record: dict[str, Any], decoder: str) -> Figure:
+    """One model by position and by frequency; the ranks of two tokens; and confidence beside accuracy."""
+    found = record["decoders"][decoder]
+    figure, panels = _panels(3, 3)
+    for line, split, title in (
+        (panels[0], "position", "position in the window"),
+        (panels[1], "frequency", "frequency of the next token"),
+    ):
+        chosen = [group for group in found["groups"] if group["split"] == split and group["tokens"]]
+        for group, colour in zip(chosen, _ramp(len(chosen)), strict=True):
+            for ax, value in zip(line, SPLITS, strict=True):
+                _curve(ax, found, group, value, color=colour, label=group["group"])
+        for ax, value in zip(line, SPLITS, strict=True):
+            _finish(ax, value, PANELS[value])
+        line[-1].legend(title=title, title_fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), **LEGEND)
+    _ranks(panels[2, 0], found, "final", "rank of the output's token")
+    _ranks(panels[2, 1], found, "next", "rank of the true next token")
+    panels[2, 1].legend(title="rank", title_fontsize=7, loc="upper left", fontsize=7, framealpha=0.8, labelcolor=INK)
+    _calibration(panels[2, 2], found)
+    return figure
+
+
+def _panels(n_lines: int, n_columns: int) -> tuple[Figure, Any]:
+    width, height = PANEL
+    figure = Figure((width * n_columns + 1.2, height * n_lines), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(n_lines, n_columns, squeeze=False)
+
+
+def _styles(record: dict[str, Any]) -> list[Any]:
+    return [STYLES[n % len(STYLES)] for n in range(len(record["decoders"]))]
+
+
+def _ramp(n: int) -> list[Any]:
+    from matplotlib import colormaps
+
+    return [colormaps["cividis"](x) for x in np.linspace(0, 0.9, max(n, 1))][:n]
+
+
+def _depth(found: dict[str, Any]) -> list[float]:
+    """How many blocks are done at each row."""
+    part = {"resid_pre": 0.0, "resid_mid": 0.5}
+    rows = zip(found["layers"], found["rows"], strict=True)
+    return [layer + part.get(row.rpartition(".")[2], 1.0) for layer, row in rows]
+
+
+def _curve(ax: Axes, found: dict[str, Any], group: dict[str, Any], value: str, **style: Any) -> None:
+    """A line, and what of it is uncertain as a band."""
+    is_mean = value in group["mean"]
+    mean = np.array(group["mean"][value] if is_mean else group["calibration"]["error"], float)
+    error = BAND * np.array(group["standard_error"][value] if is_mean else np.zeros(len(mean)), float)
+    x = _depth(found)
+    ax.fill_between(x, mean - error, mean + error, color=style["color"], alpha=0.2, linewidth=0)
+    ax.plot(x, mean, linewidth=1.3, marker=".", markersize=4, **style)
+
+
+def _ranks(ax: Axes, found: dict[str, Any], whose: str, title: str) -> None:
+    """The share of tokens at each rank, stacked."""
+    counts = np.array(found["groups"][0]["ranks"][whose], float)
+    shares = counts / counts.sum(1, keepdims=True)
+    ends = [start for start, _ in RANKS[1:]] + [shares.shape[1]]
+    parts = [shares[:, start:end].sum(1) for (start, _), end in zip(RANKS, ends, strict=True)]
+    ax.stackplot(_depth(found), parts, labels=[name for _, name in RANKS], colors=_ramp(len(RANKS)), linewidth=0)
+    ax.set_ylim(0, 1)
+    _finish(ax, "", title)
+
+
+def _calibration(ax: Axes, found: dict[str, Any]) -> None:
+    """Accuracy over confidence, a line for each row, the first ones dark."""
+    calibration = found["groups"][0]["calibration"]
+    rows = list(zip(calibration["confidence"], calibration["accuracy"], strict=True))
+    ax.plot([0, 1], [0, 1], color=INK, linewidth=0.7, linestyle=(0, (1, 1.5)))
+    for (confidence, accuracy), row, colour in zip(rows, found["rows"], _ramp(len(rows)), strict=True):
+        ends = row in (found["rows"][0], found["rows"][-1])
+        x, y = np.array(confidence, float), np.array(accuracy, float)
+        there = ~np.isnan(x)
+        ax.plot(x[there], y[there], color=colour, linewidth=1, marker=".", markersize=3, label=row if ends else None)
+    _finish(ax, "", "accuracy over confidence of the best token")
+    ax.set_xlabel("confidence", fontsize=8, color=INK)
+    ax.legend(loc="upper left", **LEGEND)
+
+
+def _finish(ax: Axes, value: str, title: str) -> None:
+    plain(ax)
+    ax.set_title(title, fontsize=8, color=INK, loc="left", pad=3, **PLAIN)
+    ax.set_xlabel("blocks done", fontsize=8, color=INK)
+    if value in NATS:
+        scale_nats([ax], 1.0)
+    elif value and value not in ("entropy", "js", "calibration_error"):
+        ax.set_ylim(-0.03, 1.03)
+    elif value:
+        ax.set_ylim(bottom=0)

@@ -1,0 +1,408 @@
+"""The lens over a corpus: equal to the plain way, however the work is shared, and whatever breaks off."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import tokenizer_json
+from conftest import Tiny
+
+import minilens
+from minilens import corpus_lens
+from minilens.corpus import SEPARATOR, TextFile
+from minilens.corpus_lens import CorpusLens, Plan
+from minilens.sweep import Findings, Sweep
+from minilens.tally import FREQUENCIES, LOWEST, NUMBERS, PER_OCTAVE, RANKS, SHARES, VALUES
+from minilens.text import Tokenizer
+from minilens.views.corpus import corpus_record
+
+WORDS = "once upon a time there was little cat red".split()
+Loaded = tuple[minilens.Model, Tokenizer]
+
+
+def loaded(tiny: Tiny, tmp_path: Path, family: str, dtype: torch.dtype = torch.float64) -> Loaded:
+    folder = tmp_path / family
+    shutil.copytree(tiny(family)[1], folder)
+    (folder / "tokenizer.json").write_bytes(tokenizer_json())
+    model, _ = minilens.load(folder, dtype=dtype)
+    # CTRL reads tokenizer.json of no family; the byte-level one does for its ids, too.
+    (tmp_path / "bpe").mkdir(exist_ok=True)
+    tokenizer = minilens.hub.load_tokenizer(lambda name: folder / name if name == "tokenizer.json" else None, "gpt2")
+    assert tokenizer is not None
+    return model, tokenizer
+
+
+def documents(seed: int, n: int = 12, longest: int = 60) -> list[str]:
+    """Some words each, a few of them none; longer than the tiny models' context of 40."""
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=rng.choice([0, 1, 2, rng.randint(3, longest)]))) for _ in range(n)]
+
+
+def text_file(path: Path, texts: Sequence[str]) -> TextFile:
+    path.write_text("".join(f"{text}\n{SEPARATOR}\n" for text in texts))
+    return TextFile(path)
+
+
+def swept(lens: CorpusLens, files: Sequence[TextFile], folder: Path) -> Findings:
+    sweep = Sweep(lens, files, folder)
+    for _ in sweep.run():
+        pass
+    return sweep.findings()
+
+
+def record(findings: Findings) -> str:
+    return json.dumps(corpus_record("tiny", findings), allow_nan=False)
+
+
+@pytest.fixture
+def gpt2(tiny: Tiny, tmp_path: Path) -> Loaded:
+    return loaded(tiny, tmp_path, "gpt2", torch.float32)
+
+
+# The plain way: each window by itself, all its logits, and sums over lists.
+
+
+class Plain:
+    """Values of every token: by name [row, token], with what the groups are made of."""
+
+    def __init__(self, model: minilens.Model, tokenizer: Tokenizer, plan: Plan, texts: Sequence[str], how: str) -> None:
+        prefix = tokenizer.encode(plan.prefix)[0].tolist()
+        length = (plan.window or model.config.n_ctx) - len(prefix)
+        columns: list[dict[str, Any]] = []
+        counts: dict[int, int] = {}
+        for d, text in enumerate(texts):
+            ids = tokenizer.encode(text)[0].tolist()
+            for token in ids:
+                counts[token] = counts.get(token, 0) + 1
+            for start in range(0, len(ids), length):
+                window = ids[start : start + length]
+                tokens = torch.tensor([prefix + window])
+                rows = minilens.lens_rows(model, tokens, decoder=how, norm=plan.norm, sites=plan.sites)
+                logits = torch.stack([row.logits[0, len(prefix) :] for row in rows]).double()
+                for place, token in enumerate(window):
+                    follows = ids[start + place + 1] if start + place + 1 < len(ids) else None
+                    columns.append(
+                        dict(document=d, place=place, next=follows, **self.column(logits[:, place], token, follows))
+                    )
+        self.columns, self.counts = columns, counts
+
+    def column(self, logits: torch.Tensor, token: int, follows: int | None) -> dict[str, Any]:
+        logp = logits.log_softmax(-1)
+        p, final, first = logp.exp(), logp[-1], logp[0]
+        middle = ((p + p[-1]) / 2).log()
+        best = int(final.argmax())
+        agrees = [bool(row.max() == row[best]) for row in logits]
+        asked = {"final": best, "next": follows, "input": token}
+        return {
+            "kl_final": (final.exp() * (final - logp)).sum(-1).tolist(),
+            "kl_input": (first.exp() * (first - logp)).sum(-1).tolist(),
+            "entropy": (-p * logp).sum(-1).tolist(),
+            "cross_entropy": None if follows is None else (-logp[:, follows]).tolist(),
+            "js": ((p * (logp - middle)).sum(-1) / 2 + (final.exp() * (final - middle)).sum(-1) / 2).tolist(),
+            "agrees": agrees,
+            "next_first": None if follows is None else [bool(row.max() == row[follows]) for row in logits],
+            "input_first": [bool(row.max() == row[token]) for row in logits],
+            "settled": [all(agrees[r:]) for r in range(len(agrees))],
+            "confidence": p.amax(-1).tolist(),
+            "ranks": {
+                whose: None if of is None else [1 + int((row > row[of]).sum()) for row in logits]
+                for whose, of in asked.items()
+            },
+        }
+
+    def group(self, split: str, name: str) -> list[dict[str, Any]]:
+        if split == "all":
+            return self.columns
+        if split == "position":
+            low, _, high = name.partition("-")
+            return [c for c in self.columns if int(low) <= c["place"] <= int(high or low)]
+        total = sum(self.counts.values())
+        low, high = {
+            "0.01 or more": (FREQUENCIES[0], 2.0),
+            "0.001 to 0.01": (FREQUENCIES[1], FREQUENCIES[0]),
+            "0.0001 to 0.001": (FREQUENCIES[2], FREQUENCIES[1]),
+            "1e-05 to 0.0001": (FREQUENCIES[3], FREQUENCIES[2]),
+            "below 1e-05": (-1.0, FREQUENCIES[3]),
+        }[name]
+        return [c for c in self.columns if c["next"] is not None and low <= self.counts[c["next"]] / total < high]
+
+
+def clustered(values: np.ndarray, document: np.ndarray) -> float:
+    """The standard error of a mean, from what each document adds to its residuals."""
+    sums = np.array([(values - values.mean())[document == d].sum() for d in np.unique(document)])
+    D = len(sums)
+    return float(np.sqrt(D / (D - 1) * (sums**2).sum()) / len(values)) if D > 1 else np.nan
+
+
+PLANS = [
+    Plan(shard=100, batch=100),
+    Plan(decoders=("final", "mlp", "block:2"), sites=("resid_mid", "resid_post"), window=9, shard=300, batch=7),
+    Plan(decoders=("block:1", "final"), norm="plain", prefix=" cat red", window=40, shard=10**6),
+    Plan(sites=("resid_pre",), window=1, shard=1, batch=1),
+]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "ctrl"])
+@pytest.mark.parametrize("plan", PLANS, ids=range(len(PLANS)))
+def test_every_number_is_that_of_the_plain_way(tiny: Tiny, tmp_path: Path, family: str, plan: Plan) -> None:
+    model, tokenizer = loaded(tiny, tmp_path, family)
+    texts = ["", *documents(3, n=5)]
+    findings = swept(CorpusLens(model, tokenizer, plan), [text_file(tmp_path / "a.txt", texts)], tmp_path / "out")
+    close = dict(rtol=1e-9, atol=1e-10) if family != "gpt_neo" else dict(rtol=1e-4, atol=1e-5)  # its scores: float32
+    assert list(findings.decoders) == list(plan.decoders)
+    assert findings.counted.documents == len(texts)
+    assert findings.counted.empty == texts.count("")
+    for decoder, found in findings.decoders.items():
+        plain = Plain(model, tokenizer, plan, texts, decoder)
+        rows = list(minilens.lens_rows(model, torch.zeros(1, 2).long(), decoder=decoder, sites=plan.sites))
+        assert found.labels == tuple(row.label for row in rows)
+        assert found.layers == tuple(row.layer for row in rows)
+        tally = found.tally
+        assert sum(len(plain.group(*group)) for group in findings.groups if group.split == "position") == len(
+            plain.columns
+        )
+        for g, group in enumerate(findings.groups):
+            columns = plain.group(*group)
+            assert tally.tokens[g, 0] == len(columns)
+            for v, value in enumerate(VALUES):
+                known = [c for c in columns if c[value] is not None]
+                assert tally.tokens[g, v] == len(known)
+                of = np.array([c["document"] for c in known])
+                assert tally.documents[g, v] == len(set(of.tolist()))
+                for r in range(len(rows)):
+                    values = np.array([c[value][r] for c in known], float)
+                    mean, error = tally.mean(value)[g, r].item(), tally.standard_error(value)[g, r].item()
+                    np.testing.assert_allclose(mean, values.mean() if known else np.nan, **close)
+                    np.testing.assert_allclose(error, clustered(values, of) if known else np.nan, rtol=1e-4, atol=1e-6)
+                    if value in NUMBERS and known:
+                        for q in (0.05, 0.5, 0.9):
+                            estimate = tally.quantile(value, q)[g, r].item()
+                            low, high = np.quantile(values, q, method="inverted_cdf"), 2 ** (1 / PER_OCTAVE)
+                            assert low / high - 2**LOWEST <= estimate <= low * high + 2**LOWEST
+            for r in range(len(rows)):
+                settles = [c["settled"][r] and not (r and c["settled"][r - 1]) for c in columns]
+                assert tally.settled()[g, r] == sum(settles)
+                for n, whose in enumerate(RANKS):
+                    ranks = [c["ranks"][whose][r] for c in columns if c["ranks"][whose]]
+                    expected = np.bincount([rank.bit_length() - 1 for rank in ranks], minlength=32)
+                    assert tally.ranks[g, r, n].tolist() == expected.tolist()
+                known = [c for c in columns if c["next"] is not None]
+                sure = np.array([c["confidence"][r] for c in known])
+                right = np.array([c["next_first"][r] for c in known], float)
+                bins = np.minimum((sure * 10).astype(int), 9)
+                gaps = [abs(sure[bins == b].sum() - right[bins == b].sum()) for b in range(10)]
+                error = sum(gaps) / len(known) if known else np.nan
+                np.testing.assert_allclose(tally.calibration_error()[g, r].item(), error, rtol=1e-4, atol=1e-6)
+                assert tally.confident[g, r].tolist() == [int((bins == b).sum()) for b in range(10)]
+                assert tally.correct[g, r].tolist() == [int(right[bins == b].sum()) for b in range(10)]
+
+
+def test_names_of_values() -> None:
+    assert VALUES == NUMBERS + SHARES
+
+
+def work(lens: CorpusLens, files: Sequence[TextFile], folder: Path, log: Path) -> None:
+    """A process of its own; it notes each shard that it has done."""
+    for n_tokens in Sweep(lens, files, folder).run():
+        with log.open("a") as file:
+            file.write(f"{os.getpid()} {n_tokens}\n")
+
+
+def workers(n: int, *arguments: Any) -> list[Any]:
+    context = multiprocessing.get_context("fork")  # torch is there already, with one thread
+    found = [context.Process(target=work, args=arguments) for _ in range(n)]
+    for process in found:
+        process.start()
+    return found
+
+
+def test_one_two_and_four_workers_and_any_order_of_files(gpt2: Loaded, tmp_path: Path) -> None:
+    lens = CorpusLens(*gpt2, Plan(decoders=("final", "block:1"), shard=200))
+    files = [text_file(tmp_path / f"{seed}.txt", documents(seed, n=20)) for seed in range(3)]
+    alone = record(swept(lens, files, tmp_path / "alone"))
+    assert record(swept(lens, files[::-1], tmp_path / "order")) == alone
+    n_shards = int(Sweep(lens, files, tmp_path / "alone").count().shards.sum())
+    assert n_shards > 8
+    for n in (2, 4):
+        folder, log = tmp_path / f"by{n}", tmp_path / f"log{n}"
+        for process in workers(n, lens, files, folder, log):
+            process.join()
+            assert process.exitcode == 0
+        done = [line.split()[0] for line in log.read_text().splitlines()]
+        assert len(done) == n_shards  # none was done twice
+        assert len(set(done)) == n  # and nobody did all
+        assert record(Sweep(lens, files, folder).findings()) == alone
+        assert not list(folder.glob("shards/*.lock"))
+
+
+def test_a_killed_run_is_resumed_and_gives_the_same(gpt2: Loaded, tmp_path: Path) -> None:
+    lens = CorpusLens(*gpt2, Plan(shard=150))
+    files = [text_file(tmp_path / "a.txt", documents(5, n=25))]
+    start = time.perf_counter()
+    undisturbed = record(swept(lens, files, tmp_path / "whole"))
+    n_shards = len(list(tmp_path.glob("whole/shards/*.npz")))
+    took = (time.perf_counter() - start) / n_shards
+    rng, left = random.Random(9), set()
+    for n in range(10):
+        folder = tmp_path / str(n)
+        (process,) = workers(1, lens, files, folder, tmp_path / "log")
+        while process.is_alive() and len(list(folder.glob("shards/*.npz"))) < n % n_shards:
+            time.sleep(took / 10)
+        time.sleep(rng.uniform(0, took))  # and then at any moment of the next one
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        left.add(len(list(folder.glob("shards/*.npz"))))
+        assert record(swept(lens, files, folder)) == undisturbed
+    assert len(left) > 2
+
+
+def test_what_is_there_is_not_read_again(gpt2: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lens = CorpusLens(*gpt2, Plan(shard=200))
+    files = [text_file(tmp_path / "a.txt", documents(1))]
+    first = record(swept(lens, files, tmp_path / "out"))
+    paths = sorted((tmp_path / "out" / "shards").iterdir())
+    paths[1].unlink()
+    assert [path.stem[-1] for path in paths[:2]] == ["0", "1"]
+    with pytest.raises(ValueError, match=r"0000001\.npz cannot be read .*: delete it, and run again"):
+        Sweep(lens, files, tmp_path / "out").findings()
+    sweep = Sweep(lens, files, tmp_path / "out")
+    assert len(list(sweep.run())) == 1
+    assert record(sweep.findings()) == first
+    monkeypatch.setattr(CorpusLens, "tallies", None)
+    assert list(Sweep(lens, files, tmp_path / "out").run()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, None])
+def test_a_shard_that_cannot_be_read(gpt2: Loaded, tmp_path: Path, content: bytes | None) -> None:
+    lens = CorpusLens(*gpt2, Plan(shard=200))
+    files = [text_file(tmp_path / "a.txt", documents(1))]
+    whole = record(swept(lens, files, tmp_path / "out"))
+    path = min((tmp_path / "out" / "shards").iterdir())
+    path.write_bytes(path.read_bytes()[:-40] if content is None else content)
+    with pytest.raises(ValueError, match=rf"{path.name} cannot be read \(.*\): delete it, and run again") as error:
+        Sweep(lens, files, tmp_path / "out").findings()
+    assert "\n" not in str(error.value)
+    path.unlink()
+    assert record(swept(lens, files, tmp_path / "out")) == whole
+
+
+def test_a_shard_of_another_sweep_is_refused(gpt2: Loaded, tmp_path: Path) -> None:
+    files = [text_file(tmp_path / "a.txt", documents(1))]
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder, window in zip(folders, (40, 9), strict=True):
+        swept(CorpusLens(*gpt2, Plan(window=window)), files, folder)
+    (name,) = [path.name for path in (folders[0] / "shards").iterdir()]
+    shutil.copy(folders[1] / "shards" / name, folders[0] / "shards" / name)
+    with pytest.raises(ValueError, match=r"cannot be read \(broken, or of another sweep\): delete it"):
+        Sweep(CorpusLens(*gpt2, Plan(window=40)), files, folders[0]).findings()
+
+
+@pytest.mark.parametrize(
+    ("other", "keys"),
+    [
+        (dict(window=9), "window"),
+        (dict(norm="plain"), "norm"),
+        (dict(decoders=("mlp",), sites=("resid_mid",)), "decoder, sites"),
+        (dict(prefix=" cat"), "prefix"),
+        (dict(batch=9, shard=9), "batch, shard"),
+    ],
+)
+def test_a_folder_belongs_to_one_sweep(gpt2: Loaded, tmp_path: Path, other: dict[str, Any], keys: str) -> None:
+    files = [text_file(tmp_path / "a.txt", documents(1))]
+    Sweep(CorpusLens(*gpt2, Plan()), files, tmp_path / "out")
+    with pytest.raises(ValueError, match=f"out holds a sweep with another value of {keys}: give another folder"):
+        Sweep(CorpusLens(*gpt2, Plan(**other)), files, tmp_path / "out")
+
+
+def test_other_files_weights_threads_or_folders(gpt2: Loaded, tiny: Tiny, tmp_path: Path) -> None:
+    model, tokenizer = gpt2
+    lens = CorpusLens(model, tokenizer, Plan())
+    one, other = (text_file(tmp_path / f"{seed}.txt", documents(seed)) for seed in range(2))
+    Sweep(lens, [one], tmp_path / "out")
+    with pytest.raises(ValueError, match="another value of files"):
+        Sweep(lens, [one, other], tmp_path / "out")
+    changed = minilens.load(tmp_path / "gpt2")[0]
+    changed.blocks[2].b_out[0] += 1  # type: ignore[index]
+    with pytest.raises(ValueError, match="another value of model"):
+        Sweep(CorpusLens(changed, tokenizer, Plan()), [one], tmp_path / "out")
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ValueError, match="another value of threads"):
+            Sweep(lens, [one], tmp_path / "out")
+    finally:
+        torch.set_num_threads(1)
+    shutil.copy(one.path, tmp_path / "copy.txt")
+    with pytest.raises(ValueError, match=r"0\.txt and .*copy\.txt hold the same text: name it once"):
+        Sweep(lens, [one, TextFile(tmp_path / "copy.txt")], tmp_path / "new")
+    with pytest.raises(ValueError, match="is there, and no sweep has begun in it"):
+        Sweep(lens, [one], tmp_path)
+    with pytest.raises(ValueError, match="is there, and no sweep has begun in it"):
+        Sweep(lens, [one], one.path)
+    (tmp_path / "out" / "sweep.json").write_text("{")
+    with pytest.raises(ValueError, match=r"sweep\.json cannot be read .*: delete it"):
+        Sweep(lens, [one], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (Plan(window=41), "at most the model's context of 40; it is 41"),
+        (Plan(window=0), "the window must hold more than the 0 tokens of the prefix"),
+        (Plan(window=1, prefix=" cat"), "the window must hold more than the [1-9] tokens of the prefix"),
+        (Plan(batch=0), "batch must be at least 1; it is 0"),
+        (Plan(shard=-1), "shard must be at least 1; it is -1"),
+        (Plan(decoders=("best",)), 'there is no decoder "best"'),
+        (Plan(norm="none"), 'there is no norm "none"'),
+        (Plan(sites=("z",)), 'the lens has no rows for "z"'),
+    ],
+)
+def test_plans_that_do_not_suit(gpt2: Loaded, plan: Plan, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CorpusLens(*gpt2, plan)
+
+
+def test_texts_that_cannot_be_read_leave_the_folder_to_another_run(gpt2: Loaded, tmp_path: Path) -> None:
+    lens = CorpusLens(*gpt2, Plan())
+    path = tmp_path / "a.jsonl"
+    path.write_text('"once"\n"\\ud800"\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl cannot be read: .*surrogate"):
+        Sweep(lens, [TextFile(path)], tmp_path / "out").count()
+    path.write_text('"once"\n"upon"\n')
+    with pytest.raises(ValueError, match="another value of files"):
+        Sweep(lens, [TextFile(path)], tmp_path / "out")
+
+
+def test_only_empty_documents(gpt2: Loaded, tmp_path: Path) -> None:
+    findings = swept(CorpusLens(*gpt2, Plan()), [text_file(tmp_path / "a.txt", ["", ""])], tmp_path / "out")
+    assert findings.counted[1:3] == (2, 2)
+    whole = corpus_record("tiny", findings)["decoders"]["final"]["groups"][0]
+    assert whole["mean"]["entropy"] == [None] * 4
+    assert whole["quantiles"]["js"]["0.5"] == [None] * 4
+
+
+def test_weights_that_are_not_finite(gpt2: Loaded, tmp_path: Path) -> None:
+    model, tokenizer = gpt2
+    model.ln_final.w[3] = torch.nan
+    sweep = Sweep(CorpusLens(model, tokenizer, Plan()), [text_file(tmp_path / "a.txt", ["a cat"])], tmp_path / "out")
+    with pytest.raises(ValueError, match="the logits of row embed are not finite"):
+        list(sweep.run())
+    assert not list((tmp_path / "out" / "shards").iterdir())
+
+
+def test_decoders_share_the_forward_pass(gpt2: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    real = corpus_lens.residuals
+    monkeypatch.setattr(corpus_lens, "residuals", lambda *args: passes.append(1) or real(*args))  # type: ignore
+    plan = Plan(decoders=("final", "mlp", "block:1", "block:3"), batch=10**6)
+    swept(CorpusLens(*gpt2, plan), [text_file(tmp_path / "a.txt", documents(1))], tmp_path / "out")
+    assert passes == [1]

@@ -159,7 +159,7 @@ def attribute(
     if not isfinite(logit):
         raise ValueError(
             f"the logit at position {place} is not finite: there is a NaN or an infinity in the weights, or the "
-            f"numbers are too large for {embed.dtype}; if so, load the model with dtype=torch.float32"
+            f"numbers are too large for {embed.dtype}; if so, load it in a wider dtype, torch.float32 or torch.float64"
         )
     ln = model.ln_final
     w = upcast(ln.w) * u

@@ -5,9 +5,11 @@ that nobody read is an error and not a silent difference from the model that was
 """
 
 import json
+import re
 import sys
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,22 +18,81 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from .pickled import Fault, check_pickle
+
 T = TypeVar("T")
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# Bytes that are read of a file of text, and of the header of a file of weights. CTRL's vocabulary, the largest of a
+# published checkpoint of the three families, has 4.2 MiB; the header of GPT-2 XL has 0.1 MiB.
+LONGEST_TEXT, LONGEST_HEADER = 16 * 2**20, 4 * 2**20
 
 
 class CheckpointError(Exception):
     """A file of a checkpoint is missing, broken, or not what its neighbours say it is."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises CheckpointError where there is none."""
+def read_text(path: Path, kind: str = "text") -> str:
+    """The text of a file. Raises CheckpointError where it has none, or far too much."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        if (size := path.stat().st_size) > LONGEST_TEXT:
+            raise Fault(f"it has {size:,} bytes, and no such file of a model has more than {LONGEST_TEXT:,}")
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable as {kind}: {_why(path, error)}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises CheckpointError where there is none, or where a key is there twice."""
+    text = read_text(path, "JSON")
+    try:
+        value = _parsed(text)
+    except ValueError as error:
         raise CheckpointError(f"{path} is not readable as JSON: {_why(path, error)}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object; it holds a {type(value).__name__}")
     return value
+
+
+def _parsed(text: str) -> Any:
+    """JSON in which no two readers can see different things: no key is there twice, no character in halves."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
+            raise Fault(f"the key {shown(twice)} is there twice")
+        return found
+
+    too_deep = Fault("its values are nested more than 100 deep")
+    try:
+        value = json.loads(text, object_pairs_hook=unique)
+    except RecursionError as error:
+        raise too_deep from error
+    level, depth = [value], 0
+    while level := [outer for outer in level if isinstance(outer, (dict, list))]:
+        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        depth += 1
+        if depth > 100:
+            raise too_deep
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise Fault("it holds a lone surrogate, which is not valid Unicode") from error
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value of a file as JSON, on one line and not long."""
+    return json.dumps(value)[:80]
+
+
+def one_line(error: BaseException) -> str:
+    """The first sentence of a library's error, for the end of one of ours."""
+    text = " ".join(str(error).split()).split(". ")[0][:300]
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class Settings:
@@ -49,11 +110,11 @@ class Settings:
         value = self._unread.pop(key, None)
         return default if value is None else value
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A size: at least 1."""
+    def integer(self, key: str, default: int | None = None, *, most: int = 2**31 - 1) -> int:
+        """A size: at least 1, and small enough for torch."""
         value = self.take(key, default)
-        if type(value) is not int or value < 1:
-            raise self.refusal(key, value, "a whole number of at least 1")
+        if type(value) is not int or not 1 <= value <= most:
+            raise self.refusal(key, value, f"a whole number from 1 to {most}")
         return value
 
     def number(self, key: str, default: float) -> float:
@@ -79,7 +140,7 @@ class Settings:
 
     def refusal(self, key: str, value: Any, expected: str) -> CheckpointError:
         """The error to raise for a value that is not supported."""
-        found = "is missing or null" if value is None else f"is {json.dumps(value)[:80]}"
+        found = "is missing or null" if value is None else f"is {shown(value)}"
         return CheckpointError(f'{self.path}: "{key}" {found}; minilens supports {expected}')
 
     def finish(self, ignored: frozenset[str], only: Mapping[str, Any]) -> None:
@@ -87,10 +148,10 @@ class Settings:
         for key, value in self._unread.items():
             if key in only:
                 if value is not None and value != only[key]:
-                    raise self.refusal(key, value, f"{json.dumps(only[key])} only")
+                    raise self.refusal(key, value, f"{shown(only[key])} only")
             elif key not in ignored:
                 raise CheckpointError(
-                    f"{self.path}: unknown key {json.dumps(key)}, of value {json.dumps(value)[:80]}: minilens does not "
+                    f"{self.path}: unknown key {shown(key)}, of value {shown(value)}: minilens does not "
                     "know whether it changes the numbers, so it does not load the model"
                 )
 
@@ -110,7 +171,7 @@ class Checkpoint:
             for name, tensor in _read(path).items():
                 short = name.removeprefix("transformer.")
                 if short in self._unread:
-                    raise CheckpointError(f'{path}: the tensor "{short}" is there twice')
+                    raise CheckpointError(f"{path}: the tensor {shown(short)} is there twice")
                 self._unread[short] = tensor
 
     def take(self, name: str, *shape: int) -> Tensor:
@@ -120,10 +181,14 @@ class Checkpoint:
             raise CheckpointError(f'{self.path}: the tensor "{name}", of shape {list(shape)}, is missing')
         if tensor.shape != shape:
             raise CheckpointError(
-                f'{self.path}: the tensor "{name}" has shape {list(tensor.shape)}, but the config implies {list(shape)}'
+                f'{self.path}: the tensor "{name}" has shape {shown(tensor.shape)}, but the config implies '
+                f"{list(shape)}"
             )
-        if not tensor.is_floating_point():
-            raise CheckpointError(f'{self.path}: the tensor "{name}" holds {tensor.dtype}, not floating-point weights')
+        if tensor.dtype not in DTYPES:
+            raise CheckpointError(
+                f'{self.path}: the tensor "{name}" holds {tensor.dtype}; minilens reads weights in float16, bfloat16, '
+                "float32 or float64"
+            )
         return tensor.to(self._device, self._dtype)
 
     def tied(self, name: str, to: Tensor) -> None:
@@ -139,7 +204,7 @@ class Checkpoint:
     def finish(self) -> None:
         """Raise CheckpointError if any tensor was not read."""
         if self._unread:
-            names = [json.dumps(name) for name in sorted(self._unread)]
+            names = [shown(name) for name in sorted(self._unread)]
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise CheckpointError(f"{self.path}: this model has no place for the tensor {', '.join(names[:3])}{more}")
 
@@ -151,18 +216,28 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         warnings.warn(f"{path} is a pickle file; reading it with torch's weights-only loader", stacklevel=4)
     try:
         if is_pickle:
+            check_pickle(path)
             # Files from before torch 1.6 are not zip archives, and only those can be memory-mapped.
-            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        else:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return {name: tensor.detach() for name, tensor in found.items()}
+        _check_header(path)
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:
+        if is_pickle and not isinstance(error, Fault):  # what torch says may advise against safety
+            error = Fault(
+                "it is cut short or broken, or it holds more than tensors, and minilens runs no code from a file"
+            )
         raise CheckpointError(f"{path} cannot be read as weights: {_why(path, error)}") from error
-    if not isinstance(tensors, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
-    ):
-        raise CheckpointError(f"{path} cannot be read as weights: it does not map names to tensors")
-    return tensors
+
+
+def _check_header(path: Path) -> None:
+    """Refuse what safetensors lets pass: names that are there twice, and more of them than fit in memory."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > LONGEST_HEADER:
+            raise ValueError(f"its header claims {length:,} bytes")
+        _parsed(file.read(length).decode())
 
 
 def _why(path: Path, error: Exception) -> str:
@@ -178,6 +253,6 @@ def _why(path: Path, error: Exception) -> str:
         return "it is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`"
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "it is a web page; download the file itself"
-    if path.suffix == ".bin" and not isinstance(error, RuntimeError):  # one of torch's unpickler, with unsafe advice
-        return "it is cut short or broken, or it holds more than tensors, and minilens runs no code from a file"
-    return f"it is cut short or broken ({' '.join(str(error).split()).split('. ')[0]})"
+    if isinstance(error, Fault):
+        return str(error)
+    return f"it is cut short or broken ({one_line(error)})"

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .checkpoint import Checkpoint, Settings
+from .checkpoint import Checkpoint, Settings, shown
 from .ops import (
     ACTIVATIONS,
     LayerNorm,
@@ -56,7 +56,7 @@ class Config:
     def read(cls, settings: Settings) -> "Config":
         """The sizes in a config.json, under their names on the Hub."""
         d_model = settings.integer("hidden_size")
-        n_layers = settings.integer("num_layers")
+        n_layers = settings.integer("num_layers", most=10_000)  # attention_types names that many without their weights
         n_heads = settings.integer("num_heads")
         if d_model % n_heads:
             raise settings.refusal("num_heads", n_heads, f"a divisor of hidden_size, {d_model}")
@@ -80,14 +80,18 @@ def _is_local(settings: Settings, n_layers: int) -> tuple[bool, ...]:
     kinds = layers
     if types is not None:
         try:
-            # A count may be anything; one more than can be right is enough.
-            kinds = [kind for pattern, times in types for kind in pattern * min(times, n_layers + 1)]
+            kinds = []
+            for pattern, times in types:
+                # A count may be anything; one more than can be right is enough.
+                kinds += pattern * min(times, n_layers // max(1, len(pattern)) + 1)
+                if len(kinds) > n_layers:
+                    break
         except (TypeError, ValueError):
             kinds = None
     if not isinstance(kinds, list) or len(kinds) != n_layers or not all(k in ("global", "local") for k in kinds):
         raise settings.refusal("attention_types", types, f'"global" or "local" for each of the {n_layers} layers')
     if layers not in (None, kinds):
-        raise settings.refusal("attention_layers", layers, f"the expansion of attention_types, {kinds}")
+        raise settings.refusal("attention_layers", layers, f"the expansion of attention_types, {shown(kinds)}")
     return tuple(kind == "local" for kind in kinds)
 
 

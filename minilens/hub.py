@@ -256,8 +256,8 @@ def _shards(index: Path) -> list[str]:
 
 def _shard(find: Find, index: Path, file: str) -> Path:
     if Path(file).name != file:
-        raise CheckpointError(f"{index} names {file!r}, which is not a file in the model's own folder")
+        raise CheckpointError(f"{index} names {file!r:.80}, which is not a file in the model's own folder")
     path = find(file)
     if path is None:
-        raise CheckpointError(f"{index} names {file!r}, which is missing")
+        raise CheckpointError(f"{index} names {file!r:.80}, which is missing")
     return path

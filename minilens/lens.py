@@ -199,7 +199,8 @@ class Lens:
             if not finite:
                 raise ValueError(
                     f"the logits of row {label} are not finite: there is a NaN or an infinity in the weights, or "
-                    f"the numbers are too large for {self.embed.dtype}; if so, load the model with dtype=torch.float32"
+                    f"the numbers are too large for {self.embed.dtype}; if so, load it in a wider dtype, "
+                    "torch.float32 or torch.float64"
                 )
 
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .checkpoint import CheckpointError, read_json
+from .checkpoint import CheckpointError, one_line, read_json, read_text, shown
 from .shapes import Tokens
 
 if TYPE_CHECKING:
@@ -246,39 +246,64 @@ def load_tokenizer(find: Callable[[str], Path | None], family: str) -> Tokenizer
 def _byte_bpe_from_one_file(path: Path) -> ByteBPE:
     import tokenizers
 
-    read_json(path)  # for its messages, which know the usual accidents
+    document = read_json(path)
+    added, model = document.get("added_tokens"), document.get("model")
+    if isinstance(added, list):
+        _check_added(path, [entry.get("content") for entry in added if isinstance(entry, dict)])
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if isinstance(model, dict) and model.get(key):
+            raise CheckpointError(
+                f"{path} is not a byte-level BPE as GPT-2 and GPT-Neo use it: its {key} is {shown(model[key])}"
+            )
     try:
         bpe = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers package raises no type of its own
-        raise CheckpointError(f"{path} is not readable as a tokenizer: {error}") from error
-    if not isinstance(bpe.decoder, tokenizers.decoders.ByteLevel):
+        raise CheckpointError(f"{path} is not readable as a tokenizer: {one_line(error)}") from error
+    if not isinstance(bpe.model, tokenizers.models.BPE) or not isinstance(bpe.decoder, tokenizers.decoders.ByteLevel):
         raise CheckpointError(f"{path} is not a byte-level BPE, the only kind that GPT-2 and GPT-Neo use")
     bpe.no_truncation()
     bpe.no_padding()
+    _check_ids(bpe, path)
     return ByteBPE(bpe)
 
 
 def _byte_bpe(vocab: Path, merges: Path, added: dict[str, Any], add_prefix_space: bool) -> ByteBPE:
     import tokenizers
 
-    read_json(vocab)  # as above
+    entries, _ = read_json(vocab), read_text(merges)  # for their messages, which know the usual accidents
     try:
         bpe = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocab), str(merges)))
     except Exception as error:
-        raise CheckpointError(f"{vocab} and {merges.name} are not readable as a BPE: {error}") from error
+        raise CheckpointError(f"{vocab} and {merges.name} are not readable as a BPE: {one_line(error)}") from error
+    if bpe.get_vocab() != entries:  # what is no number is dropped, and of a large one only 32 bits are read
+        raise CheckpointError(f"{vocab} must give each entry a whole number below 2**32")
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     bpe.decoder = tokenizers.decoders.ByteLevel()
     if bpe.token_to_id("<|endoftext|>") is not None:
         bpe.add_special_tokens(["<|endoftext|>"])
     if not all(type(number) is int for number in added.values()):
         raise CheckpointError(f"{vocab.parent}: added_tokens.json must give each token a whole number")
+    _check_added(vocab.parent / "added_tokens.json", added)
     for token, number in sorted(added.items(), key=itemgetter(1)):
         bpe.add_tokens([tokenizers.AddedToken(token, normalized=False)])
         if bpe.token_to_id(token) != number:
             raise CheckpointError(
-                f"{vocab.parent}: added_tokens.json gives {token!r} the id {number}, which is not next"
+                f"{vocab.parent}: added_tokens.json gives {token!r:.80} the id {number}, which is not next"
             )
+    _check_ids(bpe, vocab)
     return ByteBPE(bpe)
+
+
+def _check_added(path: Path, tokens: Iterable[Any]) -> None:
+    """The tokenizers package takes 70 bytes of memory for each character of an added token."""
+    if sum(len(token) for token in tokens if isinstance(token, str)) > 1_000_000:
+        raise CheckpointError(f"{path} adds tokens of more than a million characters")
+
+
+def _check_ids(bpe: "tokenizers.Tokenizer", path: Path) -> None:
+    ids = bpe.get_vocab().values()
+    if len(set(ids)) < len(ids):
+        raise CheckpointError(f"{path} gives two entries the same id")
 
 
 def _word_bpe(vocab: Path, merges: Path, codes: Iterable[str]) -> WordBPE:
@@ -288,10 +313,7 @@ def _word_bpe(vocab: Path, merges: Path, codes: Iterable[str]) -> WordBPE:
         raise CheckpointError(f"{vocab} must number its {len(tokens)} entries from 0 to {len(tokens) - 1}")
     if "<unk>" not in entries:
         raise CheckpointError(f"{vocab} has no <unk>, which stands for what is not in the vocabulary")
-    try:
-        text = merges.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{merges} is not readable as text: {error}") from error
+    text = read_text(merges)
     if not text.startswith("#version"):
         raise CheckpointError(f"{merges} must begin with a #version line; it begins with {text[:40]!r}")
     # As transformers does it: the last line is dropped, being empty, and a line is split at any white space. In CTRL's

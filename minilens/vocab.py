@@ -115,8 +115,8 @@ def survey(
     last = (torch.cat([chunk.best[i] for chunk in chunks])[None] for i in (0, 1))
     logit, tokens = (torch.cat([a.view(-1, n_pos, k), b]) for a, b in zip(rest, last, strict=True))
     return Survey(
-        Top(tokens, logit, (logit - lse[..., None]).to(x.dtype)),
-        Standing(own, (own - lse).to(x.dtype), rank),
+        Top(tokens, logit, (logit - lse[..., None]).clamp(max=0).to(x.dtype)),
+        Standing(own, (own - lse).clamp(max=0).to(x.dtype), rank),
         {name: torch.cat([chunk.stats[name] for chunk in chunks], 1).to(x.dtype) for name in stats},
     )
 

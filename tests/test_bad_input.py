@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def check_folder(capsys: Capture, folder: Path, sentence: str) -> None:
     assert refusal(capsys, "lens", "--ids", "1 2", "--model", str(folder)) == str(info.value)
 
 
-SIZE = "a whole number of at least 1"
+SIZE = "a whole number from 1 to 2147483647"
 ACTIVATIONS = '"gelu_new" or "gelu_pytorch_tanh" or "gelu_fast" or "gelu" or "relu"'
 KINDS = '"global" or "local" for each of the 3 layers'
 CONFIGS: list[tuple[str, dict[str, Any], str]] = [
@@ -74,6 +75,12 @@ CONFIGS: list[tuple[str, dict[str, Any], str]] = [
     ("gpt_neo", {"num_heads": 7}, '"num_heads" is 7; minilens supports a divisor of hidden_size, 30'),
     ("gpt2", {"n_embd": None}, f'"n_embd" is missing or null; minilens supports {SIZE}'),
     ("gpt2", {"vocab_size": None}, f'"vocab_size" is missing or null; minilens supports {SIZE}'),
+    ("gpt2", {"n_positions": 2**31}, f'"n_positions" is 2147483648; minilens supports {SIZE}'),
+    (
+        "gpt_neo",
+        {"num_layers": 10**9, "attention_types": [[["global"], 10**9]]},
+        '"num_layers" is 1000000000; minilens supports a whole number from 1 to 10000',
+    ),
     ("gpt_neo", {"hidden_size": None}, f'"hidden_size" is missing or null; minilens supports {SIZE}'),
     ("ctrl", {"dff": None}, f'"dff" is missing or null; minilens supports {SIZE}'),
     ("gpt2", {"n_embd": "30"}, f'"n_embd" is "30"; minilens supports {SIZE}'),
@@ -177,11 +184,11 @@ TENSORS: list[tuple[Callable[[Tensors], Tensors], str]] = [
     ),
     (
         with_one("transformer.ln_f.weight", lambda tensor: tensor.long()),
-        'the tensor "ln_f.weight" holds torch.int64, not floating-point weights',
+        'the tensor "ln_f.weight" holds torch.int64; minilens reads weights in float16, bfloat16, float32 or float64',
     ),
     (
         with_one("transformer.ln_f.weight", lambda tensor: tensor > 0),
-        'the tensor "ln_f.weight" holds torch.bool, not floating-point weights',
+        'the tensor "ln_f.weight" holds torch.bool; minilens reads weights in float16, bfloat16, float32 or float64',
     ),
 ]
 
@@ -219,8 +226,11 @@ FILES: list[tuple[str, bytes | None, str]] = [
     ("config.json", b'{"model_type": ', NO_JSON + CUT),
     ("config.json", b'{"model_type": "gpt\xe9"}', NO_JSON + CUT),
     ("config.json", '{"model_type": "gpt2"}'.encode("utf-16"), NO_JSON + CUT),
-    ("config.json", b"[" * 100_000, NO_JSON + CUT),
+    ("config.json", b"[" * 100_000, NO_JSON + "its values are nested more than 100 deep"),
     ("config.json", b'{"n_layer": ' + b"9" * 5000 + b"}", NO_JSON + CUT),
+    ("config.json", b'{"n_embd": 30, "n_embd": 30}', NO_JSON + 'the key "n_embd" is there twice'),
+    ("config.json", b'{"x": "\\udc00"}', NO_JSON + "it holds a lone surrogate, which is not valid Unicode"),
+    ("config.json", b" " * 2**24 + b"{}", NO_JSON + "it has 16,777,218 bytes, and no such file of a model has more .+"),
     ("config.json", b"[]", "HERE/config.json must hold a JSON object; it holds a list"),
     ("config.json", b"null", "HERE/config.json must hold a JSON object; it holds a NoneType"),
     ("config.json", LFS, NO_JSON + IS_LFS),
@@ -286,6 +296,140 @@ def test_a_pickle_file_of_something_else(tiny: Tiny, tmp_path: Path, value: Any)
         minilens.load(folder)
 
 
+ONE = torch.arange(3.0)
+STORAGE = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpu"
+NO_FIT = r"it is cut short or broken \(a tensor is larger than its storage\)"
+
+
+@pytest.mark.filterwarnings("ignore:.*is a pickle file", "ignore:Sparse")
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    ("tensor", "sentence"),
+    [
+        (ONE.to_sparse(), "it asks for 'torch._utils _rebuild_sparse_tensor', and minilens runs no code from a file"),
+        (ONE.to("meta"), "it asks for 'torch._utils _rebuild_meta_tensor_no_storage', and minilens runs no code .*"),
+        (ONE.to(torch.complex64), "it asks for 'torch ComplexFloatStorage', and minilens runs no code from a file"),
+        (ONE[0].expand(999, 999), r"it is cut short or broken \(its tensors are larger than the file\)"),
+        (bytearray(9), "it asks for '__builtin__ bytearray', and minilens runs no code from a file"),
+    ],
+    ids=str,
+)
+def test_tensors_that_are_not_plain(tiny: Tiny, tmp_path: Path, tensor: Any, sentence: str, is_zip: bool) -> None:
+    folder = changed(tiny("gpt2")[1], tmp_path / "model", files={"model.safetensors": None})
+    torch.save({"a": tensor}, folder / "pytorch_model.bin", _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(CheckpointError, match=f"cannot be read as weights: {sentence}$"):
+        minilens.load(folder)
+
+
+@pytest.mark.filterwarnings("ignore:.*is a pickle file")
+@pytest.mark.parametrize(
+    ("right", "wrong", "sentence"),
+    [
+        (b"QK\x00K\x03\x85", b"QK\x01K\x03\x85", NO_FIT),  # offset
+        (b"QK\x00K\x03\x85", b"QK\x00K\x04\x85", NO_FIT),  # shape
+        (b"K\x01\x85", b"K\x02\x85", NO_FIT),  # stride
+        (b"K\x03t", b"K\x04t", r"it is cut short or broken \(a storage is not of the size that it claims\)"),
+        (b"FloatStorage", b"LongStorage", r"it is cut short or broken \(a storage is not of the size that it claims\)"),
+        (b"K\x03\x85", b"J\xff\xff\xff\xff\x85", "a tensor in it has an impossible shape"),
+        (b"s.", b"sX\x01\x00\x00\x00aNs.", "a name is there twice in it"),
+        (b"s.", b"sK\x01\x85Ns.", "it does not map names to tensors"),
+        (b"s.", b"s}X\5\0\0\0itemsNsb.", "it does not map names to tensors"),
+        (b"s.", b"sX\1\0\0\0b" + STORAGE + b"K\2tQs.", "a storage is there twice in it"),
+        (b"s.", b"s" + b"]" * 2**20 + b".", "it holds far more than the names of tensors"),
+        (b"\x80\2}", b"\x80\3}", "it has the instruction PROTO, and minilens runs no code from a file"),
+        (b"s.", b"s\x8c\x00.", "it has the instruction SHORT_BINUNICODE, and minilens runs no code from a file"),
+    ],
+)
+def test_a_pickle_that_lies(tiny: Tiny, tmp_path: Path, right: bytes, wrong: bytes, sentence: str) -> None:
+    """The checksums are right: a program is put in the place of the one that torch wrote."""
+    buffer = io.BytesIO()
+    torch.save({"a": ONE}, buffer)
+    folder = changed(tiny("gpt2")[1], tmp_path / "model", files={"model.safetensors": None})
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(folder / "pytorch_model.bin", "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "archive/data.pkl":
+                content = re.sub(b"q.", b"", content, flags=re.DOTALL)  # what is remembered, and never used
+                assert content.count(right) == 1
+            new.writestr(name, content.replace(right, wrong))
+    with pytest.raises(CheckpointError, match=f"cannot be read as weights: {sentence}$"):
+        minilens.load(folder)
+
+
+def spoiled_zip(archive: bytes, entry: str, at: int, new: bytes) -> bytes:
+    """With other bytes at a place of an entry in the directory of an archive."""
+    where = archive.rindex(entry.encode()) - 46 + at
+    return archive[:where] + new + archive[where + len(new) :]
+
+
+def extended(archive: bytes, *entries: str) -> bytes:
+    buffer = io.BytesIO(archive)
+    with zipfile.ZipFile(buffer, "a") as changed:
+        for entry in entries:
+            changed.writestr(entry, b"x")
+    return buffer.getvalue()
+
+
+def beyond(archive: bytes) -> bytes:
+    """With a storage that begins 2**16 bytes later."""
+    length = archive.index(b"archive/data/0") - 2
+    return archive[:length] + b"\xff\xff" + archive[length + 2 :]
+
+
+UNLIKE_TORCH = "entries of this zip archive are compressed, folders, or there twice"
+NOT_AT_END = r"it is cut short or broken \(the directory of a zip archive is not at its end\)"
+
+
+@pytest.mark.filterwarnings("ignore:.*is a pickle file")
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda archive: spoiled_zip(archive, "archive/data.pkl", 38, b"\x10"), UNLIKE_TORCH),
+        (lambda archive: spoiled_zip(archive, "archive/data/0", 20, bytes(4)), UNLIKE_TORCH),
+        (lambda archive: extended(archive, "archive/DATA.PKL"), UNLIKE_TORCH),
+        (
+            lambda archive: extended(archive, "archive/constants.pkl"),
+            "it is a zip archive of something else than tensors",
+        ),
+        (lambda archive: extended(archive, *map(str, range(25_000))), "it holds far more than the names of tensors"),
+        (beyond, r"it is cut short or broken \(a storage is not of the size that it claims\)"),
+        (lambda archive: archive + b"x", NOT_AT_END),
+        (lambda archive: archive[:-34] + bytes(8) + archive[-26:], NOT_AT_END),
+    ],
+    ids=["folder", "no size", "capitals", "TorchScript", "many", "beyond", "more at the end", "another directory"],
+)
+def test_a_zip_archive_that_readers_see_differently(
+    tiny: Tiny, tmp_path: Path, spoil: Callable[[bytes], bytes], sentence: str
+) -> None:
+    buffer = io.BytesIO()
+    torch.save({"a": ONE}, buffer)
+    archive = buffer.getvalue()
+    files = {"model.safetensors": None, "pytorch_model.bin": spoil(archive)}
+    with pytest.raises(CheckpointError, match=f"cannot be read as weights: {sentence}$"):
+        minilens.load(changed(tiny("gpt2")[1], tmp_path / "model", files=files))
+
+
+@pytest.mark.filterwarnings("ignore:.*is a pickle file")
+def test_an_older_pickle_file_that_torch_reads_in_another_way(tiny: Tiny, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save({"a": ONE}, buffer, _use_new_zipfile_serialization=False)
+    older = buffer.getvalue()
+    # A header of tar takes 512 bytes, here the start of the programs and a text in the one about the system.
+    tar = bytearray(older[:21] + b"\x80\2X" + (484).to_bytes(4, "little") + bytes(484))
+    tar[148:156] = b" " * 8
+    tar[148:155] = b"%06o\0" % sum(tar)
+    keys = older[older.rindex(b"\x80\2]") : -len(ONE) * 4 - 8]
+    for content, sentence in (
+        (bytes(tar) + older[23:], "it is not a file that torch.save wrote"),
+        (older.replace(keys, b"\x80\2]."), r"it is cut short or broken \(storages are missing\)"),
+        (older[:-1], r"it is cut short or broken \(a storage is not of the size that it claims\)"),
+    ):
+        files = {"model.safetensors": None, "pytorch_model.bin": content}
+        folder = changed(tiny("gpt2")[1], tmp_path / str(len(content)), files=files)
+        with pytest.raises(CheckpointError, match=f"cannot be read as weights: {sentence}$"):
+            minilens.load(folder)
+
+
 @pytest.mark.parametrize(
     ("index", "sentence"),
     [
@@ -294,7 +438,7 @@ def test_a_pickle_file_of_something_else(tiny: Tiny, tmp_path: Path, value: Any)
         ({"weight_map": ["model.safetensors"]}, 'must map tensors to files in "weight_map"'),
         ({"weight_map": {"wte.weight": 1}}, 'must map tensors to files in "weight_map"'),
         ({"weight_map": {"wte.weight": "gone.safetensors"}}, "names 'gone.safetensors', which is missing"),
-        ({"weight_map": {"wte.weight": "x" * 999}}, f"names '{'x' * 999}', which is missing"),
+        ({"weight_map": {"wte.weight": "x" * 999}}, f"names '{'x' * 79}, which is missing"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -121,6 +121,22 @@ def test_pickle_files(tiny: Tiny, tmp_path: Path, family: str, is_zip: bool) -> 
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*is a pickle file")
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_state_dict_as_it_is(tiny: Tiny, tmp_path: Path, family: str, is_zip: bool) -> None:
+    """An ordered dictionary with metadata; parameters, tied and transposed, and a slice of a larger storage."""
+    reference, original = tiny(family)
+    state = reference.state_dict(keep_vars=True)
+    assert state["lm_head.weight"].data_ptr() in [t.data_ptr() for name, t in state.items() if "lm_head" not in name]
+    name = next(name for name, tensor in state.items() if "attn" in name or "Wq" in name)
+    state[name] = torch.cat([state[name].detach()] * 2).T.contiguous().T[-len(state[name]) :]
+    folder = changed(original, tmp_path / "bin", files={"model.safetensors": None})
+    torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=is_zip)
+    assert same(folder, original)
+    assert not minilens.load(folder)[0].W_E.requires_grad
+
+
 def test_safetensors_come_before_pickle_files(tiny: Tiny, tmp_path: Path) -> None:
     _, original = tiny("gpt2")
     assert same(changed(original, tmp_path / "both", files={"pytorch_model.bin": b"never read"}), original)

@@ -416,6 +416,8 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
         ("gpt2", "merges.txt", "#version\nno such\n"),
         *(("gpt2", "tokenizer.json", content) for content in ["", "{}", "[1]", LFS, b"\xff", "<html>"]),
         ("gpt2", "tokenizer.json", '{"model": {"type": "WordPiece", "vocab": {}}}'),
+        # The tokenizers package drops the first, cuts the second down to 32 bits, and reads the third.
+        *(("gpt2", "vocab.json", f'{{"a": {token}, "b": 1}}') for token in ("true", 2**32 + 7, 1)),
         *(("ctrl", "vocab.json", content) for content in ['{"<unk>": "0"}', '{"<unk>": 1}', '{"<unk>": 0, "b": 0}']),
         ("ctrl", "vocab.json", '{"<unk>": true, "a": 0}'),
         ("ctrl", "vocab.json", '{"a": 0}'),
@@ -438,6 +440,33 @@ def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "merges.txt").mkdir()
     with pytest.raises(CheckpointError, match=r"merges\.txt is not readable"):
         ctrl(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("dropout", 0.1, "as GPT-2 and GPT-Neo use it: its dropout is 0.1"),  # other tokens each time
+        ("continuing_subword_prefix", "##", 'as GPT-2 and GPT-Neo use it: its continuing_subword_prefix is "##"'),
+        ("end_of_word_suffix", "</w>", 'as GPT-2 and GPT-Neo use it: its end_of_word_suffix is "</w>"'),
+        ("vocab", {"a": 0, "b": 0}, "gives two entries the same id"),
+    ],
+)
+def test_models_that_are_not_plain(key: str, value: object, sentence: str, tmp_path: Path) -> None:
+    document = json.loads(tiny_bpe().to_str())
+    document["model"] |= {"merges": [], key: value}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=rf"tokenizer\.json .*{re.escape(sentence)}$"):
+        load_tokenizer(finder(tmp_path), "gpt2")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "added_tokens.json"])
+def test_an_added_token_that_would_fill_the_memory(name: str, tmp_path: Path) -> None:
+    raw, token = tiny_bpe(), "x" * 1_000_001
+    raw.model.save(str(tmp_path))
+    document = {**json.loads(raw.to_str()), "added_tokens": [{"content": token}]}
+    (tmp_path / name).write_text(json.dumps(document if name == "tokenizer.json" else {token: raw.get_vocab_size()}))
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)} adds tokens of more than a million characters$"):
+        load_tokenizer(finder(tmp_path), "gpt2")
 
 
 def test_other_kinds_of_tokenizer_are_refused(tmp_path: Path) -> None:

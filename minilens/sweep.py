@@ -88,7 +88,7 @@ class Sweep:
         if self._counted:
             return self._counted
         if path.exists():
-            with _explained(path), path.open("rb") as file, np.load(file) as found:
+            with _explained(path), path.open("rb") as stream, np.load(stream) as found:
                 shards, total = (torch.from_numpy(found[name]) for name in ("shards", "total"))
                 if len(shards) != len(self.files) or len(total) != 2 + d_vocab:
                     raise ValueError("it is of other files")
@@ -134,7 +134,7 @@ class Sweep:
         """The sum of all shards. Raises ValueError where one is missing or cannot be read."""
         whole = self.lens.empty()
         for path in self._paths():
-            with _explained(path), path.open("rb") as file, np.load(file) as found:
+            with _explained(path), path.open("rb") as stream, np.load(stream) as found:
                 for n, so_far in enumerate(whole):
                     part = {name: torch.from_numpy(found[f"{n}.{name}"]) for name in vars(so_far)}
                     if any((v.shape, v.dtype) != (part[k].shape, part[k].dtype) for k, v in vars(so_far).items()):

@@ -99,19 +99,20 @@ class Checkpoint:
     """Tensors by their Hub names, without the `transformer.` that some files put before them.
 
     Tensors of the dtype and device asked for stay where they are, in the memory-mapped file; others are converted as
-    they are taken.
+    they are taken, one at a time: of a safetensors file never more than one tensor is in memory beside its copies.
     """
 
     def __init__(self, paths: Sequence[Path], *, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         self.path = paths[0]
-        self._dtype, self._device = dtype, device
+        self.dtype, self.device = dtype, torch.device(device)
         self._unread: dict[str, Tensor] = {}
+        self._files: dict[str, tuple[Path, str]] = {}  # where each is, and its name there
         for path in paths:
             for name, tensor in _read(path).items():
                 short = name.removeprefix("transformer.")
                 if short in self._unread:
                     raise CheckpointError(f'{path}: the tensor "{short}" is there twice')
-                self._unread[short] = tensor
+                self._unread[short], self._files[short] = tensor, (path, name)
 
     def take(self, name: str, *shape: int) -> Tensor:
         """The tensor of that name, once. Raises CheckpointError where it is missing or has another shape."""
@@ -124,11 +125,25 @@ class Checkpoint:
             )
         if not tensor.is_floating_point():
             raise CheckpointError(f'{self.path}: the tensor "{name}" holds {tensor.dtype}, not floating-point weights')
-        return tensor.to(self._device, self._dtype)
+        is_kept = (tensor.dtype, tensor.device) == (self.dtype, self.device)
+        return tensor if is_kept else self._converted(name, _alone(tensor, *self._files[name]))
+
+    def _converted(self, name: str, tensor: Tensor) -> Tensor:
+        converted = tensor.to(self.device, self.dtype)
+        overflows = self.dtype == torch.float16 and not converted.is_meta and converted.isinf().any()
+        if overflows and not tensor.isinf().any():
+            raise CheckpointError(
+                f'{self.path}: the tensor "{name}" has numbers beyond 65504, where float16 ends; load it with '
+                "dtype=torch.bfloat16 or torch.float32"
+            )
+        return converted
 
     def tied(self, name: str, to: Tensor) -> None:
-        """Read a tensor that may be stored but must equal another one: the unembedding of a tied model."""
-        if name in self._unread and not torch.equal(self.take(name, *to.shape), to):
+        """Read a tensor that may be stored but must equal another one: the unembedding of a tied model.
+
+        On the device "meta" there are no values to compare.
+        """
+        if name in self._unread and not ((head := self.take(name, *to.shape)).is_meta or torch.equal(head, to)):
             raise CheckpointError(f'{self.path}: "{name}" differs from the embedding, to which it should be tied')
 
     def ignore(self, *names: str) -> None:
@@ -163,6 +178,20 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     ):
         raise CheckpointError(f"{path} cannot be read as weights: it does not map names to tensors")
     return tensors
+
+
+def _alone(tensor: Tensor, path: Path, name: str) -> Tensor:
+    """The same tensor in a mapping of its own, where the form of the file allows it.
+
+    What is read of a mapped file stays in memory until the last tensor in that mapping goes.
+    """
+    if path.suffix != ".safetensors":
+        return tensor
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(name)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as weights: {_why(path, error)}") from error
 
 
 def _why(path: Path, error: Exception) -> str:

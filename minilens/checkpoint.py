@@ -106,13 +106,16 @@ class Checkpoint:
         self.path = paths[0]
         self.dtype, self.device = dtype, torch.device(device)
         self._unread: dict[str, Tensor] = {}
-        self._files: dict[str, tuple[Path, str]] = {}  # where each is, and its name there
+        self._files: dict[str, tuple[Path, str]] = {}  # of what is to be converted: where it is, and its name there
         for path in paths:
             for name, tensor in _read(path).items():
                 short = name.removeprefix("transformer.")
                 if short in self._unread:
                     raise CheckpointError(f'{path}: the tensor "{short}" is there twice')
-                self._unread[short], self._files[short] = tensor, (path, name)
+                if (tensor.dtype, tensor.device) != (self.dtype, self.device) and path.suffix == ".safetensors":
+                    self._files[short] = path, name
+                    tensor = tensor.to("meta")  # its shape alone: the mapping goes, with what opening it has read
+                self._unread[short] = tensor
 
     def take(self, name: str, *shape: int) -> Tensor:
         """The tensor of that name, once. Raises CheckpointError where it is missing or has another shape."""
@@ -125,8 +128,7 @@ class Checkpoint:
             )
         if not tensor.is_floating_point():
             raise CheckpointError(f'{self.path}: the tensor "{name}" holds {tensor.dtype}, not floating-point weights')
-        is_kept = (tensor.dtype, tensor.device) == (self.dtype, self.device)
-        return tensor if is_kept else self._converted(name, _alone(tensor, *self._files[name]))
+        return self._converted(name, _alone(*self._files[name]) if name in self._files else tensor)
 
     def _converted(self, name: str, tensor: Tensor) -> Tensor:
         converted = tensor.to(self.device, self.dtype)
@@ -180,13 +182,8 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     return tensors
 
 
-def _alone(tensor: Tensor, path: Path, name: str) -> Tensor:
-    """The same tensor in a mapping of its own, where the form of the file allows it.
-
-    What is read of a mapped file stays in memory until the last tensor in that mapping goes.
-    """
-    if path.suffix != ".safetensors":
-        return tensor
+def _alone(path: Path, name: str) -> Tensor:
+    """One tensor, in a mapping of its own: what is read of a mapped file stays in memory as long as the mapping."""
     try:
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(name)  # type: ignore[no-any-return]

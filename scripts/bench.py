@@ -425,8 +425,8 @@ def part_loading(args: argparse.Namespace, folder: Path) -> None:
     """Each model with all contenders in turn, and then the next: one at a time is in memory and on disk."""
     n, buffer = min(32, args.tokens), bytearray(2**24)
     for size in {args.size(size): None for size in (GPT2_XL, GPT_NEO, CTRL)}:
-        print(f"\nloading: {size}; {size.megabytes:.0f} MB of weights; times: of safetensors, MB: over the file's size")
-        if not has_room(size, folder, 1.9):  # a mapped file, and transformers' copy of it
+        print(f"\nloading: {size}; {size.megabytes:.0f} MB of weights; times: of safetensors")
+        if not has_room(size, folder, 1.6):  # a mapped file, and transformers' copy of it in bfloat16
             continue
         path = checkpoint(size, folder)
         file_MB = sum(file.stat().st_size for file in path.glob("*.safetensors")) / 1e6
@@ -441,7 +441,7 @@ def part_loading(args: argparse.Namespace, folder: Path) -> None:
         least = {what: {name: min(turn[name] for turn in found) for name in found[0]} for what, found in turns.items()}
         most = {what: {name: max(turn[name] for turn in found) for name in found[0]} for what, found in turns.items()}
         base = least["safetensors, load_file"]
-        print(f"{'':32}{'load':>16}{'and read':>16}{'peak':>9}{'/ file':>8}{'MB over':>9}{'after del':>11}{'lens':>8}")
+        print(f"{'':32}{'load':>16}{'and read':>16}{'peak':>9}{'/ file':>8}{'MB over':>9}{'after del':>11}   lens")
         for what, best in least.items():
             peak = most[what]["read MB"]
             seconds = "".join(f"{best[name]:8.3f} s{best[name] / base[name]:5.1f}x" for name in ("load", "read"))
@@ -449,7 +449,7 @@ def part_loading(args: argparse.Namespace, folder: Path) -> None:
             print(f"  {what:<30}{seconds}{peak:6.0f} MB{peak / file_MB:8.3f}{peak - file_MB:+9.0f}{after:>11}", end="")
             if "lens" in best:
                 lens_peak = most[what]["lens MB"]
-                print(f"{best['lens']:6.2f} s for {n} tokens, peak {lens_peak:.0f} MB", end="")
+                print(f"{best['lens']:7.2f} s on {n} tokens, peak {lens_peak:.0f} MB", end="")
             print(flush=True)
         if args.folder is None:
             shutil.rmtree(path)

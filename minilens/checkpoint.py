@@ -160,18 +160,22 @@ class Checkpoint:
     """Tensors by their Hub names, without the `transformer.` that some files put before them.
 
     Tensors of the dtype and device asked for stay where they are, in the memory-mapped file; others are converted as
-    they are taken.
+    they are taken, one at a time: of a safetensors file never more than one tensor is in memory beside its copies.
     """
 
     def __init__(self, paths: Sequence[Path], *, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         self.path = paths[0]
-        self._dtype, self._device = dtype, device
+        self.dtype, self.device = dtype, torch.device(device)
         self._unread: dict[str, Tensor] = {}
+        self._files: dict[str, tuple[Path, str]] = {}  # of what is to be converted: where it is, and its name there
         for path in paths:
             for name, tensor in _read(path).items():
                 short = name.removeprefix("transformer.")
                 if short in self._unread:
                     raise CheckpointError(f"{path}: the tensor {shown(short)} is there twice")
+                if (tensor.dtype, tensor.device) != (self.dtype, self.device) and path.suffix == ".safetensors":
+                    self._files[short] = path, name
+                    tensor = tensor.to("meta")  # its shape alone: the mapping goes, with what opening it has read
                 self._unread[short] = tensor
 
     def take(self, name: str, *shape: int) -> Tensor:
@@ -189,11 +193,24 @@ class Checkpoint:
                 f'{self.path}: the tensor "{name}" holds {tensor.dtype}; minilens reads weights in float16, bfloat16, '
                 "float32 or float64"
             )
-        return tensor.to(self._device, self._dtype)
+        return self._converted(name, _alone(*self._files[name]) if name in self._files else tensor)
+
+    def _converted(self, name: str, tensor: Tensor) -> Tensor:
+        converted = tensor.to(self.device, self.dtype)
+        overflows = self.dtype == torch.float16 and not converted.is_meta and converted.isinf().any()
+        if overflows and not tensor.isinf().any():
+            raise CheckpointError(
+                f'{self.path}: the tensor "{name}" has numbers beyond 65504, where float16 ends; load it with '
+                "dtype=torch.bfloat16 or torch.float32"
+            )
+        return converted
 
     def tied(self, name: str, to: Tensor) -> None:
-        """Read a tensor that may be stored but must equal another one: the unembedding of a tied model."""
-        if name in self._unread and not torch.equal(self.take(name, *to.shape), to):
+        """Read a tensor that may be stored but must equal another one: the unembedding of a tied model.
+
+        On the device "meta" there are no values to compare.
+        """
+        if name in self._unread and not ((head := self.take(name, *to.shape)).is_meta or torch.equal(head, to)):
             raise CheckpointError(f'{self.path}: "{name}" differs from the embedding, to which it should be tied')
 
     def ignore(self, *names: str) -> None:
@@ -238,6 +255,15 @@ def _check_header(path: Path) -> None:
         if length > LONGEST_HEADER:
             raise ValueError(f"its header claims {length:,} bytes")
         _parsed(file.read(length).decode())
+
+
+def _alone(path: Path, name: str) -> Tensor:
+    """One tensor, in a mapping of its own: what is read of a mapped file stays in memory as long as the mapping."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(name)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as weights: {_why(path, error)}") from error
 
 
 def _why(path: Path, error: Exception) -> str:

@@ -184,11 +184,11 @@ class CTRL:
 def sinusoids(n: int, d_model: int) -> Float[Tensor, "pos d_model"]:
     """The vectors of positions 0 to n - 1: sines, then cosines, of position / 10000**(2i / d_model).
 
-    In float32 and in transformers' order of operations, so as to equal it. Salesforce's own code takes the angles in
-    float64, which differs by 4e-5 at 512 positions.
+    In float32, on the CPU and in transformers' order of operations, so as to equal it. Salesforce's own code takes the
+    angles in float64, which differs by 4e-5 at 512 positions.
     """
-    i = torch.arange(d_model, dtype=torch.float32)
-    angles = torch.arange(n, dtype=torch.float32)[:, None] * (1 / torch.pow(10000, 2 * (i // 2) / d_model))
+    i, position = (torch.arange(size, dtype=torch.float32, device="cpu") for size in (d_model, n))
+    angles = position[:, None] * (1 / torch.pow(10000, 2 * (i // 2) / d_model))
     return torch.cat([angles[:, 0::2].sin(), angles[:, 1::2].cos()], dim=-1)
 
 

@@ -31,7 +31,7 @@ def geometry(model: Model) -> Geometry:
     W_E = model.W_U.mT
     n = len(W_E)
     tiles = [slice(start, start + TILE) for start in range(0, n, TILE)]
-    mean = sum((W_E[tile].double().sum(0) for tile in tiles), torch.zeros(())) / n
+    mean = sum((W_E[tile].double().sum(0) for tile in tiles), W_E.new_zeros(())) / n
     norms = torch.cat([W_E[tile].double().norm(dim=-1) for tile in tiles])
 
     def mean_cosine(origin: torch.Tensor) -> float:

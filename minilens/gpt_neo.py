@@ -9,6 +9,8 @@ reference here. The same computation as gpt2.py, line for line, but for these de
   (transformers issue 20828).
 - Scores are taken in float32, whatever the dtype of the weights: unscaled, they overflow float16. The reference does
   so even where the weights are float64.
+- float16 is refused: at 2048 tokens it is reported to give NaN even with the scores in float32 (transformers issue
+  11076).
 - Queries, keys and values come from three matrices without a bias.
 """
 
@@ -203,7 +205,15 @@ class GPTNeo:
 
 
 def build(config: Config, checkpoint: Checkpoint) -> GPTNeo:
-    """The model of these sizes with the weights of a checkpoint, under their names on the Hub."""
+    """The model of these sizes with the weights of a checkpoint, under their names on the Hub.
+
+    Raises ValueError for float16.
+    """
+    if checkpoint.dtype == torch.float16:
+        raise ValueError(
+            "GPT-Neo is not computed in float16, whose range its unscaled attention scores overflow: load it with "
+            "dtype=torch.bfloat16 or torch.float32"
+        )
     d_model, d_mlp, take = config.d_model, config.d_mlp, checkpoint.take
 
     def norm(name: str) -> LayerNorm:

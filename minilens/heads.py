@@ -72,7 +72,7 @@ def head_scores(
     if batch < 1:
         raise ValueError(f"batch must be at least 1; it is {batch}")
     random = torch.Generator().manual_seed(seed)
-    once = torch.stack([torch.randperm(d_vocab, generator=random)[:length] for _ in range(batch)])
+    once = torch.stack([torch.randperm(d_vocab, generator=random, device="cpu")[:length] for _ in range(batch)])
     tokens = once.repeat(1, 2).to(model.W_U.device)
     steps_back = (length - 1, 1, length)  # in the order of HeadScores
     found = []

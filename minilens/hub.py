@@ -66,17 +66,22 @@ def load(
 ) -> tuple[Model, Tokenizer | None]:
     """A model and its tokenizer, by the name of a bundled model, the path of a folder, or a repository on the Hub.
 
-    revision: branch, tag or commit of a repository; all files are taken from the one commit it stands for. The weights
-    are converted to dtype; where the file has it already, they stay in the memory-mapped file. The tokenizer is None
-    where there are no files for one. Raises ValueError for a name that leads nowhere, CheckpointError for files that
-    are missing, broken, or of a model that is not supported.
+    revision: branch, tag or commit of a repository; all files are taken from the one commit it stands for. device: by
+    default the CPU. The weights are converted to dtype, one tensor at a time; where the file has it already and they
+    are to be on the CPU, they stay in the memory-mapped file, which is read as it is used, and must not change as long
+    as the model is in use. The tokenizer is None where there are no files for one. Raises ValueError for a name that
+    leads nowhere, a device that is not there, and a dtype that is not one of these four or, as float16 for GPT-Neo, not
+    one that the model can be computed in; CheckpointError for files that are missing, broken, or of a model that is not
+    supported.
     """
     if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float16, bfloat16, float32 or float64; got {dtype!r}")
+    device = "cpu" if device is None else device
     try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:  # torch has one for a build without CUDA, one for other trouble
-        raise ValueError(f"the device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+        torch.empty(0, device=device, dtype=dtype)
+    except Exception as error:  # torch has one for a build without CUDA, one for an unknown name, one for other trouble
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise ValueError(f"the device {str(device)!r} cannot be used: {reason}") from error
     name = os.fspath(name)
     find = _locate(name, revision)
     path = find("config.json")
@@ -87,7 +92,7 @@ def load(
     family = settings.choice("model_type", FAMILIES, _unnamed(values))
     config = family.Config.read(settings)
     settings.finish(IGNORED, ONLY)
-    checkpoint = Checkpoint(_weights(find, path.parent), dtype=dtype, device=device or "cpu")
+    checkpoint = Checkpoint(_weights(find, path.parent), dtype=dtype, device=device)
     model: Model = family.build(config, checkpoint)
     checkpoint.finish()
     return model, load_tokenizer(find, model.family)

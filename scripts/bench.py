@@ -2,12 +2,18 @@
 
     python scripts/bench.py             the parts lens, forward and memory, at GPT-2 small's size
     python scripts/bench.py ctrl xl     other parts: ctrl, CTRL's vocabulary and width; xl, GPT-2 XL's size;
-                                        patching; peers
+                                        patching; peers; loading, GPT-2 XL, GPT-Neo 2.7B and CTRL (24 GB of disk,
+                                        22 GB of memory); bfloat16, what half precision costs in accuracy
     python scripts/bench.py --quick     tiny sizes, whose figures mean nothing: does it run at all?
 
 The checkpoints have random weights, since speed does not depend on the values. Seconds are the least of several runs,
 the contenders taking turns in one process, so that the machine's moods hit all of them: trust the ratios. Memory is
 taken in a fresh process for each figure. Nothing else should run meanwhile. Linux only.
+
+Loading is taken with the file in the page cache, since it is safetensors and transformers that minilens is held against
+and not the disk. A mapped file is read only where it is used, so each figure is there twice: as the call returns, and
+with one number read of each page of every weight. The peak is the most memory that the kernel saw in use (VmHWM: the
+process's own and pages of files that it has read) over what was in use before the call.
 """
 
 import argparse
@@ -31,7 +37,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the Hub's client: 
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import minilens
@@ -57,10 +63,18 @@ class Size(NamedTuple):
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in self._asdict().items()) + ", float32"
 
+    @property
+    def megabytes(self) -> float:
+        return 4e-6 * sum(map(math.prod, shapes(self).values()))
+
 
 GPT2 = Size("gpt2", 12, 768, 12, 50257, 3072, 1024)
 GPT2_XL = Size("gpt2", 48, 1600, 25, 50257, 6400, 1024)
+GPT_NEO = Size("gpt_neo", 32, 2560, 20, 50257, 10240, 2048)
+GPT_NEO_125M = Size("gpt_neo", 12, 768, 12, 50257, 3072, 2048)
 CTRL = Size("ctrl", 48, 1280, 16, 246534, 8192, 256)
+NO_BIAS = {f"attn.attention.{name}_proj" for name in "qkv"}
+SHARD = 2**28  # numbers in a file: 1 GB
 TINY = dict(n_layers=2, d_model=64, n_heads=4, d_vocab=1000, d_mlp=256, n_ctx=64)
 
 Row = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -69,38 +83,65 @@ Row = tuple[Tensor, Tensor, Tensor, Tensor]
 def shapes(size: Size) -> dict[str, tuple[int, ...]]:
     """The tensors of a checkpoint, by their names on the Hub."""
     d, d_mlp = size.d_model, size.d_mlp
-    if size.family == "ctrl":  # its weights map x to x @ W.T
+    if size.family == "gpt2":
+        prefix, out, norms, last = "", 1, ("ln_1", "ln_2"), "ln_f"
+        linears = {"attn.c_attn": (d, 3 * d), "attn.c_proj": (d, d), "mlp.c_fc": (d, d_mlp), "mlp.c_proj": (d_mlp, d)}
+    elif size.family == "gpt_neo":  # its weights, and those of CTRL, map x to x @ W.T
+        prefix, out, norms, last = "transformer.", 0, ("ln_1", "ln_2"), "ln_f"
+        linears = {f"attn.attention.{name}_proj": (d, d) for name in ("q", "k", "v", "out")}
+        linears |= {"mlp.c_fc": (d_mlp, d), "mlp.c_proj": (d, d_mlp)}
+    else:
+        prefix, out, norms, last = "transformer.", 0, ("layernorm1", "layernorm2"), "layernorm"
         linears = {f"multi_head_attention.{name}": (d, d) for name in ("Wq", "Wk", "Wv", "dense")}
         linears |= {"ffn.0": (d_mlp, d), "ffn.2": (d, d_mlp)}
-        out, norms, last = 0, ("layernorm1", "layernorm2"), "layernorm"
-        found: dict[str, tuple[int, ...]] = {"w.weight": (size.d_vocab, d), "lm_head.bias": (size.d_vocab,)}
-    else:
-        linears = {"attn.c_attn": (d, 3 * d), "attn.c_proj": (d, d), "mlp.c_fc": (d, d_mlp), "mlp.c_proj": (d_mlp, d)}
-        out, norms, last = 1, ("ln_1", "ln_2"), "ln_f"
-        found = {"wte.weight": (size.d_vocab, d), "wpe.weight": (size.n_ctx, d)}
+    found: dict[str, tuple[int, ...]] = {"w.weight" if size.family == "ctrl" else "wte.weight": (size.d_vocab, d)}
+    if size.family != "ctrl":
+        found |= {"wpe.weight": (size.n_ctx, d)}
     for h in (f"h.{layer}" for layer in range(size.n_layers)):
         found |= {f"{h}.{name}.weight": shape for name, shape in linears.items()}
-        found |= {f"{h}.{name}.bias": (shape[out],) for name, shape in linears.items()}
+        found |= {f"{h}.{name}.bias": (shape[out],) for name, shape in linears.items() if name not in NO_BIAS}
         found |= {f"{h}.{name}.{part}": (d,) for name in norms for part in ("weight", "bias")}
-    return found | {f"{last}.weight": (d,), f"{last}.bias": (d,)}
+    found |= {f"{last}.weight": (d,), f"{last}.bias": (d,)}
+    found = {f"{prefix}{name}": shape for name, shape in found.items()}
+    return found | ({"lm_head.bias": (size.d_vocab,)} if size.family == "ctrl" else {})
 
 
 def checkpoint(size: Size, folder: Path) -> Path:
-    """A checkpoint with random weights, made unless it is there already."""
+    """A checkpoint with random weights, made file by file unless it is there already."""
     path = folder / "-".join(map(str, size))
     if not (path / "config.json").exists():  # which is written last
         path.mkdir(parents=True, exist_ok=True)
         generator = torch.Generator().manual_seed(2020)
-        tensors = {name: torch.randn(shape, generator=generator).mul_(0.02) for name, shape in shapes(size).items()}
-        for name, tensor in tensors.items():
-            if tensor.ndim == 1 and name.endswith("weight"):
-                tensor.add_(1)  # the gain of a norm
-        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-        config = dict(n_layer=size.n_layers, n_embd=size.d_model, n_head=size.n_heads, vocab_size=size.d_vocab)
-        config |= {"model_type": size.family, "n_positions": size.n_ctx, "bos_token_id": None, "eos_token_id": None}
-        config |= {"dff" if size.family == "ctrl" else "n_inner": size.d_mlp}
-        (path / "config.json").write_text(json.dumps(config))
+        tensors: dict[str, Tensor] = {}
+        files: dict[str, str] = {}
+
+        def save() -> None:
+            file = f"model-{1 + len({*files.values()}):05}.safetensors"
+            save_file(tensors, path / file, metadata={"format": "pt"})
+            files.update(dict.fromkeys(tensors, file))
+            tensors.clear()
+
+        for name, shape in shapes(size).items():
+            if tensors and sum(tensor.numel() for tensor in tensors.values()) + math.prod(shape) > SHARD:
+                save()
+            tensors[name] = torch.randn(shape, generator=generator).mul_(0.02)
+            if len(shape) == 1 and name.endswith("weight"):
+                tensors[name].add_(1)  # the gain of a norm
+        save()
+        index = {"metadata": {"total_size": 4 * sum(map(math.prod, shapes(size).values()))}, "weight_map": files}
+        (path / "model.safetensors.index.json").write_text(json.dumps(index))
+        (path / "config.json").write_text(json.dumps(config(size)))
     return path
+
+
+def config(size: Size) -> dict[str, Any]:
+    ids = {"bos_token_id": None, "eos_token_id": None, "model_type": size.family, "vocab_size": size.d_vocab}
+    if size.family == "gpt_neo":
+        ids |= {"attention_types": [[["global", "local"], size.n_layers // 2]], "window_size": 256}
+        ids |= {"num_layers": size.n_layers, "hidden_size": size.d_model, "num_heads": size.n_heads}
+        return ids | {"max_position_embeddings": size.n_ctx, "intermediate_size": size.d_mlp}
+    ids |= {"n_layer": size.n_layers, "n_embd": size.d_model, "n_head": size.n_heads, "n_positions": size.n_ctx}
+    return ids | {"dff" if size.family == "ctrl" else "n_inner": size.d_mlp}
 
 
 def random_tokens(size: Size, n: int) -> Tensor:
@@ -288,10 +329,10 @@ def probe(what: str, path: str, n: str, threads: str) -> None:
 def weights(thing: Any) -> Iterator[Tensor]:
     if isinstance(thing, Tensor):
         yield thing
-    for value in (
-        thing.parameters() if isinstance(thing, torch.nn.Module) else thing if isinstance(thing, tuple) else ()
-    ):
-        yield from weights(value)
+    if isinstance(thing, torch.nn.Module):
+        yield from thing.parameters()
+    elif isinstance(thing, tuple | dict):
+        yield from (each for value in (thing.values() if isinstance(thing, dict) else thing) for each in weights(value))
     if is_dataclass(thing):
         yield from weights(tuple(vars(thing).values()))
 
@@ -302,8 +343,8 @@ def proc(file: str, key: str) -> float:
     return next(int(text.split()[1]) * 1.024e-3 for text in lines if text.startswith(f"{key}:"))
 
 
-def probed(args: argparse.Namespace, what: str, path: Path, n: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "_probe", what, str(path), str(n), str(args.threads)]
+def probed(args: argparse.Namespace, what: str, path: Path, n: int, probe: str = "_probe") -> dict[str, float]:
+    command = [sys.executable, __file__, probe, what, str(path), str(n), str(args.threads)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
@@ -319,19 +360,102 @@ def part_memory(args: argparse.Namespace, folder: Path) -> None:
             line(f"{what}, T {n}{kept}", peaks[times // 2], "MB", target=target)
 
 
+def has_room(size: Size, folder: Path, copies: float) -> bool:
+    """Whether disk and memory are there for a model, the memory several times over; if not, it says so."""
+    need = size.megabytes / 1e3
+    disk, memory = shutil.disk_usage(folder).free / 1e9, proc("meminfo", "MemAvailable") / 1e3
+    if disk < 1.2 * need or memory < copies * need:
+        print(f"  left out: {need:.1f} GB of weights; {disk:.1f} GB of disk and {memory:.1f} GB of memory are free")
+        return False
+    return True
+
+
 def part_xl(args: argparse.Namespace, folder: Path) -> None:
     size = args.size(GPT2_XL)
     part(f"xl: {size}; in a fresh process")
-    need = 4e-9 * sum(map(math.prod, shapes(size).values()))
-    disk, memory = shutil.disk_usage(folder).free / 1e9, proc("meminfo", "MemAvailable") / 1e3
-    if min(disk, memory) < 1.2 * need:
-        print(f"  left out: {need:.1f} GB of weights; {disk:.1f} GB of disk and {memory:.1f} GB of memory are free")
+    if not has_room(size, folder, 1.2):
         return
     n = min(128, size.n_ctx)
     found = probed(args, "logit_lens", checkpoint(size, folder), n)
     line("minilens.load", found["load"])
     line(f"logit_lens, T {n}", found["seconds"])
     line("its peak over the loaded model", found["MB"], "MB")
+
+
+CLASSES = {"gpt2": "GPT2LMHeadModel", "gpt_neo": "GPTNeoForCausalLM", "ctrl": "CTRLLMHeadModel"}
+LOADERS: dict[str, Callable[[Path, Any], Any]] = {
+    "safetensors, load_file": lambda path, _: {name: load_file(name) for name in path.glob("*.safetensors")},
+    "minilens.load": lambda path, _: load(path),
+    "minilens.load, dtype=bfloat16": lambda path, _: minilens.load(path, dtype=torch.bfloat16)[0],
+    "transformers, from_pretrained": lambda path, reference: reference.from_pretrained(path, dtype=torch.float32),
+    "transformers, dtype=bfloat16": lambda path, reference: reference.from_pretrained(path, dtype=torch.bfloat16),
+}
+
+
+def probe_loading(what: str, path: str, n: str, threads: str) -> None:
+    """In a process of its own: load a model, read a number of each page of it, look through the lens, let it go."""
+    torch.set_num_threads(int(threads))
+    reference = getattr(transformers, CLASSES[json.loads(Path(path, "config.json").read_text())["model_type"]])
+    before = proc("self/status", "VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back
+    found: dict[str, float] = {}
+
+    def note(name: str, start: float) -> None:
+        found[name] = time.perf_counter() - start
+        found[f"{name} MB"] = proc("self/status", "VmHWM") - before
+
+    start = time.perf_counter()
+    model = LOADERS[what](Path(path), reference)
+    note("load", start)
+    for weight in weights(model):
+        weight.as_strided([weight.numel()], [1])[:: os.sysconf("SC_PAGESIZE") // weight.itemsize].sum()
+    note("read", start)
+    if what.startswith("minilens"):
+        start = time.perf_counter()
+        lens(model, torch.arange(int(n))[None] % 1000)
+        note("lens", start)
+    model = weight = None
+    gc.collect()
+    found["left MB"] = proc("self/status", "VmRSS") - before
+    found["mapped"] = Path("/proc/self/maps").read_text().count(path)
+    print(json.dumps(found))
+
+
+def part_loading(args: argparse.Namespace, folder: Path) -> None:
+    """Each model with all contenders in turn, and then the next: one at a time is in memory and on disk."""
+    n, buffer = min(32, args.tokens), bytearray(2**24)
+    for size in {args.size(size): None for size in (GPT2_XL, GPT_NEO, CTRL)}:
+        print(f"\nloading: {size}; {size.megabytes:.0f} MB of weights; times: of safetensors")
+        if not has_room(size, folder, 1.6):  # a mapped file, and transformers' copy of it in bfloat16
+            continue
+        path = checkpoint(size, folder)
+        file_MB = sum(file.stat().st_size for file in path.glob("*.safetensors")) / 1e6
+        turns: dict[str, list[dict[str, float]]] = {what: [] for what in LOADERS}
+        for turn in range(-1, args.repeat):
+            for what, found in turns.items():
+                for file in path.glob("*.safetensors"):
+                    with file.open("rb", buffering=0) as content:
+                        while content.readinto(buffer):
+                            pass
+                found.append(probed(args, what, path, n, "_probe_loading"))
+                if turn < 0:  # whoever first maps pages that are new in the cache pays for all that follow
+                    found.clear()
+                    break
+        least = {what: {name: min(turn[name] for turn in found) for name in found[0]} for what, found in turns.items()}
+        most = {what: {name: max(turn[name] for turn in found) for name in found[0]} for what, found in turns.items()}
+        base = least["safetensors, load_file"]
+        print(f"{'':32}{'load':>16}{'and read':>16}{'peak':>9}{'/ file':>8}{'MB over':>9}{'after del':>11}   lens")
+        for what, best in least.items():
+            peak = most[what]["read MB"]
+            seconds = "".join(f"{best[name]:8.3f} s{best[name] / base[name]:5.1f}x" for name in ("load", "read"))
+            after = f"{most[what]['left MB']:6.0f} MB" + " mapped" * bool(most[what]["mapped"])
+            print(f"  {what:<30}{seconds}{peak:6.0f} MB{peak / file_MB:8.3f}{peak - file_MB:+9.0f}{after:>11}", end="")
+            if "lens" in best:
+                lens_peak = most[what]["lens MB"]
+                print(f"{best['lens']:7.2f} s on {n} tokens, peak {lens_peak:.0f} MB", end="")
+            print(flush=True)
+        if args.folder is None:
+            shutil.rmtree(path)
 
 
 def part_patching(args: argparse.Namespace, folder: Path) -> None:
@@ -394,6 +518,56 @@ def part_peers(args: argparse.Namespace, folder: Path) -> None:
         line(name, value, ratio=seconds["logit_lens"] / value)
 
 
+STORY = (
+    "Stories Once upon a time there was a little girl who lived in a small house near the wood with her mother and her "
+    'old grey cat. One day her mother said, "Take this basket to your grandmother, and do not stop on the way." The '
+    "girl put on her red cloak, took the basket in her hand and went out into the sun. In the wood she met a fox."
+)
+
+
+def decoded(model: minilens.Model, tokens: Tensor) -> Iterator[Tensor]:
+    """The rows of the lens as logit_lens takes them, in float32 from the vectors that the final norm gives."""
+    b_U = 0 if model.b_U is None else model.b_U.float()
+    residuals = [model.embed(tokens)]
+    residuals += [block.resid_post for block in minilens.run(model, residuals[0])]
+    return (model.final_norm(resid)[0].float() @ model.W_U.float() + b_U for resid in residuals)
+
+
+def divergence(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) in nats at each position, in float64."""
+    p, q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def part_bfloat16(args: argparse.Namespace, folder: Path) -> None:
+    """What bfloat16 weights change, beside float32 ones of the same file."""
+    print("\nbfloat16 beside float32: the bundled models on a story, then random weights on random tokens")
+    print("logits: largest difference, and beside the largest logit; KL: nats, mean and largest; rows: of the lens")
+    print(f"{'':12}{'tokens':>6}{'logits':>7}{'/ max':>7}{'same top':>10}{'KL, lens':>17}{'all rows':>17}", end="")
+    print(f"{'KL, logits':>17}{'transformers':>17}")
+    sizes = {f"random {size.family}": size for size in map(args.size, (GPT2, GPT_NEO_125M))}
+    paths = minilens.hub.bundled() | {name: checkpoint(size, folder) for name, size in sizes.items()}
+    for name, path in paths.items():
+        (exact, tokenizer), (half, _) = minilens.load(path), minilens.load(path, dtype=torch.bfloat16)
+        story = STORY if exact.family == "ctrl" else STORY.partition(" ")[2]
+        tokens = random_tokens(sizes[name], args.tokens // 4) if tokenizer is None else tokenizer.encode(story)
+        tokens = tokens[:, : exact.config.n_ctx]
+        *_, mine = pairs = list(zip(decoded(exact, tokens), decoded(half, tokens), strict=True))
+        final, other = mine
+        off = (final - other).abs().max()
+        reference = getattr(transformers, CLASSES[exact.family])
+        theirs = reference.from_pretrained(path, dtype=torch.bfloat16, attn_implementation="eager")(tokens).logits[0]
+        shown = (
+            divergence(final, other),
+            torch.stack([divergence(p, q) for p, q in pairs]),
+            divergence(final, minilens.trace(half, tokens).logits[0]),
+            divergence(final, theirs),
+        )
+        same = (final.argmax(-1) == other.argmax(-1)).float().mean()
+        print(f"{name:14}{tokens.shape[1]:4}{off:7.2f}{off / final.abs().max():7.3f}{same:10.1%}", end="")
+        print("".join(f"{kl.mean():9.1e}{kl.max():8.0e}" for kl in shown), flush=True)
+
+
 PARTS = dict(
     lens=part_lens,
     forward=part_forward,
@@ -402,6 +576,8 @@ PARTS = dict(
     xl=part_xl,
     patching=part_patching,
     peers=part_peers,
+    loading=part_loading,
+    bfloat16=part_bfloat16,
 )
 
 
@@ -438,5 +614,7 @@ if __name__ == "__main__":
     torch.set_grad_enabled(False)
     if sys.argv[1:2] == ["_probe"]:
         probe(*sys.argv[2:])
+    elif sys.argv[1:2] == ["_probe_loading"]:
+        probe_loading(*sys.argv[2:])
     else:
         main()

@@ -66,7 +66,7 @@ MISTAKES = [
         "linear(self.final_norm(self.final_norm(resid))",
     ),
     Mistake("CTRL: sines and cosines take turns", "ctrl.py", "dim=-1)\n", "dim=-1).view(n, 2, -1).mT.reshape(n, -1)\n"),
-    Mistake("CTRL: sinusoids in float64", "ctrl.py", "dtype=torch.float32)", "dtype=torch.float64)"),
+    Mistake("CTRL: sinusoids in float64", "ctrl.py", "dtype=torch.float32, device", "dtype=torch.float64, device"),
     Mistake("CTRL: embedding not scaled", "ctrl.py", " * math.sqrt(self.config.d_model)", ""),
     Mistake("CTRL: bias of the unembedding dropped", "ctrl.py", "self.W_U, self.b_U)", "self.W_U)"),
     Mistake("CTRL: bias of the keys dropped", "ctrl.py", "w.W_K, w.b_K)", "w.W_K)"),

@@ -258,6 +258,23 @@ def test_the_table_is_in_float32_whatever_the_weights(tiny: Tiny, text: torch.Te
     assert table.kl_final.dtype == table.entropy.dtype == table.final.logprob.dtype == torch.float32
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_of_half_precision_the_lens_is_exact_from_the_final_norm_on(
+    tiny: Tiny, text: torch.Tensor, family: str
+) -> None:
+    """Products, softmax and divergences of rounded vectors and weights are those of float64."""
+    model, _ = minilens.load(tiny(family)[1], dtype=torch.bfloat16)
+    trace = minilens.trace(model, text)
+    x = torch.cat([model.final_norm(resid) for resid in (trace.embed, *(block.resid_post for block in trace.blocks))])
+    assert x.dtype == torch.bfloat16
+    logits = x.double() @ model.W_U.double() + (0 if model.b_U is None else model.b_U.double())
+    logp = logits.log_softmax(-1)
+    table = minilens.logit_lens(model, text, stats="all")
+    assert (table.kl_final - (logp[-1].exp() * (logp[-1] - logp)).sum(-1)).abs().max() < 1e-4
+    assert (table.entropy + (logp.exp() * logp).sum(-1)).abs().max() < 1e-4
+    assert (table.top.logit - logits.topk(5).values).abs().max() < 1e-4
+
+
 def test_several_texts_are_refused(model: minilens.Model, tokens: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"one text, of shape \[1, pos\]; got 2"):
         minilens.logit_lens(model, tokens)

@@ -195,6 +195,22 @@ def test_bfloat16_keeps_softmax_in_float32(tiny: Tiny, tokens: torch.Tensor) -> 
         assert (block.pattern - reference.pattern).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_keeps_norms_in_float32(dtype: torch.dtype) -> None:
+    """Of a stream as the norms meet it: a mean and a coordinate that dwarf the rest, and squares beyond float16."""
+    generator = torch.Generator().manual_seed(0)
+    resid = 3 * torch.randn(2, 9, 64, generator=generator) + 5
+    resid[..., 7] += 3000
+    norm = ops.LayerNorm(*torch.randn(2, 64, generator=generator).to(dtype))
+    resid = resid.to(dtype)
+    expected = ops.layer_norm(resid.double(), ops.LayerNorm(norm.w.double(), norm.b.double()), 1e-5)
+    found = ops.layer_norm(resid, norm, 1e-5)
+    assert found.dtype == dtype
+    # Nothing but the rounding of the result, and float32's own before it.
+    bound = torch.finfo(dtype).eps / 2 * expected.abs() + 1e-5
+    assert ((found - expected).abs() <= bound).all()
+
+
 def test_an_edit_that_writes_in_place_is_refused(model: minilens.Model, tokens: torch.Tensor) -> None:
     """resid_pre is the resid_post of the block before: writing into it would change a trace behind its back."""
     with pytest.raises(ValueError, match=r"the edit at 1\.resid_pre wrote into the tensor it was given"):

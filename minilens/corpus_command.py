@@ -57,6 +57,8 @@ def corpus(args: argparse.Namespace) -> None:
     )
     sweep = Sweep(CorpusLens(model, tokenizer, plan), files, args.out)
     if worker.size > 1:
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
     try:
         sweep.count(worker.rank, worker.size)

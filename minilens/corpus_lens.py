@@ -38,6 +38,8 @@ class CorpusLens:
         for name in ("batch", "shard"):
             if getattr(plan, name) < 1:
                 raise ValueError(f"{name} must be at least 1; it is {getattr(plan, name)}")
+        if not plan.decoders or len(set(plan.decoders)) < len(plan.decoders):
+            raise ValueError(f"name each decoder once; got {', '.join(plan.decoders) or 'none'}")
         self.model, self.tokenizer, self.plan = model, tokenizer, plan
         self.window = model.config.n_ctx if plan.window is None else plan.window
         self.prefix = tokenizer.encode(plan.prefix)[0]

@@ -362,6 +362,8 @@ def test_other_files_weights_threads_or_folders(gpt2: Loaded, tiny: Tiny, tmp_pa
         (Plan(batch=0), "batch must be at least 1; it is 0"),
         (Plan(shard=-1), "shard must be at least 1; it is -1"),
         (Plan(decoders=("best",)), 'there is no decoder "best"'),
+        (Plan(decoders=("final", "final")), "name each decoder once; got final, final"),
+        (Plan(decoders=()), "name each decoder once; got none"),
         (Plan(norm="none"), 'there is no norm "none"'),
         (Plan(sites=("z",)), 'the lens has no rows for "z"'),
     ],

@@ -101,7 +101,7 @@ def _show(args: argparse.Namespace, record: dict[str, Any], beside: list[dict[st
     else:
         console = Console(highlight=False)
         for table in corpus_tables(record):
-            console.print(table, end="\n\n")
+            console.print(table, end="\n")
         console.print(corpus_summary(record), markup=False, soft_wrap=True)
     files = {"report.json": text.encode(), "numbers.csv": numbers.getvalue().encode()}
     try:

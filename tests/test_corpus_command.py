@@ -117,7 +117,7 @@ def test_the_terminal(model: Path, text: Path, tmp_path: Path, capsys: Capture) 
     for r, row in enumerate(("embed", "0.post", "1.post", "2.post")):
         (cells,) = [line for line in lines if line[0] == row]
         pairs = [(whole["mean"][v][r], whole["standard_error"][v][r]) for v in NUMBERS if v != "js"]
-        shown = [nats(*pair, 2).replace(" ", "") for pair in pairs]
+        shown = [nats(*pair).replace(" ±0", "±") for pair in pairs]
         shares = [f"{100 * whole['mean'][v][r]:.1f}" for v in VALUES if v not in NUMBERS]
         assert cells[1:] == [*shown, *shares]
     assert max(map(len, out.splitlines()[:-1])) <= 80

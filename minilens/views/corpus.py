@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from math import ceil, isnan, log10
 from typing import Any
 
+from rich.console import Group as Lines
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -104,11 +106,11 @@ def corpus_lines(record: dict[str, Any]) -> Iterator[list[Any]]:
                 yield [*start, row, layer, "calibration_error", error, None, *(None for _ in QUANTILES)]
 
 
-def corpus_tables(record: dict[str, Any]) -> Iterator[Table]:
+def corpus_tables(record: dict[str, Any]) -> Iterator[RenderableType]:
     """For each decoder what its rows say of all tokens: nats with their standard errors, and shares in percent."""
     for decoder, found in record["decoders"].items():
         title = Text(text_label(f"{record['model']}, decoder {decoder}: nats with standard errors, and shares in %"))
-        table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column("row", no_wrap=True, vertical="bottom")
         for head in COLUMNS.values():
             table.add_column(head, justify="right", vertical="bottom", no_wrap=True, overflow="fold")
@@ -118,14 +120,14 @@ def corpus_tables(record: dict[str, Any]) -> Iterator[Table]:
             for value in COLUMNS:
                 mean, error = (whole[key][value][r] for key in ("mean", "standard_error"))
                 cells.append(
-                    nats(mean, error, 2).replace(" ", "")
+                    nats(mean, error).replace(" ±0", "±")
                     if value in NUMBERS
                     else "-"
                     if mean is None
                     else f"{100 * mean:.1f}"
                 )
             table.add_row(row.replace("resid_", ""), *cells)
-        yield table
+        yield Lines(title, table)
 
 
 def corpus_summary(record: dict[str, Any]) -> str:
@@ -139,13 +141,13 @@ def corpus_summary(record: dict[str, Any]) -> str:
     )
 
 
-def nats(mean: float | None, error: float | None, decimals: int = 3) -> str:
-    """A mean to the first digit of its standard error, but to this many decimals at most."""
+def nats(mean: float | None, error: float | None) -> str:
+    """A mean to the first digit of its standard error, but to three decimals at most."""
     if mean is None:
         return "-"
     if error is None:
-        return f"{mean:.{decimals}f}"
+        return f"{mean:.3f}"
     if error == 0:
         return f"{mean:.3g}"
-    decimals = min(decimals, max(1, ceil(-log10(error))))
+    decimals = min(3, max(1, ceil(-log10(error))))
     return f"{mean:.{decimals}f} ±{error:.{decimals}f}"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from math import prod
+from math import lcm, prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from .text import Tokenizer, load_tokenizer
 from .trace import Model
 
 MOST = 100  # tensors that are missing or do not fit before the rest are not looked for: a config may promise any number
+MOST_HEADS = 64
 PIECE = 2**20  # numbers of a tensor that are looked at together
 
 
@@ -251,25 +252,26 @@ def _audit(values: dict[str, Any], path: Path) -> tuple[str | None, Any, list[Ke
 def _config(family: Any, values: dict[str, Any], path: Path) -> tuple[Any, dict[str, str]]:
     """The Config, if no key is refused, and what is wrong with each key that is.
 
-    A key that is refused gets its default, or else 1, so that the next one is seen.
+    A key that is refused gets its default, or a number that the other sizes divide, or 1, so that the next is seen.
     """
     faults: dict[str, str] = {}
-    trial, tried = dict(values), dict[str, int]()
+    stand_ins = lcm(*(n for n in values.values() if type(n) is int and 0 < n <= MOST_HEADS)), 1
+    trial, left = dict(values), dict[str, Iterator[int]]()
     while True:
         settings = _Noting(trial, path)
         try:
             config = family.Config.read(settings)
-            return None if faults else config, faults
         except CheckpointError as error:
             key = settings.refused
-            faults.setdefault(key, str(error))
-            tried[key] = tried.get(key, 0) + 1
-            if tried[key] == 1:
+            if key not in faults:
+                faults[key], left[key] = str(error), iter(stand_ins)
                 trial.pop(key, None)
-            elif tried[key] == 2:
-                trial[key] = 1
+            elif (stand_in := next(left[key], None)) is not None:
+                trial[key] = stand_in
             else:
                 return None, faults
+        else:
+            return None if faults else config, faults
 
 
 def _fields(family: Any) -> dict[str, str]:

@@ -75,10 +75,10 @@ def identities(model: Model, config: Any, tokenizer: Tokenizer | None) -> tuple[
             "bit for bit: blocks only add to it",
         ),
         Identity(
-            "what blocks write, less heads, MLPs and biases in float64",
+            "what blocks write, less its parts in float64",
             _largest(*_writes(model, whole)),
             _g(max(model.blocks[0].W_out.shape) + 1),
-            "relative: g(n), n = d_mlp + 1",
+            "relative: rounding of a sum of n = d_mlp + 1",
         ),
         Identity(
             "places seen that a query must not see, or hidden ones",
@@ -90,7 +90,7 @@ def identities(model: Model, config: Any, tokenizer: Tokenizer | None) -> tuple[
             "sums of the rows of attention, less 1",
             _largest(*(block.pattern.double().sum(-1) - 1 for block in whole.blocks)),
             _g(tokens.shape[1] + 2),
-            "g(n), n = keys + 2",
+            "rounding of a sum of n = keys + 2",
         ),
         Identity(
             "what the logits hear of tokens that come later",
@@ -102,7 +102,7 @@ def identities(model: Model, config: Any, tokenizer: Tokenizer | None) -> tuple[
             "the final norm, less its formula in float64",
             _norm_error(model, last),
             _g(last.shape[-1] + 2),
-            "relative: g(n), n = d_model + 2",
+            "relative: rounding of a sum of n = d_model + 2",
         ),
         Identity(
             "logits less those of a run that resumes half-way",
@@ -205,7 +205,7 @@ def _vocabulary(model: Model, tokens: Tokens, whole: Trace, middle: int) -> Iter
         "logits less final norm @ W_U + b_U in float64",
         rounding,
         _g(stream[0].shape[-1] + 1),
-        "relative: g(n), n = d_model + 1",
+        "relative: rounding of a sum of n = d_model + 1",
     )
     logprob = logits.log_softmax(-1)
     exact = {
@@ -259,5 +259,5 @@ def _of_tokenizer(tokenizer: Tokenizer, d_vocab: int) -> Iterator[Identity]:
         "a text that its tokens do not give back",
         float(tokenizer.decode(tokenizer.encode(text)[0]) != text),
         0,
-        "any text where tokens are bytes, a plain sentence elsewhere",
+        "any text where tokens are bytes, else a plain one",
     )

@@ -328,7 +328,7 @@ def test_a_fault_is_in_its_row_and_load_says_the_same(tiny: Tiny, tmp_path: Path
     assert (record["passed"], record["loads"], record["faults"]) == (False, False, [*report.faults])
     assert cli.main(["verify", str(folder)]) == 1
     shown = capsys.readouterr().out
-    assert "1 wrong; minilens.load refuses it" in shown
+    assert "1 fault; minilens.load refuses this checkpoint" in shown
 
 
 def test_identities_are_measured_in_spite_of_a_key(tiny: Tiny, tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ def test_everything_that_is_wrong(tiny: Tiny, tmp_path: Path, capsys: Capture) -
     assert wrong == missing | {"a": "no place", "b": "no place", FC: "misfit", "transformer.ln_f.bias": "read"}
     assert len(report.faults) == 6
     assert cli.main(["verify", str(folder)]) == 1
-    assert "6 wrong; minilens.load refuses it" in capsys.readouterr().out
+    assert "6 faults; minilens.load refuses this checkpoint" in capsys.readouterr().out
 
 
 def test_shards_that_are_missing(tiny: Tiny, tmp_path: Path) -> None:
@@ -468,7 +468,7 @@ def drifting(self: Any, resid: torch.Tensor) -> torch.Tensor:
             gpt2,
             "linear",
             lambda x, W, b=None: ops.linear(x, W, None if W.shape == (50, 30) else b),
-            "what blocks write, less heads, MLPs and biases in float64",
+            "what blocks write, less its parts in float64",
         ),
     ],
 )

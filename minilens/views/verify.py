@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..identities import Identity
-from ..verify import Report, Weight
-from .tokens import text_label
+from ..verify import Key, Report, Weight
+from .tokens import sentence, text_label
 
 DIGITS = 16, 8  # of a SHA-256 that are shown of a file, and of a tensor; JSON has all 64
 WRONG, QUIET, HEAD = "bold red", "dim", "bold"
@@ -57,14 +57,8 @@ def _parts(report: Report) -> Iterator[RenderableType]:
 
     keys = _table("config.json", "value", "")
     for key in report.config:
-        meaning = {
-            "read": f"sets {key.meaning}" if key.meaning else "read",
-            "default": f"not there; sets {key.meaning}",
-            "missing": f"missing; sets {key.meaning}",
-            "only": f"only {key.meaning}",
-            "ignored": f"ignored: {key.meaning}",
-        }.get(key.status, key.status)
-        keys.add_row(_cell(key.key), _cell(key.value), Text(meaning, WRONG if key.fault else ""))
+        style = WRONG if key.fault else ""
+        keys.add_row(_cell(key.key), _cell(key.value), Text(_meaning(key), style))
     if report.config:
         yield _spaced(keys)
 
@@ -82,15 +76,19 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         yield _spaced(tensors)
 
     if report.identities is not None:
-        table = _table("identity", "found", "at most")
+        table = _table("identity", "found", "at most", "holds")
         for identity in report.identities:
+            style = "" if identity.holds else WRONG
             table.add_row(
-                _cell(identity.what),
-                Text(f"{identity.value:.2g}", "" if identity.holds else WRONG),
+                Text(identity.what),
+                Text(f"{identity.value:.2g}", style),
                 Text(f"{identity.bound:.2g}"),
+                Text("yes" if identity.holds else "no", style),
             )
             table.add_row(Padding(Text(identity.why, QUIET), (0, 0, 0, 2)))
         yield _spaced(table)
+    else:
+        yield Text("no identities can be measured: the files make no model\n")
     if report.published:
         table = _table("published", "prompt", "")
         for each in report.published:
@@ -105,9 +103,10 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         yield Text("no published outputs are known for this model\n")
 
     if report.faults:
-        yield Text(f"{len(report.faults)} wrong; minilens.load {'takes' if report.loads else 'refuses'} it", WRONG)
+        n, verb = len(report.faults), "takes" if report.loads else "refuses"
+        yield Text(f"{n} fault{'s' * (n > 1)}; minilens.load {verb} this checkpoint", WRONG)
         for fault in report.faults:
-            yield Padding(Text(_safe(fault), overflow="fold"), (0, 0, 0, 2))
+            yield Padding(Text(sentence(fault), overflow="fold"), (0, 0, 0, 2))
     else:
         yield Text(
             f"passed: {len(report.files)} files, {len(report.config)} keys, {len(report.tensors)} tensors, "
@@ -128,6 +127,19 @@ def _spaced(table: Table) -> Padding:
     return Padding(table, (0, 0, 1, 0))
 
 
+def _meaning(key: Key) -> str:
+    """What minilens does with a key."""
+    field = f"sets {key.meaning}" if key.meaning else "read"
+    meaning = {
+        "read": field,
+        "default": f"not there; {field}",
+        "missing": f"missing; {field}",
+        "only": f"only {key.meaning}",
+        "ignored": f"ignored: {key.meaning}",
+    }.get(key.status, key.status)
+    return f"refused; {meaning}" if key.fault and key.status in ("read", "only") else meaning
+
+
 def _use(weight: Weight) -> str:
     return f"{weight.use}, {weight.not_finite} NaN or inf" if weight.not_finite else weight.use
 
@@ -137,5 +149,5 @@ def _cell(text: str) -> Text:
 
 
 def _safe(text: str) -> str:
-    """A name or a sentence with nothing in it that a terminal would obey; lone surrogates are not Unicode, either."""
+    """A name with nothing hidden in it, whatever a file gives as one: lone surrogates are not Unicode."""
     return text_label(text.encode(errors="backslashreplace").decode())

@@ -310,7 +310,7 @@ def _stored(path: Path, each: Callable[[Sequence[str]], Iterable[str]]) -> Itera
         warnings.simplefilter("ignore")  # a note about pickle files, which comes again when the model is built
         tensors = read_tensors(path)
     for name in each(list(tensors)):
-        tensor = tensors[name]
+        tensor = tensors[name].detach()
         digest, not_finite = sha256(), 0
         for piece in _pieces(tensor):
             digest.update(piece.view(torch.uint8).numpy().data)

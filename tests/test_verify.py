@@ -129,14 +129,15 @@ def test_shards(tiny: Tiny, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
 def test_pickle_files(tiny: Tiny, tmp_path: Path, is_zip: bool) -> None:
-    """One tensor lies across in its storage: its numbers are hashed row by row all the same."""
+    """One tensor lies across in its storage: its numbers are hashed row by row all the same. All are parameters."""
     _, original = tiny("gpt2")
     weights = load_file(original / WEIGHTS)
     name = "transformer.h.0.mlp.c_fc.weight"
     weights[name] = weights[name].T.contiguous().T
     assert not weights[name].is_contiguous()
     folder = changed(original, tmp_path / "bin", files={WEIGHTS: None})
-    torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=is_zip)
+    parameters = {name: torch.nn.Parameter(tensor) for name, tensor in weights.items()}
+    torch.save(parameters, folder / "pytorch_model.bin", _use_new_zipfile_serialization=is_zip)
     with pytest.warns(UserWarning, match="is a pickle file") as notes:
         report = minilens.verify(folder)
     assert len(notes) == 1
@@ -352,6 +353,7 @@ def test_a_number_that_is_none(tiny: Tiny, tmp_path: Path, capsys: Capture, valu
     assert [(weight.name, weight.not_finite) for weight in report.tensors if weight.fault] == [(FC, 1)]
     assert report.faults[0] == f'{folder / WEIGHTS}: 1 of the 1500 numbers of "{FC}" are NaN or infinite'
     assert "numbers that are NaN or infinite" in amiss(report.identities)
+    assert report.identities is not None and report.identities[0].value > 12 * (101 + 50)  # not in the logits alone
     assert "statistics of the lens less log_softmax in float64" in amiss(report.identities)
     record = as_json(capsys, folder, status=1)
     assert None in [identity["value"] for identity in record["identities"]]
@@ -470,6 +472,7 @@ def drifting(self: Any, resid: torch.Tensor) -> torch.Tensor:
             lambda x, W, b=None: ops.linear(x, W, None if W.shape == (50, 30) else b),
             "what blocks write, less its parts in float64",
         ),
+        (gpt2, "linear", lambda *args: ops.linear(*args) * 1.0001, "what blocks write, less its parts in float64"),
     ],
 )
 def test_a_mistake_in_the_model(

@@ -315,7 +315,8 @@ def _stored(path: Path, each: Callable[[Sequence[str]], Iterable[str]]) -> Itera
         for piece in _pieces(tensor):
             digest.update(piece.view(torch.uint8).numpy().data)
             if piece.is_floating_point():
-                not_finite += int((~(piece.float() if piece.element_size() < 4 else piece).isfinite()).sum())
+                wide = piece.float() if piece.element_size() < 4 else piece
+                not_finite += int((wide - wide).count_nonzero())  # 0 of what is finite; quicker than isfinite
         dtype = str(tensor.dtype).removeprefix("torch.")
         fault = None
         if not_finite:

@@ -113,6 +113,21 @@ def test_tensors_have_the_hash_of_their_bytes(tiny: Tiny, tmp_path: Path, dtype:
         assert (weight.not_finite, weight.use, weight.fault) == (0, "read", None)
 
 
+def test_what_is_no_weight_is_hashed_all_the_same(tiny: Tiny, tmp_path: Path) -> None:
+    others = [torch.uint8, torch.bool, torch.int64, torch.complex64, torch.float8_e4m3fn]
+    more = {str(dtype): torch.tensor([[1.0], [0.0]]).to(dtype) for dtype in others}
+    more |= {
+        "none": torch.zeros(0, 3),
+        "one": torch.tensor(torch.nan),
+        "nan8": torch.tensor([torch.nan]).to(others[-1]),
+    }
+    folder = changed(tiny("gpt2")[1], tmp_path / "model", tensors=lambda tensors: tensors | more)
+    found, expected = tensors(minilens.verify(folder)), stored(folder / WEIGHTS)
+    for name in more:
+        assert found[name].sha256 == hashlib.sha256(expected[name][1]).hexdigest()
+        assert (found[name].use, found[name].not_finite) == ("no place", int(name in ("one", "nan8")))
+
+
 def test_shards(tiny: Tiny, tmp_path: Path) -> None:
     reference, original = tiny("gpt_neo")
     reference.save_pretrained(tmp_path, max_shard_size="50KB")
@@ -444,6 +459,13 @@ def other_logits(self: Any, resid: torch.Tensor) -> torch.Tensor:
     return ops.linear(self.final_norm(resid), self.W_U) * 1.0001
 
 
+def leaking(self: Any, layer: int, resid: torch.Tensor, edit: minilens.Edit = minilens.untouched) -> Any:
+    """Something else comes into the stream."""
+    block = GPT2_BLOCK(self, layer, resid, edit)
+    return dataclasses.replace(block, resid_mid=block.resid_mid + 1e-6)
+
+
+GPT2_BLOCK = gpt2.GPT2.block
 calls = iter(range(10**6))
 
 
@@ -465,6 +487,7 @@ def drifting(self: Any, resid: torch.Tensor) -> torch.Tensor:
         (gpt2.GPT2, "unembed", other_logits, "logits less final norm @ W_U + b_U in float64"),
         (gpt2.GPT2, "unembed", drifting, "logits less the last row of the lens"),
         (gpt2.GPT2, "unembed", drifting, "logits less those of a run that resumes half-way"),
+        (gpt2.GPT2, "block", leaking, "the stream is the sum of what is written to it"),
         (gpt2.GPT2, "unembed", drifting, "the stream is the sum of what is written to it"),
         (
             gpt2,

@@ -118,6 +118,7 @@ def test_what_is_no_weight_is_hashed_all_the_same(tiny: Tiny, tmp_path: Path) ->
     more = {str(dtype): torch.tensor([[1.0], [0.0]]).to(dtype) for dtype in others}
     more |= {
         "none": torch.zeros(0, 3),
+        "large": torch.full((2,), 1e300, dtype=torch.float64),
         "one": torch.tensor(torch.nan),
         "nan8": torch.tensor([torch.nan]).to(others[-1]),
     }

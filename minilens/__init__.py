@@ -11,6 +11,7 @@ from .patching import Patching, log_probability, logit_difference, patching
 from .run import decode, run, trace
 from .table import LensTable
 from .trace import SITES, BlockTrace, Edit, Model, Site, Trace, untouched
+from .verify import Report, verify
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ __all__ = [
     "LensTable",
     "Model",
     "Patching",
+    "Report",
     "Site",
     "Trace",
     "add",
@@ -48,5 +50,6 @@ __all__ = [
     "towards",
     "trace",
     "untouched",
+    "verify",
     "zero",
 ]

@@ -14,13 +14,12 @@ from .run import run
 from .shapes import Tokens
 from .text import Tokenizer
 from .trace import Edit, Model, untouched
-from .views.tokens import token_label
+from .views.tokens import sentence, token_label
 
 
 def say(message: str) -> None:
     """One line on stderr, with nothing in it that a terminal would obey: names and paths may hold anything."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-    sys.stderr.write(f"minilens: {shown}\n")  # at once: other workers write there, too
+    sys.stderr.write(f"minilens: {sentence(message)}\n")  # at once: other workers write there, too
 
 
 def words(text: str) -> list[str]:

@@ -169,7 +169,7 @@ class Checkpoint:
         self._unread: dict[str, Tensor] = {}
         self._files: dict[str, tuple[Path, str]] = {}  # of what is to be converted: where it is, and its name there
         for path in paths:
-            for name, tensor in _read(path).items():
+            for name, tensor in read_tensors(path).items():
                 short = name.removeprefix("transformer.")
                 if short in self._unread:
                     raise CheckpointError(f"{path}: the tensor {shown(short)} is there twice")
@@ -226,7 +226,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: this model has no place for the tensor {', '.join(names[:3])}{more}")
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def read_tensors(path: Path) -> Mapping[str, Tensor]:
     """The tensors of one file, memory-mapped."""
     is_pickle = path.suffix != ".safetensors"
     if is_pickle:

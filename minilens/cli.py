@@ -1,4 +1,7 @@
-"""The `minilens` command. What a user can cause ends in one line on stderr and exit status 2."""
+"""The `minilens` command. What a user can cause ends in one line on stderr and exit status 2.
+
+Exit status 1 is for a checkpoint that `verify` finds something wrong with.
+"""
 
 import argparse
 import os
@@ -20,11 +23,12 @@ from .views.panels import MEASURES, PARTS, SHORT, WHOSE
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (by default the process's own) and return its exit status."""
+    status = 0
     try:
         args = _parser().parse_args(argv)
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: say(f"note: {message}")
-            args.command(args)
+            status = args.command(args) or 0  # all but `verify` return None
         sys.stdout.flush()
     except UnicodeEncodeError as error:
         say(f"error: the output cannot be written as {error.encoding}: set PYTHONIOENCODING=utf-8")
@@ -39,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    return 0
+    return status
 
 
 class _Parser(argparse.ArgumentParser):
@@ -212,6 +216,18 @@ def _parser() -> _Parser:
     geometry.set_defaults(command=commands.geometry)
     _add_model(geometry)
     geometry.add_argument("--json", action="store_true", help="print the numbers as JSON")
+
+    verify = subparsers.add_parser("verify", help="whether a checkpoint is what it says, and is computed rightly")
+    verify.set_defaults(command=commands.verify)
+    verify.add_argument("model", metavar="MODEL", help="a bundled model, a folder or a Hub repository")
+    verify.add_argument("--revision", help="branch, tag or commit of a Hub repository")
+    verify.add_argument(
+        "--as",
+        dest="known_as",
+        metavar="REPOSITORY",
+        help="the repository on the Hub whose published outputs the model should give",
+    )
+    verify.add_argument("--json", action="store_true", help="print the report as JSON")
 
     models = subparsers.add_parser("models", help="the models that are bundled or in the Hub's cache")
     models.set_defaults(command=commands.models)

@@ -38,6 +38,7 @@ from .patching import patching as patching_of
 from .run import run
 from .shapes import Tokens
 from .trace import BlockTrace, Edit, Model
+from .verify import verify as verify_of
 from .views.panels import stats_for
 
 FIELDS = tuple(field.name for field in fields(BlockTrace))[1:]  # all but its layer
@@ -372,6 +373,24 @@ def geometry(args: argparse.Namespace) -> None:
         ("smallest", found.smallest, found.smallest_norm),
     ):
         print(f"{name + ' norm':34} {norm:.3f}  token {token}, {token_label(tokenizer, token)}")
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Check a checkpoint part by part; 1 where anything is wrong."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from .views.verify import verify_record, verify_view
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        each = partial(progress.track, description="tensors")
+        report = verify_of(args.model, revision=args.revision, known_as=args.known_as, each=each)
+    if args.json:
+        json.dump(verify_record(report), sys.stdout, indent=1)
+        print()
+    else:
+        Console(highlight=False).print(verify_view(report))
+    return 1 if report.faults else 0
 
 
 def models(args: argparse.Namespace) -> None:

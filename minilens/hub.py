@@ -24,26 +24,25 @@ Find = Callable[[str], Path | None]
 
 FAMILIES: dict[str, Any] = {"gpt2": gpt2, "gpt_neo": gpt_neo, "ctrl": ctrl}
 
-IGNORED = frozenset(
-    # What the file is and where it came from.
-    "_attn_implementation_autoset _name_or_path architectures dtype from_tf model_type torch_dtype "
-    "transformers_version use_bfloat16 "
-    # Training: dropout, initialisation, and how gradients are computed.
-    "attention_dropout attn_pdrop classifier_dropout embd_pdrop embed_dropout gradient_checkpointing initializer_range "
-    "resid_dropout resid_pdrop tf_legacy_loss "
-    # Generation, and the form in which transformers gives its outputs.
-    "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id bad_words_ids begin_suppress_tokens "
-    "diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty "
-    "forced_bos_token_id forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups "
-    "num_beams num_return_sequences prefix remove_invalid_values repetition_penalty suppress_tokens "
-    "task_specific_params temperature tokenizer_class top_k top_p typical_p use_cache output_attentions "
-    "output_hidden_states output_past output_scores return_dict return_dict_in_generate torchscript "
-    # Heads other than the language model's.
-    "_num_labels finetuning_task id2label label2id n_special num_labels predict_special_tokens problem_type "
-    "summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj "
-    # n_ctx repeats n_positions or is the length trained at; without an encoder the other two change nothing.
-    "n_ctx chunk_size_feed_forward is_decoder".split()
-)
+HARMLESS = {  # what keys are for that change nothing in a forward pass -> the keys
+    "origin": "_attn_implementation_autoset _name_or_path architectures dtype "
+    "from_tf model_type torch_dtype transformers_version use_bfloat16",
+    "training": "attention_dropout attn_pdrop classifier_dropout embd_pdrop embed_dropout gradient_checkpointing "
+    "initializer_range resid_dropout resid_pdrop tf_legacy_loss",
+    "generation": "bos_token_id eos_token_id pad_token_id sep_token_id "
+    "decoder_start_token_id bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping "
+    "encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id "
+    "length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences prefix "
+    "remove_invalid_values repetition_penalty suppress_tokens task_specific_params temperature tokenizer_class top_k "
+    "top_p typical_p use_cache output_attentions output_hidden_states output_past output_scores return_dict "
+    "return_dict_in_generate torchscript",
+    "other heads": "_num_labels finetuning_task id2label label2id n_special num_labels "
+    "predict_special_tokens problem_type summary_activation summary_first_dropout summary_proj_to_labels summary_type "
+    "summary_use_proj",
+    "length trained at": "n_ctx",
+    "encoders": "chunk_size_feed_forward is_decoder",
+}
+IGNORED = frozenset(key for keys in HARMLESS.values() for key in keys.split())
 
 ONLY: dict[str, Any] = {
     "add_cross_attention": False,
@@ -83,13 +82,13 @@ def load(
         reason = str(error).splitlines()[0].split(". ")[0]
         raise ValueError(f"the device {str(device)!r} cannot be used: {reason}") from error
     name = os.fspath(name)
-    find = _locate(name, revision)
+    find = locate(name, revision)
     path = find("config.json")
     if path is None:
         raise CheckpointError(f"{name!r} has no config.json, so it is not a model that minilens can read")
     values = read_json(path)
     settings = Settings(values, path)
-    family = settings.choice("model_type", FAMILIES, _unnamed(values))
+    family = settings.choice("model_type", FAMILIES, unnamed_family(values))
     config = family.Config.read(settings)
     settings.finish(IGNORED, ONLY)
     checkpoint = Checkpoint(_weights(find, path.parent), dtype=dtype, device=device)
@@ -128,15 +127,15 @@ def _family(config: Path) -> str:
         values = read_json(config)
     except CheckpointError:
         return ""
-    return str(values.get("model_type", _unnamed(values)))
+    return str(values.get("model_type", unnamed_family(values)))
 
 
-def _unnamed(values: dict[str, Any]) -> str | None:
+def unnamed_family(values: dict[str, Any]) -> str | None:
     """The family of a config.json without model_type, as those from before transformers 2.4 (its pull request 2494)."""
     return "ctrl" if "dff" in values else "gpt2" if "n_embd" in values else None
 
 
-def _locate(name: str, revision: str | None) -> Find:
+def locate(name: str, revision: str | None) -> Find:
     """How to find the files of a model: in a folder, or on the Hub."""
     folder = bundled().get(name) or Path(os.path.expanduser(name))
     if not os.path.isdir(folder):  # unlike Path.is_dir, it takes any text, a long sentence too
@@ -242,11 +241,17 @@ def _check_hash(repo: str, path: Path) -> None:
 
 def _weights(find: Find, folder: Path) -> list[Path]:
     """The weight files: one or several, safetensors before pickle."""
+    index, files = weight_files(find, folder)
+    return [weight_file(find, index, file) for file in files]
+
+
+def weight_files(find: Find, folder: Path) -> tuple[Path | None, list[str]]:
+    """The index, if there is one, and the names of the weight files."""
     for name in ("model.safetensors", "pytorch_model.bin"):
-        if path := find(name):
-            return [path]
+        if find(name):
+            return None, [name]
         if index := find(f"{name}.index.json"):
-            return [_shard(find, index, file) for file in _shards(index)]
+            return index, _shards(index)
     raise CheckpointError(
         f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin, in one file or with an index"
     )
@@ -259,7 +264,8 @@ def _shards(index: Path) -> list[str]:
     return sorted(set(files.values()))
 
 
-def _shard(find: Find, index: Path, file: str) -> Path:
+def weight_file(find: Find, index: Path | None, file: str) -> Path:
+    """Where a weight file is."""
     if Path(file).name != file:
         raise CheckpointError(f"{index} names {file!r:.80}, which is not a file in the model's own folder")
     path = find(file)

@@ -59,3 +59,8 @@ def token_label(tokenizer: Tokenizer | None, token: int) -> str:
 def text_label(text: str) -> str:
     """A name or a text with nothing hidden in it; spaces stay spaces."""
     return " ".join(visible(part.encode(errors="surrogateescape")) if part else "" for part in text.split(" "))
+
+
+def sentence(text: str) -> str:
+    """A sentence of ours as it stands, but for what a terminal would obey in the names that it quotes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -39,6 +39,7 @@ from .run import run
 from .shapes import Tokens
 from .trace import BlockTrace, Edit, Model
 from .views.panels import stats_for
+from .views.tokens import printable
 
 FIELDS = tuple(field.name for field in fields(BlockTrace))[1:]  # all but its layer
 DEFAULT_MODEL = "tales-gpt2"
@@ -210,7 +211,7 @@ def trace(args: argparse.Namespace) -> None:
         save_file(
             values,
             args.out,
-            metadata={"model": args.model, "family": model.family, "edits": ", ".join(named_edits(args))},
+            metadata={"model": printable(args.model), "family": model.family, "edits": ", ".join(named_edits(args))},
         )
         args.out.chmod(0o644)  # safetensors writes for the owner only
     except (OSError, SafetensorError) as error:
@@ -311,7 +312,7 @@ def study(args: argparse.Namespace) -> None:
     from .study import study as study_of
     from .views.figure import save_figure
     from .views.report import overview, study_lines, study_report, verdict_tables
-    from .views.tokens import visible
+    from .views.tokens import text_label
 
     page, curves, numbers = (args.out / name for name in ("report.html", "curves.png", "numbers.csv"))
     if args.out.exists() and not args.out.is_dir():
@@ -327,7 +328,7 @@ def study(args: argparse.Namespace) -> None:
             model, tokenizer = load(name, revision=args.revision)
             if tokenizer is None:
                 raise ValueError(f"{name} has no tokenizer files, so it cannot read the texts of a study")
-            each = partial(progress.track, description=escape(visible(name.encode(errors="surrogateescape"))))
+            each = partial(progress.track, description=escape(text_label(name)))
             studies.append(study_of(name, model, tokenizer, passage=passage, word=args.word, each=each))
         progress.add_task("drawing", total=None)
         report, figure = study_report(studies), overview(studies)
@@ -353,9 +354,9 @@ def geometry(args: argparse.Namespace) -> None:
         json.dump({"model": args.model, "family": model.family, **found._asdict()}, sys.stdout, indent=1)
         print()
         return
-    from .views.tokens import token_label
+    from .views.tokens import text_label, token_label
 
-    print(f"{model.W_U.shape[1]:,} embeddings of {model.W_U.shape[0]} dimensions, {args.model}")
+    print(f"{model.W_U.shape[1]:,} embeddings of {model.W_U.shape[0]} dimensions, {text_label(args.model)}")
     print(f"mean norm                          {found.mean_norm:.3f}")
     print(f"norm of the mean                   {found.norm_of_mean:.3f}")
     print(f"mean cosine of two                 {found.mean_cosine:.4f}")

@@ -41,7 +41,7 @@ GRAPH = {
     "views.page": {"lens", "shapes", "table", "trace", "views.notebook", "views.terminal", "views.tokens", "vocab"},
     "views.patches": {"patching", "views.notebook", "views.terminal", "views.tokens"},
     "views.patches_figure": {"patching", "views.figure", "views.patches"},
-    "views.curves": {"study", "views.tokens"},
+    "views.curves": {"study", "views.figure"},
     "views.report": {"claims", "study", "table", "views.curves", "views.figure", "views.tokens"},
     "views.figure": {"table", "text", "views.panels", "views.tokens"},
     "views.walk": {"ops", "shapes", "text", "trace", "views.tokens"},

@@ -37,6 +37,7 @@ from .patching import log_probability, logit_difference
 from .patching import patching as patching_of
 from .run import run
 from .shapes import Tokens
+from .text import Tokenizer
 from .trace import BlockTrace, Edit, Model
 from .views.panels import stats_for
 from .views.tokens import printable
@@ -301,7 +302,7 @@ def patching(args: argparse.Namespace) -> None:
 
 def study(args: argparse.Namespace) -> None:
     """Run the known experiments on one model or several, print the verdicts, and write the report."""
-    names = args.models or (bundled() if args.compare else [DEFAULT_MODEL])
+    names = list(args.models or (bundled() if args.compare else [DEFAULT_MODEL]))
     if len(names) > 1 and args.revision:
         raise ValueError("--revision is for one model")
     from rich.console import Console
@@ -322,12 +323,19 @@ def study(args: argparse.Namespace) -> None:
     for path in (page, curves, numbers) if args.out.exists() else ():
         check_new(path, args.overwrite)
     passage = PASSAGE if args.file is None else read_text(args.file)
+
+    def loaded(name: str) -> tuple[Model, Tokenizer]:
+        model, tokenizer = load(name, revision=args.revision)
+        if tokenizer is None:
+            raise ValueError(f"{name} has no tokenizer files, so it cannot read the texts of a study")
+        return model, tokenizer
+
+    for name in names[1:]:  # what cannot be loaded ends the command now, not after the studies of those before it
+        loaded(name)
     studies = []
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         for name in names:
-            model, tokenizer = load(name, revision=args.revision)
-            if tokenizer is None:
-                raise ValueError(f"{name} has no tokenizer files, so it cannot read the texts of a study")
+            model, tokenizer = loaded(name)
             each = partial(progress.track, description=escape(text_label(name)))
             studies.append(study_of(name, model, tokenizer, passage=passage, word=args.word, each=each))
         progress.add_task("drawing", total=None)

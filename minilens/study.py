@@ -118,7 +118,7 @@ class Study:
         return table.tracked.rank[:, table.tokens == self.word, 0]
 
     def __repr__(self) -> str:
-        return f"Study of {self.name}: {', '.join(PROMPTS)}; {1 + len(self.others)} rare words"
+        return f"Study of {self.name!r}: {', '.join(PROMPTS)}; {1 + len(self.others)} rare words"
 
 
 def _ranks_before(token: int, table: LensTable) -> Int[Tensor, "row place"]:

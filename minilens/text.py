@@ -1,7 +1,8 @@
 r"""Text to tokens and back, exactly as the checkpoint's own tokenizer does it: no token is added, none is hidden.
 
-GPT-2 and GPT-Neo cut text into pieces of bytes, so that every text has tokens and decodes to itself. CTRL cuts it into
-pieces of words: white space between words is dropped, and a character that is not in the vocabulary becomes `<unk>`.
+GPT-2 and GPT-Neo cut text into pieces of bytes, so that every text has tokens and decodes to itself (but for the space
+that a checkpoint may ask for before it, add_prefix_space). CTRL cuts it into pieces of words: white space between words
+is dropped, and a character that is not in the vocabulary becomes `<unk>`.
 """
 
 import re

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .curves import INK, LEGEND, OUTPUT, PLAIN, Axes, Figure, FigureCanvasAgg, plain, scale_nats
+from .curves import INK, LEGEND, OUTPUT, Axes, Figure, FigureCanvasAgg, plain, scale_nats
+from .figure import PLAIN
 from .tokens import text_label
 
 PANELS = {  # what the overview draws, three in a line

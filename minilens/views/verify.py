@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..identities import Identity
 from ..verify import Key, Report, Weight
-from .tokens import sentence, text_label
+from .tokens import printable, text_label
 
 DIGITS = 16, 8  # of a SHA-256 that are shown of a file, and of a tensor; JSON has all 64
 WRONG, QUIET, HEAD = "bold red", "dim", "bold"
@@ -106,7 +106,7 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         n, verb = len(report.faults), "takes" if report.loads else "refuses"
         yield Text(f"{n} fault{'s' * (n > 1)}; minilens.load {verb} this checkpoint", WRONG)
         for fault in report.faults:
-            yield Padding(Text(sentence(fault), overflow="fold"), (0, 0, 0, 2))
+            yield Padding(Text(printable(fault), overflow="fold"), (0, 0, 0, 2))
     else:
         yield Text(
             f"passed: {len(report.files)} files, {len(report.config)} keys, {len(report.tensors)} tensors, "

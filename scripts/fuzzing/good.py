@@ -40,6 +40,8 @@ CONFIGS = {
 class Drawn(Checkpoint):
     """In place of a Checkpoint: random weights of whatever name and shape a family asks for."""
 
+    dtype = torch.float32
+
     def __init__(self) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
         self.generator = torch.Generator().manual_seed(2020)

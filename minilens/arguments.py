@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +15,16 @@ from .run import run
 from .shapes import Tokens
 from .text import Tokenizer
 from .trace import Edit, Model, untouched
-from .views.tokens import sentence, token_label
+from .views.tokens import printable, token_label
+
+# Bytes of a text. The longest context of these families holds 2048 tokens, and the longest token of GPT-2's vocabulary
+# has 128 bytes: a text of four times as much is refused before it takes time and memory.
+LARGEST = 1_000_000
 
 
 def say(message: str) -> None:
     """One line on stderr, with nothing in it that a terminal would obey: names and paths may hold anything."""
-    sys.stderr.write(f"minilens: {sentence(message)}\n")  # at once: other workers write there, too
+    sys.stderr.write(f"minilens: {printable(message)}\n")  # at once: other workers write there, too
 
 
 def words(text: str) -> list[str]:
@@ -45,7 +50,10 @@ def read_text(path: Path | None) -> str:
     """The text of a file, or of stdin, less the newline at its end."""
     source = "stdin" if path is None else str(path)
     try:
-        raw = sys.stdin.buffer.read() if path is None else path.read_bytes()
+        with nullcontext(sys.stdin.buffer) if path is None else path.open("rb") as file:
+            raw = file.read(LARGEST + 1)
+        if len(raw) > LARGEST:
+            raise ValueError(f"{source} has more than {LARGEST:,} bytes, too many for any context: shorten it")
         return raw.decode().removesuffix("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} is not UTF-8: it has the byte 0x{raw[error.start]:02x} at {error.start}") from error
@@ -94,7 +102,10 @@ def named_token(option: str, text: str, tokenizer: Tokenizer | None) -> int:
         return int(text[1:])
     if tokenizer is None:
         raise ValueError(f"{option} needs a token id, such as #464, for a model without a tokenizer; got {text!r}")
-    tokens = tokenizer.encode(text)[0].tolist()
+    try:
+        tokens = tokenizer.encode(text)[0].tolist()
+    except ValueError as error:
+        raise ValueError(f"{option} cannot be read: {error}") from error
     if len(tokens) != 1:
         parts = " ".join(token_label(tokenizer, token) for token in tokens)
         raise ValueError(

@@ -37,9 +37,11 @@ from .patching import log_probability, logit_difference
 from .patching import patching as patching_of
 from .run import run
 from .shapes import Tokens
+from .text import Tokenizer
 from .trace import BlockTrace, Edit, Model
 from .verify import verify as verify_of
 from .views.panels import stats_for
+from .views.tokens import printable
 
 FIELDS = tuple(field.name for field in fields(BlockTrace))[1:]  # all but its layer
 DEFAULT_MODEL = "tales-gpt2"
@@ -211,7 +213,7 @@ def trace(args: argparse.Namespace) -> None:
         save_file(
             values,
             args.out,
-            metadata={"model": args.model, "family": model.family, "edits": ", ".join(named_edits(args))},
+            metadata={"model": printable(args.model), "family": model.family, "edits": ", ".join(named_edits(args))},
         )
         args.out.chmod(0o644)  # safetensors writes for the owner only
     except (OSError, SafetensorError) as error:
@@ -301,7 +303,7 @@ def patching(args: argparse.Namespace) -> None:
 
 def study(args: argparse.Namespace) -> None:
     """Run the known experiments on one model or several, print the verdicts, and write the report."""
-    names = args.models or (bundled() if args.compare else [DEFAULT_MODEL])
+    names = list(args.models or (bundled() if args.compare else [DEFAULT_MODEL]))
     if len(names) > 1 and args.revision:
         raise ValueError("--revision is for one model")
     from rich.console import Console
@@ -312,7 +314,7 @@ def study(args: argparse.Namespace) -> None:
     from .study import study as study_of
     from .views.figure import save_figure
     from .views.report import overview, study_lines, study_report, verdict_tables
-    from .views.tokens import visible
+    from .views.tokens import text_label
 
     page, curves, numbers = (args.out / name for name in ("report.html", "curves.png", "numbers.csv"))
     if args.out.exists() and not args.out.is_dir():
@@ -322,13 +324,20 @@ def study(args: argparse.Namespace) -> None:
     for path in (page, curves, numbers) if args.out.exists() else ():
         check_new(path, args.overwrite)
     passage = PASSAGE if args.file is None else read_text(args.file)
+
+    def loaded(name: str) -> tuple[Model, Tokenizer]:
+        model, tokenizer = load(name, revision=args.revision)
+        if tokenizer is None:
+            raise ValueError(f"{name} has no tokenizer files, so it cannot read the texts of a study")
+        return model, tokenizer
+
+    for name in names[1:]:  # what cannot be loaded ends the command now, not after the studies of those before it
+        loaded(name)
     studies = []
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         for name in names:
-            model, tokenizer = load(name, revision=args.revision)
-            if tokenizer is None:
-                raise ValueError(f"{name} has no tokenizer files, so it cannot read the texts of a study")
-            each = partial(progress.track, description=escape(visible(name.encode(errors="surrogateescape"))))
+            model, tokenizer = loaded(name)
+            each = partial(progress.track, description=escape(text_label(name)))
             studies.append(study_of(name, model, tokenizer, passage=passage, word=args.word, each=each))
         progress.add_task("drawing", total=None)
         report, figure = study_report(studies), overview(studies)
@@ -361,9 +370,9 @@ def geometry(args: argparse.Namespace) -> None:
         json.dump({"model": args.model, "family": model.family, **found._asdict()}, sys.stdout, indent=1)
         print()
         return
-    from .views.tokens import token_label
+    from .views.tokens import text_label, token_label
 
-    print(f"{model.W_U.shape[1]:,} embeddings of {model.W_U.shape[0]} dimensions, {args.model}")
+    print(f"{model.W_U.shape[1]:,} embeddings of {model.W_U.shape[0]} dimensions, {text_label(args.model)}")
     print(f"mean norm                          {found.mean_norm:.3f}")
     print(f"norm of the mean                   {found.norm_of_mean:.3f}")
     print(f"mean cosine of two                 {found.mean_cosine:.4f}")

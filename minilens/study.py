@@ -118,7 +118,7 @@ class Study:
         return table.tracked.rank[:, table.tokens == self.word, 0]
 
     def __repr__(self) -> str:
-        return f"Study of {self.name}: {', '.join(PROMPTS)}; {1 + len(self.others)} rare words"
+        return f"Study of {self.name!r}: {', '.join(PROMPTS)}; {1 + len(self.others)} rare words"
 
 
 def _ranks_before(token: int, table: LensTable) -> Int[Tensor, "row place"]:
@@ -166,8 +166,7 @@ def study(
         raise ValueError(f"the passage has {n} token{'s' * (n != 1)}: a study needs at least two")
 
     def coded(text: str) -> str:
-        has_code = not tokenizer.codes or text.split()[0] in tokenizer.codes
-        return text if has_code else f"{tokenizer.codes[0]} {text}"
+        return f"{tokenizer.codes[0]} {text}" if tokenizer.codes and tokenizer.hint(text) else text
 
     first, *others = _words(tokenizer, word)
     texts = dict(zip(PROMPTS, map(coded, (passage, first.repetition, first.extreme)), strict=True))

@@ -1,11 +1,13 @@
 r"""Text to tokens and back, exactly as the checkpoint's own tokenizer does it: no token is added, none is hidden.
 
-GPT-2 and GPT-Neo cut text into pieces of bytes, so that every text has tokens and decodes to itself. CTRL cuts it into
-pieces of words: white space between words is dropped, and a character that is not in the vocabulary becomes `<unk>`.
+GPT-2 and GPT-Neo cut text into pieces of bytes, so that every text has tokens and decodes to itself (but for the space
+that a checkpoint may ask for before it, add_prefix_space). CTRL cuts it into pieces of words: white space between words
+is dropped, and a character that is not in the vocabulary becomes `<unk>`.
 """
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from heapq import heappop, heappush
 from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
@@ -20,6 +22,8 @@ from .shapes import Tokens
 
 if TYPE_CHECKING:
     import tokenizers
+
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character in UTF-16, and none on its own
 
 
 @runtime_checkable
@@ -99,6 +103,10 @@ class ByteBPE:
         return self._bpe.encode(text, add_special_tokens=False).ids
 
 
+Pair = tuple[str, ...]  # of symbols; a line of merges.txt that holds another number of them matches none
+# Words are kept with their tokens, but not without end: so many of them, each shorter than so many characters.
+CACHED_WORDS, CACHED_LENGTH = 100_000, 100
+
 # The control codes of CTRL (Keskar et al. 2019; control_codes.py in salesforce/ctrl), the default of its README first.
 # Each is an ordinary word of the vocabulary.
 _CONTROL_CODES = """
@@ -120,9 +128,7 @@ class WordBPE:
     # text is the unknown token, even within a word.
     _WORD = re.compile(r"<unk>|(?:(?!<unk>)[\S\x1c-\x1f])+\n?")
 
-    def __init__(
-        self, vocab: dict[str, int], merges: Iterable[tuple[str, ...]], codes: Iterable[str] = _CONTROL_CODES
-    ) -> None:
+    def __init__(self, vocab: dict[str, int], merges: Iterable[Pair], codes: Iterable[str] = _CONTROL_CODES) -> None:
         self._vocab = vocab
         self._entries = {token: entry for entry, token in vocab.items()}
         self._ranks = {merge: rank for rank, merge in enumerate(merges)}
@@ -149,8 +155,8 @@ class WordBPE:
 
     def hint(self, text: str) -> str | None:
         """A sentence where the text's first token is none of the control codes that this vocabulary has."""
-        first = self._ids(text)[:1]  # none in an empty text
-        if not self.codes or (first and self._entry(first[0]) in self.codes):
+        word = self._WORD.search(text)  # none in an empty text
+        if not self.codes or (word and self._entry(self._word_ids(word[0])[0]) in self.codes):
             return None
         some = ", ".join(self.codes[:3])
         return f"CTRL was trained on texts that begin with a control code (such as {some}); this one does not."
@@ -161,34 +167,58 @@ class WordBPE:
         return self._entries[token]
 
     def _ids(self, text: str) -> list[int]:
-        return [token for word in self._WORD.findall(text) for token in self._word_ids(word)]
+        return [token for word in self._WORD.finditer(text) for token in self._word_ids(word[0])]
 
     def _word_ids(self, word: str) -> list[int]:
-        if word not in self._cache:
-            symbols = [*word[:-1], word[-1] + "</w>"]
-            while pairs := [pair for pair in pairwise(symbols) if pair in self._ranks]:
-                symbols = _merge(symbols, min(pairs, key=self._ranks.__getitem__))
-            pieces = [symbol + "@@" for symbol in symbols[:-1]] + [symbols[-1].removesuffix("</w>")]
-            self._cache[word] = [self._vocab.get(piece, self._unknown) for piece in pieces]
-        return self._cache[word]
+        if word in self._cache:
+            return self._cache[word]
+        symbols = _merged([*word[:-1], word[-1] + "</w>"], self._ranks)
+        pieces = [symbol + "@@" for symbol in symbols[:-1]] + [symbols[-1].removesuffix("</w>")]
+        ids = [self._vocab.get(piece, self._unknown) for piece in pieces]
+        if len(word) < CACHED_LENGTH and len(self._cache) < CACHED_WORDS:
+            self._cache[word] = ids
+        return ids
 
 
-def _merge(symbols: list[str], pair: tuple[str, str]) -> list[str]:
-    """The symbols with every occurrence of the pair, from left to right, made one."""
-    merged: list[str] = []
-    for symbol in symbols:
-        if merged and (merged[-1], symbol) == pair:
-            merged[-1] += symbol
-        else:
-            merged.append(symbol)
-    return merged
+def _merged(symbols: list[str], ranks: dict[Pair, int]) -> list[str]:
+    """The characters of a word merged: the pair of lowest rank wherever it stands, from left to right; and so on.
+
+    The places of each pair are kept, so that the time grows with the word and not with its square. A symbol stands at
+    the place of its first character; the places of its others are empty.
+    """
+    places: dict[Pair, list[int]] = {}
+    queue: list[tuple[int, Pair]] = []
+
+    def note(at: int, pair: Pair) -> None:
+        if pair in ranks:
+            if pair not in places:
+                heappush(queue, (ranks[pair], pair))
+            places.setdefault(pair, []).append(at)
+
+    for at, neighbours in enumerate(pairwise(symbols)):
+        note(at, neighbours)
+    while queue:
+        _, pair = heappop(queue)
+        for at in sorted(places.pop(pair)):
+            after = at + len(pair[0])
+            if (symbols[at], symbols[after]) != pair:  # part of another symbol by now
+                continue
+            symbols[at], symbols[after] = "".join(pair), ""
+            before = at - 1
+            while before >= 0 and not symbols[before]:
+                before -= 1
+            if before >= 0:
+                note(before, (symbols[before], symbols[at]))
+            if (after := at + len(symbols[at])) < len(symbols):
+                note(at, (symbols[at], symbols[after]))
+    return [symbol for symbol in symbols if symbol]
 
 
 def _encode(text: str | list[str], ids: Callable[[str], list[int]]) -> Tokens | tuple[Tokens, Int[Tensor, "batch"]]:
     """What every tokenizer's encode does around its own `ids`: refuse what is not Unicode, pad, make tensors."""
     texts = [text] if isinstance(text, str) else text
     for each in texts:
-        if surrogate := re.search("[\ud800-\udfff]", each):
+        if surrogate := SURROGATE.search(each):
             raise ValueError(
                 f"the text is not valid Unicode: character {surrogate.start()} is a lone surrogate, "
                 f"U+{ord(surrogate[0]):04X}; remove it or read the text as UTF-8"
@@ -308,6 +338,8 @@ def _check_ids(bpe: "tokenizers.Tokenizer", path: Path) -> None:
 
 def _word_bpe(vocab: Path, merges: Path, codes: Iterable[str]) -> WordBPE:
     entries = read_json(vocab)
+    if broken := [entry for entry in entries if SURROGATE.search(entry)]:
+        raise CheckpointError(f"{vocab} has {broken[0]!r}, which is not valid Unicode")
     tokens = list(entries.values())
     if not all(type(token) is int for token in tokens) or set(tokens) != set(range(len(tokens))):
         raise CheckpointError(f"{vocab} must number its {len(tokens)} entries from 0 to {len(tokens) - 1}")

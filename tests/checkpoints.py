@@ -76,8 +76,8 @@ class Letters:
     def encode(self, text: str) -> torch.Tensor:
         raise ValueError("this tokenizer cannot read")
 
-    def decode(self, tokens: torch.Tensor) -> str:
-        return b"".join(map(self.piece, tokens.tolist())).decode(errors="replace")
+    def decode(self, tokens: torch.Tensor | list[int]) -> str:
+        return b"".join(map(self.piece, torch.as_tensor(tokens).tolist())).decode(errors="replace")
 
     def piece(self, token: int) -> bytes:
         if token >= self.size:

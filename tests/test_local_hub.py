@@ -1,5 +1,6 @@
 """minilens.load through the real Hub client, from a Hub on this machine: what goes right, and all that can go wrong."""
 
+import argparse
 import copy
 import json
 import os
@@ -26,6 +27,7 @@ from transformers import PreTrainedModel
 
 import minilens
 from minilens import CheckpointError, cli
+from minilens.commands import FIGURES
 from minilens.hub import _check_hash, bundled, cached
 
 REPO = "some/model"
@@ -628,6 +630,7 @@ def test_the_environment_alone(hub: LocalHub, good: torch.Tensor, tmp_path: Path
     assert again[:3] == good_one[:3]
 
 
+OUTPUTS = {"--json", "--csv", "--html", "--out", *(f"--{kind}" for kind in FIGURES)}
 BLOCKED = """
 import socket
 
@@ -661,24 +664,59 @@ else:
 
 
 def test_without_a_network(tiny: Tiny, tmp_path: Path) -> None:
-    """With sockets blocked before anything is imported, what needs none works; what needs one fails at once."""
+    """With sockets blocked before anything is imported, what needs none works; what needs one fails at once.
+
+    Every command in every form of output, with a bundled model or a folder; and every command with one on the Hub.
+    """
     (tmp_path / "sitecustomize.py").write_text(BLOCKED)
+    (tmp_path / "text").write_text("Once upon a time there was a girl.")
     folder = str(tiny("gpt2")[1])
+    patching = ["patching", "Tom had a dog", "Tim had a dog", "--right", " dog"]
     works = [
         ["models"],
         *(["lens", "Once upon a time", "--model", name] for name in bundled()),
-        ["lens", "Once upon a time", "--html", str(tmp_path / "page.html")],
+        ["lens", "Once upon a time", "--html", str(tmp_path / "page.html"), "--patterns", "0"],
+        *(["lens", "Once upon a time", f"--{kind}", str(tmp_path / f"lens.{kind}")] for kind in FIGURES),
+        *(["lens", "--file", str(tmp_path / "text"), option] for option in ("--json", "--csv")),
         lens(folder),
         ["trace", "--ids", "1 2", "--model", folder, "--out", str(tmp_path / "trace.safetensors")],
         ["walk", "Once upon a time"],
+        patching,
+        [*patching, "--json"],
+        [*patching, "--html", str(tmp_path / "patching.html")],
+        *([*patching, f"--{kind}", str(tmp_path / f"patching.{kind}")] for kind in FIGURES),
+        ["study", "tales-gpt2", "--file", str(tmp_path / "text"), "--out", str(tmp_path / "study")],
         ["geometry", "--model", folder],
+        ["geometry", "--json"],
+        corpus := ["corpus", "tales-gpt2", str(tmp_path / "text"), "--out", str(tmp_path / "corpus")],
+        [*corpus, "--json"],
+        [*corpus, "--csv"],
+        ["verify", folder],
+        ["verify", folder, "--json"],
     ]
-    fails = [lens(REPO), ["geometry", "--model", "gpt2"], [*lens("gpt2"), "--revision", "main"]]
+    fails = [
+        lens(REPO),
+        [*lens("gpt2"), "--revision", "main"],
+        ["lens", "a", "--model", "gpt2", "--html", str(tmp_path / "none.html")],
+        ["trace", "a", "--model", "gpt2", "--out", str(tmp_path / "none")],
+        ["walk", "a", "--model", REPO],
+        [*patching, "--model", "Salesforce/ctrl"],
+        ["study", "tales-gpt2", "EleutherAI/gpt-neo-125m", "--out", str(tmp_path / "none")],
+        ["study", "gpt2", "--out", str(tmp_path / "none")],
+        ["geometry", "--model", "gpt2"],
+        ["corpus", "gpt2", str(tmp_path / "text"), "--out", str(tmp_path / "none")],
+        ["verify", "gpt2"],
+    ]
+    (commands,) = [each for each in cli._parser()._actions if isinstance(each, argparse._SubParsersAction)]
+    assert commands.choices.keys() == {name for name, *_ in works} == {name for name, *_ in fails} | {"models"}
+    for name, parser in commands.choices.items():
+        outputs = {option for action in parser._actions for option in action.option_strings} & OUTPUTS
+        assert outputs <= {word for command in works if command[0] == name for word in command}
     path = os.pathsep.join([str(tmp_path), str(Path(minilens.__file__).parents[1])])
     ran = run([*works, *fails], tmp_path / "home", before=LIBRARY, PYTHONPATH=path)
     for each in ran[: len(works)]:
         assert each.status == 0, each
-        assert each.err == "" or each.err.startswith("minilens: note: "), each
+        assert each.err == "" or each.err.startswith(("minilens: note: ", f"minilens: {tmp_path}")), each
     assert set(bundled()) <= set(ran[0].out.split())
     for each in ran[len(works) :]:
         assert (each.status, each.out) == (2, "")
@@ -686,3 +724,4 @@ def test_without_a_network(tiny: Tiny, tmp_path: Path) -> None:
         assert line.startswith("minilens: error: there is no folder ")
         assert "the Hub cannot be reached (the network is blocked)" in line
         assert each.seconds < 3
+    assert not list(tmp_path.glob("none*"))

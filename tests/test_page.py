@@ -23,7 +23,7 @@ import minilens
 from minilens.lens import STATS
 from minilens.views.page import HIDDEN, LARGEST, STEPS, TEMPLATE, lens_page
 from minilens.views.terminal import CIVIDIS
-from minilens.views.tokens import token_label
+from minilens.views.tokens import printable, token_label
 from minilens.vocab import Standing, Top
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -196,7 +196,7 @@ def test_tokens_are_ids_with_one_label_each(tables: list[minilens.LensTable]) ->
 def test_hostile_text_stays_in_the_data(tables: list[minilens.LensTable]) -> None:
     title = HOSTILE + "<!--\x00\u2028\u2029\ud800&amp;PUT THE DATA HERE"
     page = lens_page(tables, title=title)
-    assert data(page)["title"] == title
+    assert data(page)["title"] == printable(title)
     assert data(page)["tokens"]["0"] == SHOWN
     assert data(page)["tokens"]["3"] == r"\xe2\x82"
     page.encode()  # and so it can be written as UTF-8

@@ -128,7 +128,7 @@ def test_other_words_are_read_as_the_first_is(studied: Study) -> None:
     assert alone.others == {} and len(studied.others) == len(WORDS) - 1
     for prompt in ("repetition", "extreme"):
         assert torch.equal(studied.other_ranks(prompt)[alone.word], alone.word_ranks(prompt))
-    assert repr(studied) == "Study of tales-ctrl: passage, repetition, extreme; 10 rare words"
+    assert repr(studied) == "Study of 'tales-ctrl': passage, repetition, extreme; 10 rare words"
 
 
 def test_texts_that_do_not_fit(tiny: Tiny) -> None:

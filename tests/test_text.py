@@ -1,26 +1,32 @@
 """text.py: the same tokens as transformers, the bytes of every token, and errors that say what is wrong."""
 
 import json
+import random
 import re
 import subprocess
 import sys
+import time
 import unicodedata
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import regex
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
-from transformers import CTRLTokenizer, GPT2Tokenizer
+from transformers import CTRLTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 from transformers.models.ctrl.tokenization_ctrl import CONTROL_CODES
 
+import minilens
 from minilens.checkpoint import CheckpointError
-from minilens.text import Tokenizer, load_tokenizer
+from minilens.hub import bundled
+from minilens.text import CACHED_LENGTH, Tokenizer, WordBPE, load_tokenizer
 from minilens.views.tokens import visible
 
 SHARED = Path(__file__).parents[2] / "shared" / "tokenizers"
@@ -421,6 +427,7 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
         *(("ctrl", "vocab.json", content) for content in ['{"<unk>": "0"}', '{"<unk>": 1}', '{"<unk>": 0, "b": 0}']),
         ("ctrl", "vocab.json", '{"<unk>": true, "a": 0}'),
         ("ctrl", "vocab.json", '{"a": 0}'),
+        ("ctrl", "vocab.json", '{"<unk>": 0, "a\\ud800": 1}'),
         ("ctrl", "merges.txt", ""),
     ],
 )
@@ -498,6 +505,9 @@ def test_other_kinds_of_tokenizer_are_refused(tmp_path: Path) -> None:
         (" \u0301\u0302".encode(), "·◌\u0301\u0302"),
         ("\u200d\u0301".encode(), "\\u200d◌\u0301"),
         ("naïve 猫 👩".encode(), "naïve·猫·👩"),
+        (("a" + "\u0301" * 6).encode(), "a" + "\u0301" * 4 + "\\u0301◌\u0301"),  # a pile would cover other lines
+        ("\u1161\u1112\u1161\u11ab".encode(), "◌\u1161\u1112\u1161\u11ab"),  # a vowel alone, then a syllable
+        ("👍🏽".encode(), "👍🏽"),
         (b"C:\\users\\x", "C:\\users\\x"),
         (b"\\x1b", "\\x5cx1b"),
         (b"\\U0001f600", "\\x5cU0001f600"),
@@ -526,7 +536,22 @@ def unseen(shown: str) -> bytes:
 
 
 HOSTILE = st.sampled_from(
-    [" ", "\\", "x1b", "u202e", "U0001f600", "·", "∅", "◌", "\u0301", "\x1b[", "\u202e", "\u3164"]
+    [
+        " ",
+        "\\",
+        "x1b",
+        "u202e",
+        "U0001f600",
+        "·",
+        "∅",
+        "◌",
+        "\u0301",
+        "\u0301" * 3,
+        "\u1161",
+        "\x1b[",
+        "\u202e",
+        "\u3164",
+    ]
 )
 
 
@@ -540,6 +565,7 @@ def test_visible_is_one_line_of_ink_that_hides_nothing(piece: bytes) -> None:
     assert shown and shown.isprintable() and " " not in shown
     assert not regex.search(r"\p{Default_Ignorable_Code_Point}|\p{Cc}|\p{Cf}|\p{Z}", shown)
     assert not unicodedata.category(shown[0]).startswith("M")
+    assert all(cell_len(shown[at : at + 5]) for at in range(len(shown) - 4)) and cell_len(shown[0])
     assert unseen(shown) == piece
 
 
@@ -592,3 +618,147 @@ def test_added_tokens_are_refused_for_ctrl(tmp_path: Path) -> None:
     (tmp_path / "added_tokens.json").write_text('{"<pad>": 7}')
     with pytest.raises(CheckpointError, match=r"added_tokens\.json adds to CTRL's tokens, which"):
         load_tokenizer(finder(tmp_path), "ctrl")
+
+
+# ---- There and back, for every tokenizer at hand
+
+FOLDERS = {**bundled(), "real gpt2": SHARED / "gpt2", "real ctrl": SHARED / "ctrl"}
+BYTE_LEVEL = ["tales-gpt2", "tales-gpt-neo", "real gpt2"]
+WORDS = ["tales-ctrl", "real ctrl"]
+
+
+@cache
+def pair(name: str) -> tuple[Tokenizer, Any]:
+    """A tokenizer and transformers' own, from the same files; skips where they are not there."""
+    folder = FOLDERS[name]
+    if not folder.exists():
+        pytest.skip(f"the real tokenizer files are not in {SHARED}")
+    tokenizer = load_tokenizer(finder(folder), "ctrl" if name in WORDS else "gpt2")
+    assert tokenizer is not None
+    if (folder / "tokenizer.json").exists():
+        return tokenizer, PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    reference = CTRLTokenizer if name in WORDS else GPT2Tokenizer
+    return tokenizer, reference(str(folder / "vocab.json"), str(folder / "merges.txt"))
+
+
+@pytest.mark.parametrize("name", BYTE_LEVEL)
+@settings(max_examples=100, deadline=None)
+@example(text=" " * 1000 + "a" + "\t" * 1000 + "\n" * 999)
+@example(text="\0\x1b[31m\u202e\ufeff\U0010ffff\ufdd0")
+@example(text="e" + "\u0301" * 1000)
+@example(text="<|endoftext|><|endoftext|> <|endo<|endoftext|>ftext|>")
+@given(text=TEXTS | st.text(CHARACTERS))
+def test_byte_level_text_comes_back(name: str, text: str) -> None:
+    tokenizer, reference = pair(name)
+    ids = tokenizer.encode(text)[0].tolist()
+    assert ids == reference.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids) == text
+    assert b"".join(map(tokenizer.piece, ids)) == text.encode()
+
+
+@pytest.mark.parametrize("name", WORDS)
+@settings(max_examples=100, deadline=None)
+@example(text=" " * 1000 + "a" + "\t" * 1000 + "\n" * 999)
+@example(text="\0\x1b[31m\u202e\ufeff\U0010ffff\ufdd0")
+@given(text=TEXTS | st.text(CHARACTERS))
+def test_words_after_a_control_code(name: str, text: str) -> None:
+    """The reference's ids; and of words that the vocabulary can spell, each comes back in its place."""
+    tokenizer, reference = pair(name)
+    for code in ("", *tokenizer.codes[:2]):
+        prompt = f"{code} {text}"
+        ids = tokenizer.encode(prompt)[0].tolist()
+        assert ids == reference.encode(prompt, add_special_tokens=False)
+        assert tokenizer.decode(ids) == reference.decode(ids)
+        assert not code or tokenizer.hint(prompt) is None
+        words = regex.findall(r"\S+", prompt)
+        if tokenizer.encode("<unk>")[0, 0] not in ids and "@@" not in prompt:
+            assert regex.findall(r"\S+", tokenizer.decode(ids)) == words
+
+
+@pytest.mark.parametrize("add_prefix_space", [False, True])
+def test_added_tokens_and_a_prefix_space_on_any_text(tmp_path: Path, add_prefix_space: bool) -> None:
+    """The space is the checkpoint's wish, and the only thing that comes back and was not there."""
+    size = tiny_bpe().get_vocab_size()
+    added = {text: size + n for n, text in enumerate(["<|pad|>", "\x1b[31m", "\u202e", "猫猫", "</script>", "  "])}
+    write_gpt2(tmp_path, added_tokens=added, tokenizer_config={"add_prefix_space": add_prefix_space})
+    tokenizer = load_tokenizer(finder(tmp_path), "gpt2")
+    assert tokenizer is not None
+    reference = GPT2Tokenizer.from_pretrained(tmp_path)
+
+    @settings(max_examples=100, deadline=None)
+    @given(parts=st.lists(st.sampled_from([*added, "<|endoftext|>", "the", " "]) | st.text(CHARACTERS, max_size=5)))
+    def check(parts: list[str]) -> None:
+        text = "".join(parts)
+        ids = tokenizer.encode(text)[0].tolist()
+        assert ids == reference.encode(text, add_special_tokens=False)
+        back = tokenizer.decode(ids)
+        assert back == text if not add_prefix_space else back.replace(" ", "") == text.replace(" ", "")
+
+    check()
+
+
+# ---- Long texts
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_merges_in_any_order_equal_transformers(tmp_path: Path, seed: int) -> None:
+    """A merge may come before those that make its parts; all of a pair are merged before any other pair is."""
+    chance = random.Random(seed)
+    parts, merges = ["a", "b"], []
+    for _ in range(10):
+        first, second = chance.choices(parts, k=2)
+        merges.append((first, second + chance.choice(["", "", "</w>"])))
+        parts.append(first + second)
+    merges = list(dict.fromkeys(merges))
+    chance.shuffle(merges)
+    write_ctrl(tmp_path, ["<unk>"], "\n".join(["#version", *map(" ".join, merges), ""]))
+    reference = CTRLTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    for _ in range(50):
+        word = "".join(chance.choices("ab", k=chance.randint(1, 30)))
+        pieces = reference.bpe(word).split(" ")
+        vocab = {"<unk>": 0} | {piece: n for n, piece in enumerate(dict.fromkeys(pieces), 1)}
+        assert WordBPE(vocab, merges).encode(word)[0].tolist() == [vocab[piece] for piece in pieces]
+
+
+@real_files
+def test_a_word_of_two_thousand_letters_equals_transformers() -> None:
+    tokenizer, reference = real("ctrl")
+    word = "".join(random.Random(5).choices("etaoinshrdlu", k=2000))
+    assert tokenizer.encode(word)[0].tolist() == reference.encode(word, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("name", [*BYTE_LEVEL, *WORDS])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: "".join(random.Random(5).choices("etaoinshrdlu", k=n)),
+        lambda n: "x" * n,
+        lambda n: " " * n,
+        lambda n: "e" + "\u0301" * (n // 2),
+        lambda n: "\0" * n,
+    ],
+    ids=["one word", "one letter", "spaces", "marks", "NUL"],
+)
+def test_the_time_grows_with_the_text(name: str, make: Callable[[int], str]) -> None:
+    """A tenth of a megabyte takes a tenth of a second; in time that grew with the square, more than a minute."""
+    tokenizer, _ = pair(name)
+    text = make(100_000)
+    start = time.process_time()
+    tokens = tokenizer.encode(text)
+    assert time.process_time() - start < 10
+    if name in BYTE_LEVEL:
+        assert tokenizer.decode(tokens[0]) == text
+
+
+def test_what_words_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither all of a text without an end, nor a word of ten megabytes; their tokens are the same."""
+    write_ctrl(tmp_path)
+    monkeypatch.setattr(minilens.text, "CACHED_WORDS", 5)
+    tokenizer = ctrl(tmp_path)
+    text = " ".join(["apt" * n for n in range(1, 60)])
+    assert tokenizer.encode(text).tolist() == tokenizer.encode(text).tolist()
+    assert isinstance(tokenizer, WordBPE)
+    assert len(tokenizer._cache) == 5
+    monkeypatch.setattr(minilens.text, "CACHED_WORDS", 10**6)
+    tokenizer.encode(text)
+    assert max(map(len, tokenizer._cache)) < CACHED_LENGTH

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..sweep import Findings
 from ..tally import NUMBERS, RANKS, VALUES, Group, Tally
-from .tokens import text_label
+from .tokens import as_unicode, text_label
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 COLUMNS = {  # of the terminal: numbers with their errors, then shares
@@ -35,10 +35,10 @@ def corpus_record(name: str, findings: Findings) -> dict[str, Any]:
     lens, counted = findings.lens, findings.counted
     n_ranks = lens.model.W_U.shape[1].bit_length()
     return {
-        "model": name,
+        "model": as_unicode(name),
         "family": lens.model.family,
         "n_layers": lens.model.n_layers,
-        "files": sorted([file.path.name, file.digest] for file in findings.files),
+        "files": sorted([as_unicode(file.path.name), file.digest] for file in findings.files),
         "documents": counted.documents,
         "empty_documents": counted.empty,
         "tokens": int(counted.tokens.sum()),
@@ -93,9 +93,10 @@ def corpus_lines(record: dict[str, Any]) -> Iterator[list[Any]]:
     """A heading, then one line for each decoder, group, row and statistic."""
     yield ["model", "decoder", "split", "group", "tokens", "documents", "row", "layer", "statistic", "mean",
            "standard_error", *(f"quantile_{q:g}" for q in QUANTILES)]  # fmt: skip
+    name = text_label(record["model"])
     for decoder, found in record["decoders"].items():
         for group in found["groups"]:
-            start = [record["model"], decoder, *(group[key] for key in ("split", "group", "tokens", "documents"))]
+            start = [name, decoder, *(group[key] for key in ("split", "group", "tokens", "documents"))]
             for r, (row, layer) in enumerate(zip(found["rows"], found["layers"], strict=True)):
                 for value in VALUES:
                     quantiles = group["quantiles"].get(value, {})

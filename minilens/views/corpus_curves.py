@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .curves import INK, LEGEND, OUTPUT, PLAIN, Axes, Figure, FigureCanvasAgg, plain, scale_nats
+from .curves import INK, LEGEND, OUTPUT, Axes, Figure, FigureCanvasAgg, plain, scale_nats
+from .figure import PLAIN, drawable
 from .tokens import text_label
 
 PANELS = {  # what the overview draws, three in a line
@@ -35,9 +36,10 @@ RANKS = ((0, "1"), (1, "2 to 3"), (2, "4 to 15"), (4, "16 to 255"), (8, "more"))
 def overview(records: Sequence[dict[str, Any]]) -> Figure:
     """Every statistic over the rows: a colour for each model, a kind of line for each decoder."""
     figure, panels = _panels(4, 3)
+    draw = drawable()
     for n, record in enumerate(records):
         for style, (decoder, found) in zip(_styles(record), record["decoders"].items(), strict=True):
-            label = text_label(record["model"]) + (f", {decoder}" if len(record["decoders"]) > 1 else "")
+            label = draw(text_label(record["model"])) + (f", {decoder}" if len(record["decoders"]) > 1 else "")
             for ax, value in zip(panels.flat, PANELS, strict=False):
                 _curve(
                     ax, found, found["groups"][0], value, color=COLOURS[n % len(COLOURS)], linestyle=style, label=label

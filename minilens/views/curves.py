@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ..study import Study
-from .tokens import token_label
+from .figure import LONGEST_LABEL, PLAIN, drawable, labels
 
 try:
     from matplotlib import rc_context
@@ -36,7 +36,6 @@ INK, LINES = "#5c646d", "#dfe2e6"
 WIDTH, HEIGHT = 2.9, 1.6  # inches of a panel
 LONGEST = 34  # characters of a title
 LEGEND: dict[str, Any] = {"fontsize": 7, "frameon": False, "labelcolor": INK, "handlelength": 2.2}
-PLAIN: dict[str, Any] = {"parse_math": False}  # a token's $ and \ are letters, never TeX
 
 
 def study_figure(columns: Sequence[tuple[str, Study, str]]) -> Figure:
@@ -48,18 +47,19 @@ def study_figure(columns: Sequence[tuple[str, Study, str]]) -> Figure:
     figure = Figure((WIDTH * len(columns) + 2.4, HEIGHT * 5 + 0.3), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(5, len(columns), squeeze=False, sharex="col", sharey="row")
-    for column, (title, study, reading) in zip(panels.T, columns, strict=True):
+    draw = drawable()
+    for column, (name, study, reading) in zip(panels.T, columns, strict=True):
+        title = draw(name)
         _divergences(column[0], study, reading)
         _ranks(column[1], study, reading)
         _shares(column[2], study, reading)
-        word = token_label(study.tables["passage", reading].tokenizer, study.word)
+        word = labels(study.tables["passage", reading].tokenizer)(study.word, LONGEST_LABEL)
         _word(column[3], study, reading, study.word_ranks, f"{word} as the next token")
         if reading == "final":
             _others(column[3], study)
         _word(column[4], study, reading, study.word_as_input, f"{word} where it is the input")
-        column[0].set_title(
-            title if len(title) <= LONGEST else f"…{title[1 - LONGEST :]}", fontsize=9, loc="left", **PLAIN
-        )
+        title = title if len(title) <= LONGEST else f"…{title[1 - LONGEST :]}"
+        column[0].set_title(title, fontsize=9, loc="left", **PLAIN)
         column[4].set_xlabel("blocks done", fontsize=8, color=INK)
     scale_nats(panels[0])
     names = ("KL, nats", "rank", "share of positions", "rank", "rank")

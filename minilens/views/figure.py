@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..table import LensTable
 from ..text import Tokenizer
 from .panels import long_name, of_one_text, panel, spread, stat
-from .tokens import token_label
+from .tokens import printable, token_label
 
 try:
     from matplotlib import colormaps, rc_context
@@ -102,7 +102,7 @@ def lens_figure(
             agrees = (best == table.final_tokens).nonzero().tolist()
             _draw(ax, bar, kind, numbers, _norm(name, style, drawn), tokens, agrees, cell)
             how = f"decoder {table.decoder}, norm {table.norm}" + ", centred" * table.centre
-            heading = f"{title}\n{caption}; {how}" if title else f"{caption}\n{how}"
+            heading = f"{drawable()(title)}\n{caption}; {how}" if title else f"{caption}\n{how}"
             x, pad = (0.1 - LEFT) / across, 72 * ABOVE - 26
             ax.set_title(heading, loc="left", x=x, y=1, pad=pad, fontsize=LETTERS, **PLAIN)
             label_axes(ax, cell, below, above, [table.labels[r] for r in rows])
@@ -215,17 +215,26 @@ def _norm(name: str, style: str, found: NDArray[np.float64]) -> Normalize:
 
 
 def labels(tokenizer: Tokenizer | None) -> Callable[[int, int], str]:
-    """A function that gives a token as every view shows it, cut to so many characters.
+    """A function that gives a token as every view shows it, cut to so many characters."""
+    draw = drawable()
 
-    What the font has no glyph for is escaped, too: matplotlib would warn whenever it is drawn, and draw a box that
-    tells nothing. A caller whose rcParams name more fonts sees more.
+    def label(token: int, longest: int) -> str:
+        shown = draw(token_label(tokenizer, token))
+        return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+
+    return label
+
+
+def drawable() -> Callable[[str], str]:
+    """A function that escapes what the font has no glyph for, and what is not printable.
+
+    matplotlib would warn whenever such a character is drawn, and draw a box that tells nothing; an SVG that held a
+    control character would not be XML. A caller whose rcParams name more fonts sees more.
     """
     fonts = [get_font(findfont(FontProperties(family=[name]))) for name in FontProperties().get_family()]
     glyphs = {code for font in fonts for code in font.get_charmap()}
 
-    def label(token: int, longest: int) -> str:
-        shown = token_label(tokenizer, token)
-        shown = "".join(c if ord(c) in glyphs else c.encode("unicode_escape").decode() for c in shown)
-        return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+    def draw(text: str) -> str:
+        return "".join(c if ord(c) in glyphs else c.encode("unicode_escape").decode() for c in printable(text))
 
-    return label
+    return draw

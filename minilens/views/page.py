@@ -24,7 +24,7 @@ from ..trace import BlockTrace
 from ..vocab import Standing, Top
 from .notebook import in_frame
 from .terminal import CIVIDIS
-from .tokens import token_label
+from .tokens import printable, token_label
 
 TEMPLATE = Path(__file__).with_name("page.html")
 MARK = "PUT THE DATA HERE"
@@ -60,7 +60,7 @@ def lens_page(
     attention = _attention(tables, tokens, patterns)
     named = set(attention["tokens"] if attention else ()).union(*map(_tokens, tables))
     record = {
-        "title": title,
+        "title": printable(title),
         "scale": CIVIDIS,
         "tokens": {token: token_label(tables[0].tokenizer, token) for token in sorted(named)},
         "tables": [_table(table) for table in tables],

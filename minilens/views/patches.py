@@ -20,7 +20,7 @@ from rich.text import Text
 from ..patching import Patching
 from .notebook import in_frame
 from .terminal import BOLD, DIM, ITALIC, Line, in_panels
-from .tokens import token_label
+from .tokens import printable, token_label
 
 # Orange and sky blue of Okabe and Ito's palette (2008, jfly.uni-koeln.de/color), which look different with and without
 # colour blindness. Black can be read on both, and on all between them and the neutral grey.
@@ -39,7 +39,7 @@ def patching_view(patching: Patching, *, title: str = "", width: int = 80) -> Gr
 
     By position the corrupt text stands below them, and above them the clean one where it differs.
     """
-    lines = [Text(title, BOLD)] * bool(title)
+    lines = [Text(printable(title), BOLD)] * bool(title)
     for site in patching.metric:
         lines += in_panels(_grid(patching, site), 1, width)
     return Group(*lines, *(Text(line, DIM) for line in legend(patching)))
@@ -54,7 +54,7 @@ def patching_page(patching: Patching, *, title: str = "") -> str:
     colours = {"away": AWAY, "neutral": NEUTRAL, "towards": TOWARDS}
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         {name: "rgb({} {} {})".format(*rgb) for name, rgb in colours.items()},
-        title=html.escape(title or "Activation patching"),
+        title=html.escape(printable(title) or "Activation patching"),
         place="a position" if patching.by == "position" else "a head at all positions",
         clean=exact(patching.clean),
         corrupt=exact(patching.corrupt),

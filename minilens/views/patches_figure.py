@@ -15,6 +15,7 @@ from .figure import (
     RIGHT,
     add_axes,
     cell_size,
+    drawable,
     label_axes,
     labels,
     write_cells,
@@ -65,7 +66,7 @@ def patching_figure(patching: Patching, *, title: str = "") -> Figure:
         still = [Rectangle((x - 0.5, y - 0.5), 1, 1) for y, x in np.argwhere(numbers.mask)]
         hatched = PatchCollection(still, facecolor="none", edgecolor=HATCH, hatch="/////", linewidth=0)
         ax.add_collection(hatched, autolim=False)
-        heading = f"{title}\n{site}" if title else site
+        heading = f"{drawable()(title)}\n{site}" if title else site
         ax.set_title(heading, loc="left", x=(0.1 - LEFT) / across, y=1, pad=72 * over - 26, fontsize=LETTERS, **PLAIN)
         label_axes(ax, cell, below, above, [f"{layer}.{site}" for layer in range(n_layers)])
     for k, line in enumerate(legend(patching)):

@@ -19,7 +19,7 @@ from ..study import READINGS, SHARES, STATISTICS, Study
 from ..table import LensTable
 from .curves import Figure, rc_context, study_figure
 from .figure import lens_figure
-from .tokens import text_label, token_label
+from .tokens import printable, text_label, token_label
 
 READ = (
     "final: the final norm and the unembedding; plain norm: without the norm's gain and bias, as in 2020; centred: "
@@ -87,12 +87,12 @@ def study_lines(studies: Sequence[Study]) -> Iterator[list[Any]]:
             if word:
                 found |= _places("next", study.word_ranks(text, reading))
                 found |= _places("input", study.word_as_input(text, reading))
-            yield from _lines([study.name, text, word, reading], table, found)
+            yield from _lines([printable(study.name), text, word, reading], table, found)
         for token, tables in study.others.items():
             for text, table in tables.items():
                 word = token_label(table.tokenizer, token)
                 found = _places("next", study.other_ranks(text)[token])
-                yield from _lines([study.name, text, word, "final"], table, found)
+                yield from _lines([printable(study.name), text, word, "final"], table, found)
 
 
 def _places(name: str, ranks: Tensor) -> dict[str, list[list[float | None]]]:

@@ -14,6 +14,10 @@ _ESCAPED = re.compile(
     # what would look like our own escapes
     r"|\\(?=x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})"
 )
+# Drawn onto the character before, though Unicode does not count them among its marks: vowels and final consonants of
+# Hangul that are not composed, and the skin tones of emoji.
+_JOINING = re.compile("[\u1160-\u11ff\ud7b0-\ud7ff\U0001f3fb-\U0001f3ff]")
+MOST_MARKS = 4  # on one letter, as many as Hebrew with points and accents has; a pile of them would cover other lines
 
 
 def visible(piece: bytes) -> str:
@@ -21,24 +25,28 @@ def visible(piece: bytes) -> str:
 
     A space is `·`, a newline `↵`, a tab `⇥`, the empty piece `∅`. A byte that is not UTF-8, or an ASCII control
     character, is `\x1b`; any other character without ink is `\u200b` or `\U000e0001`. A combining character that has
-    nothing in the piece to stand on gets a `◌`.
+    nothing in the piece to stand on gets a `◌`, and the fifth on one letter is escaped.
 
     Two different pieces never look alike: the marks above are escaped where the piece itself has them, and so is a
     backslash that seems to begin an escape. Any other backslash is left alone.
     """
-    shown, stands_alone = "", True
-    text = piece.decode(errors="surrogateescape")
+    return _visible(piece.decode(errors="surrogateescape"))
+
+
+def _visible(text: str) -> str:
+    shown, marks = "", -1  # on the letter before; -1: there is none
     for at, char in enumerate(text):
+        joins = unicodedata.category(char).startswith("M") or bool(_JOINING.match(char))
         if char in _MARKS:
             cell = _MARKS[char]
-        elif not char.isprintable() or _ESCAPED.match(text, at):
+        elif not char.isprintable() or _ESCAPED.match(text, at) or (joins and marks == MOST_MARKS):
             cell = _escape(char)
-        elif stands_alone and unicodedata.category(char).startswith("M"):
+        elif joins and marks < 0:
             cell = "◌" + char
         else:
             cell = char
         shown += cell
-        stands_alone = not cell.endswith(char)
+        marks = -1 if not cell.endswith(char) else max(marks, 0) + 1 if joins else 0
     return shown or "∅"
 
 
@@ -58,9 +66,14 @@ def token_label(tokenizer: Tokenizer | None, token: int) -> str:
 
 def text_label(text: str) -> str:
     """A name or a text with nothing hidden in it; spaces stay spaces."""
-    return " ".join(visible(part.encode(errors="surrogateescape")) if part else "" for part in text.split(" "))
+    return " ".join(_visible(part) if part else "" for part in text.split(" "))
 
 
-def sentence(text: str) -> str:
-    """A sentence of ours as it stands, but for what a terminal would obey in the names that it quotes."""
+def as_unicode(name: str) -> str:
+    """A name for JSON, which has no lone surrogates: Python has them for the bytes of a path that are not UTF-8."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def printable(text: str) -> str:
+    """A line that may hold labels, with what a terminal or a browser would obey escaped, and the labels as they are."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..identities import Identity
 from ..verify import Key, Report, Weight
-from .tokens import sentence, text_label
+from .tokens import as_unicode, printable, text_label
 
 DIGITS = 16, 8  # of a SHA-256 that are shown of a file, and of a tensor; JSON has all 64
 WRONG, QUIET, HEAD = "bold red", "dim", "bold"
@@ -27,14 +27,14 @@ def verify_record(report: Report) -> dict[str, Any]:
     """The report as lists and objects, with null for a number that is none."""
     return {
         "schema": 1,
-        "model": report.model,
+        "model": as_unicode(report.model),
         "family": report.family,
         "passed": not report.faults,
         "loads": report.loads,
         "faults": [*report.faults],
         "files": [file._asdict() for file in report.files],
         "config": [key._asdict() for key in report.config],
-        "tensors": [weight._asdict() for weight in report.tensors],
+        "tensors": [{**weight._asdict(), "shape": [*weight.shape]} for weight in report.tensors],
         "identities": None if report.identities is None else [*map(_identity_record, report.identities)],
         "published": [{name: _number(value) for name, value in each.items()} for each in report.published],
     }
@@ -106,7 +106,7 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         n, verb = len(report.faults), "takes" if report.loads else "refuses"
         yield Text(f"{n} fault{'s' * (n > 1)}; minilens.load {verb} this checkpoint", WRONG)
         for fault in report.faults:
-            yield Padding(Text(sentence(fault), overflow="fold"), (0, 0, 0, 2))
+            yield Padding(Text(printable(fault), overflow="fold"), (0, 0, 0, 2))
     else:
         yield Text(
             f"passed: {len(report.files)} files, {len(report.config)} keys, {len(report.tensors)} tensors, "
@@ -150,4 +150,4 @@ def _cell(text: str) -> Text:
 
 def _safe(text: str) -> str:
     """A name with nothing hidden in it, whatever a file gives as one: lone surrogates are not Unicode."""
-    return text_label(text.encode(errors="backslashreplace").decode())
+    return text_label(as_unicode(text))

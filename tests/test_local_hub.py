@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import Mock
@@ -329,7 +330,7 @@ DOWNLOADS: dict[str, tuple[dict[str, Any], str, float]] = {
     "is a page": (dict(body=b"<!doctype html>Log in"), SIZE, 0),
     "403": (dict(status=403), "403 Forbidden: None", 0),
     "404": (dict(status=404), "Client error '404 Not Found'", 0),
-    "416": (dict(status=416), "Client error '416 Requested Range Not Satisfiable'", 0),
+    "416": (dict(status=416), f"Client error '416 {HTTPStatus(416).phrase}'", 0),
     "429": (dict(status=429), "429 Too Many Requests", 23),
     "500": (dict(status=500), "Server error '500 Internal Server Error'", 0),
     "503": (dict(status=503, body=b"busy\nnow"), "Server error '503 Service Unavailable': busy now", 0),

@@ -8,7 +8,7 @@ Each environment is made afresh with uv in a temporary folder, and deleted after
 of constraints.txt; the lowest are the bounds of pyproject.toml, where the warnings of other packages are not errors.
 A Python that is neither on the PATH nor in pyenv is fetched by uv. pytest prints to standard error; the table follows
 on standard output. Exit status 1 if an environment whose Python is to be had could not be made, or failed, or if there
-was none. Needs Python 3.11, a network, and 12 GB for torch with its CUDA libraries.
+was none. Needs Python 3.11, a network, and 20 GB for torch with its CUDA libraries.
 """
 
 import json

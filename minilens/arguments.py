@@ -66,7 +66,7 @@ def given_tokens(args: argparse.Namespace, text: str | None, tokenizer: Tokenize
     if text is None:
         try:
             return torch.tensor([[int(number) for number in args.ids.replace(",", " ").split()]], dtype=torch.long)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # torch 2.6 has the second for a number beyond 64 bits
             raise ValueError(f'--ids must be whole numbers, such as "464 3290"; got {args.ids!r}') from error
     if tokenizer is None:
         raise ValueError(f"{args.model} has no tokenizer files, so it cannot read text: give token ids with --ids")

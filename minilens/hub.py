@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from textwrap import shorten
 from typing import Any
 
@@ -266,7 +266,7 @@ def _shards(index: Path) -> list[str]:
 
 def weight_file(find: Find, index: Path | None, file: str) -> Path:
     """Where a weight file is."""
-    if Path(file).name != file:
+    if PureWindowsPath(file).name != file:  # which parts folders at / and at \
         raise CheckpointError(f"{index} names {file!r:.80}, which is not a file in the model's own folder")
     path = find(file)
     if path is None:

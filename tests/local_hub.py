@@ -81,7 +81,10 @@ class LocalHub:
     def __enter__(self) -> "LocalHub":
         handler = type("Handler", (_Handler,), {"hub": self})
         self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
-        self.url, self.cdn = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
+        hosts = "127.0.0.1", "localhost"  # by name, since clients before 2.4 tell hosts apart without their ports
+        self.url, self.cdn = (
+            f"http://{host}:{server.server_port}" for host, server in zip(hosts, self._servers, strict=True)
+        )
         for server in self._servers:
             threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         return self

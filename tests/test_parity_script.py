@@ -1,5 +1,6 @@
 """scripts/parity.py: what it calls equal is equal, and what is planted is found."""
 
+import copy
 import json
 import math
 import runpy
@@ -40,21 +41,12 @@ def by_status(report: dict[str, Any]) -> dict[str, list[str]]:
     return found
 
 
-class Changed:
-    """A model whose unembedding or blocks give something else."""
-
-    def __init__(self, model: Any, edit: minilens.Edit = minilens.untouched, drop: int = 0) -> None:
-        self.model, self.edit, self.drop = model, edit, drop
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def block(self, layer: int, resid: torch.Tensor, _: minilens.Edit) -> minilens.BlockTrace:
-        return self.model.block(layer, resid, self.edit)
-
-    def unembed(self, resid: torch.Tensor) -> torch.Tensor:
-        logits = self.model.unembed(resid)
-        return logits[..., : logits.shape[-1] - self.drop]
+def altered(model: Any, edit: minilens.Edit = minilens.untouched, drop: int = 0) -> Any:
+    """A copy of the model whose blocks or unembedding give something else."""
+    copied = copy.copy(model)
+    vars(copied)["block"] = lambda layer, resid, _: model.block(layer, resid, edit)
+    vars(copied)["unembed"] = lambda resid: model.unembed(resid)[..., : -drop or None]
+    return copied
 
 
 def plant(monkeypatch: Patch, **change: Any) -> None:
@@ -62,7 +54,7 @@ def plant(monkeypatch: Patch, **change: Any) -> None:
 
     def load(*args: Any, **options: Any) -> tuple[Any, Any]:
         model, tokenizer = LOAD(*args, **options)
-        return Changed(model, **change), tokenizer
+        return altered(model, **change), tokenizer
 
     monkeypatch.setattr(minilens, "load", load)
 

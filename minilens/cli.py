@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: say(f"note: {message}")
             status = args.command(args) or 0  # all but `verify` return None
-        sys.stdout.flush()
+        if sys.stdout:  # None where the caller has closed it
+            sys.stdout.flush()
     except UnicodeEncodeError as error:
         say(f"error: the output cannot be written as {error.encoding}: set PYTHONIOENCODING=utf-8")
         return 2
@@ -176,7 +177,7 @@ def _parser() -> _Parser:
         help="text, with a line of <|endoftext|> after each document, or .jsonl; compressed too (.gz)",
     )
     corpus.add_argument("--lines", action="store_true", help="each line of a text file is a document")
-    corpus.add_argument("--key", default="text", help="where an object of .jsonl has its text (default: %(default)s)")
+    corpus.add_argument("--key", help='where an object of .jsonl has its text (default: "text")')
     corpus.add_argument(
         "--out", type=Path, default=Path("corpus"), help="the folder of the results (default: %(default)s)"
     )

@@ -21,10 +21,13 @@ from .checkpoint import read_json
 from .corpus import TextFile
 from .corpus_lens import CorpusLens, Plan
 from .hub import load
-from .sweep import Sweep
+from .sweep import Sweep, replacing
 from .views.corpus import corpus_lines, corpus_record, corpus_summary, corpus_tables
 
 PATIENCE = timedelta(hours=6)  # until all workers have counted their share of the tokens
+PAUSE = 10  # seconds between two lines that say how far the work is
+MOST_THREADS = 1024
+WIDEST = 120  # characters; the tables need some 80
 
 
 class Worker(NamedTuple):
@@ -38,14 +41,18 @@ class Worker(NamedTuple):
 def corpus(args: argparse.Namespace) -> None:
     """Read the files, print the tables, and write the report."""
     worker = Worker(*(int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))
-    beside = [_report(folder) for folder in args.beside]
     if args.json and args.csv:
         raise ValueError("--json and --csv are both given: choose one")
-    if args.threads < 1:
-        raise ValueError(f"--threads must be at least 1; it is {args.threads}")
+    if not 1 <= args.threads <= MOST_THREADS:
+        raise ValueError(f"--threads must be from 1 to {MOST_THREADS}; it is {args.threads}")
+    beside = _beside(args) if worker.rank == 0 else []
     torch.set_num_threads(args.threads)
     device = args.device or (f"cuda:{worker.local}" if torch.cuda.is_available() else "cpu")
-    files = [TextFile(path, args.lines, args.key) for path in args.files]
+    files = [TextFile(path, args.lines, args.key or "text") for path in args.files]
+    if args.lines and all(file.is_json for file in files):
+        raise ValueError("--lines is for text files; a .jsonl file has a document on each line anyway")
+    if args.key is not None and not any(file.is_json for file in files):
+        raise ValueError("--key is for .jsonl files, and none is given")
     model, tokenizer = load(args.model, revision=args.revision, device=device)
     if tokenizer is None:
         raise ValueError(f"{args.model} has no tokenizer files, so it cannot read text")
@@ -71,68 +78,88 @@ def corpus(args: argparse.Namespace) -> None:
 
 
 def _run(sweep: Sweep, worker: Worker) -> None:
-    """Read all shards. A terminal sees a bar; of several workers, each says on a line of its own how far all are."""
+    """Read all shards. A terminal sees a bar; otherwise a line now and then, from each worker, says how far all are."""
     counted = sweep.count()
     n_shards, n_tokens = int(counted.shards.sum()), int(counted.tokens.sum())
+    name = f"worker {worker.rank + 1} of {worker.size}: " if worker.size > 1 else ""
     columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TextColumn("shards{task.fields[speed]}"))
-    hidden = worker.size > 1 or not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as progress:
+    has_bar = worker.size == 1 and sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not has_bar) as progress:
         task = progress.add_task("", total=n_shards, completed=sweep.n_done(), speed="")
-        start, read = time.monotonic(), 0
-        for n_read in sweep.run():
-            read, done = read + n_read, sweep.n_done()
-            rate = read / (time.monotonic() - start)
-            left = n_tokens * (1 - done / n_shards) / (rate * worker.size) if rate else 0
-            speed = f", {rate:,.0f} tokens/s, {timedelta(seconds=round(left))} left"
-            progress.update(task, completed=done, speed=speed)
-            if worker.size > 1:
-                say(f"worker {worker.rank + 1} of {worker.size}: {done} of {n_shards} shards are done{speed}")
+        start = said = time.monotonic()
+        n_read = 0
+        for tokens in sweep.run():
+            n_read, now = n_read + tokens, time.monotonic()
+            if has_bar or now > said + PAUSE:
+                done, rate, said = sweep.n_done(), n_read / (now - start), now
+                left = n_tokens * (1 - done / n_shards) / (rate * worker.size)
+                speed = f", {rate:,.0f} tokens/s, {timedelta(seconds=round(left))} left"
+                progress.update(task, completed=done, speed=speed)
+                if not has_bar:
+                    say(f"{name}{done} of {n_shards} shards are done{speed}")
+    if name:
+        say(f"{name}{n_read:,} tokens in {timedelta(seconds=round(time.monotonic() - start))}")
 
 
 def _show(args: argparse.Namespace, record: dict[str, Any], beside: list[dict[str, Any]]) -> None:
-    """Print the tables, or the numbers; and write all that is not there already."""
+    """Write what is not there already, then print the tables, or the numbers."""
     numbers = io.StringIO(newline="")
     csv.writer(numbers, lineterminator="\n").writerows(corpus_lines(record))
     text = json.dumps(record, indent=1, allow_nan=False)
+    files = {"report.json": text.encode(), "numbers.csv": numbers.getvalue().encode(), **_drawn([record, *beside])}
+    _write({args.out / name: content for name, content in files.items()}, args.overwrite)
     if args.json:
         print(text)
     elif args.csv:
         print(numbers.getvalue(), end="")
     else:
         console = Console(highlight=False)
-        for table in corpus_tables(record):
-            console.print(table, end="\n")
-        console.print(corpus_summary(record), markup=False, soft_wrap=True)
-    files = {"report.json": text.encode(), "numbers.csv": numbers.getvalue().encode()}
+        console.width = max(console.width, WIDEST)  # on a terminal of less its lines are folded, and nothing is cut
+        with console.capture() as shown:
+            for table in corpus_tables(record):
+                console.print(table, end="\n")
+            console.print(corpus_summary(record), markup=False, soft_wrap=True)
+            console.print("the errors after ± are standard errors, from the spread between documents", soft_wrap=True)
+        print(shown.get(), end="")
+    say(f"{args.out} holds {', '.join(files)}")
+
+
+def _drawn(records: list[dict[str, Any]]) -> dict[str, bytes]:
+    """The files of a report that need matplotlib."""
     try:
         from .views.corpus_page import corpus_page, corpus_picture
     except ValueError as error:
         say(f"note: no report.html: {error}")
-    else:
-        files |= {
-            "report.html": corpus_page([record, *beside]).encode(),
-            "curves.png": corpus_picture([record, *beside]),
-        }
-    for name, content in files.items():
-        _write(args.out / name, content, args.overwrite)
-    say(f"{args.out} holds {', '.join(files)}")
+        return {}
+    return {"report.html": corpus_page(records).encode(), "curves.png": corpus_picture(records)}
 
 
-def _write(path: Path, content: bytes, overwrite: bool) -> None:
-    """A file, where the same is not there; raises ValueError where another is, and may not be replaced."""
+def _write(files: dict[Path, bytes], overwrite: bool) -> None:
+    """Each file, where the same is not there; raises ValueError where another is, and may not be replaced."""
     try:
-        if path.is_file() and path.read_bytes() == content:
-            return
-        check_new(path, overwrite)
-        path.write_bytes(content)
+        others = {path: new for path, new in files.items() if not path.is_file() or path.read_bytes() != new}
+        for path in others:
+            check_new(path, overwrite)
+        for path, content in others.items():
+            with replacing(path) as new:
+                new.write_bytes(content)
     except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}") from error
+        raise ValueError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
-def _report(folder: Path) -> dict[str, Any]:
-    """The report of another sweep, from its folder."""
-    path = folder / "report.json"
-    record = read_json(path)
-    if not {"model", "tokens", "decoders"} <= record.keys():
-        raise ValueError(f"{path} is not a report of minilens corpus")
-    return record
+def _beside(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The reports of other sweeps, each tried before hours are spent."""
+    records = []
+    for folder in args.beside:
+        if folder.resolve() == args.out.resolve():
+            raise ValueError(f"--beside {folder} is the folder of this very run")
+        records.append(read_json(folder / "report.json"))
+        try:
+            for _ in corpus_lines(records[-1]):
+                pass
+            _drawn(records[-1:])
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{folder / 'report.json'} is not a report of minilens corpus, or one of another version"
+            ) from error
+    return records

@@ -16,7 +16,7 @@ import os
 import socket
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -70,7 +70,8 @@ class Findings:
 class Sweep:
     """The lens over some files, and the folder of its results, which is made or gone on with.
 
-    Raises ValueError for the same text twice, and for a folder that holds something else.
+    Raises ValueError for the same text twice, and for a folder that holds something else. What its methods cannot read
+    or write is a ValueError, too, and so is a file that changes under their hands.
     """
 
     def __init__(self, lens: CorpusLens, files: Sequence[TextFile], folder: Path) -> None:
@@ -87,7 +88,10 @@ class Sweep:
         path, d_vocab = self.folder / "counts.npz", self.lens.model.W_U.shape[1]
         if self._counted:
             return self._counted
-        if path.exists():
+        is_there = torch.tensor(int(path.exists()))
+        if n_workers > 1:  # another run may be writing it just now: the first worker says
+            is_there = self._together(is_there, lambda values: dist.broadcast(values, 0))
+        if is_there:
             with _explained(path), path.open("rb") as stream, np.load(stream) as found:
                 shards, total = (torch.from_numpy(found[name]) for name in ("shards", "total"))
                 if len(shards) != len(self.files) or len(total) != 2 + d_vocab:
@@ -103,12 +107,23 @@ class Sweep:
                         total[1] += len(tokens) == 0
                         total[2:] += tokens.bincount(minlength=d_vocab)
             if n_workers > 1:
-                on_device = total.to(self.lens.model.W_U.device)
-                dist.all_reduce(on_device)
-                total = on_device.cpu()
+                total = self._together(total, dist.all_reduce)
+            for file in self.files:
+                file.check_unchanged()
             _write(path, {"shards": shards, "total": total})
+        if not total[2:].any():
+            raise ValueError("there is nothing to read: the files hold no tokens")
         self._counted = Counted(shards, int(total[0]), int(total[1]), total[2:])
         return self._counted
+
+    def _together(self, values: Tensor, share: Callable[[Tensor], Any]) -> Tensor:
+        """The values, shared by torch's distributed processes."""
+        on_device = values.to(self.lens.model.W_U.device)
+        try:
+            share(on_device)
+        except RuntimeError as error:  # of gloo, nccl or torch, several lines long
+            raise ValueError("another worker has stopped, or cannot be reached: run again") from error
+        return on_device.cpu()
 
     def run(self) -> Iterator[int]:
         """Read what is not there, shard by shard; after each, how many tokens it had.
@@ -122,16 +137,17 @@ class Sweep:
                     if is_ours and not path.exists():
                         tokens = self._encoded(file, documents)
                         tallies = self.lens.tallies(tokens, counts)
+                        file.check_unchanged()
                         arrays = {f"{n}.{name}": a for n, each in enumerate(tallies) for name, a in vars(each).items()}
                         _write(path, arrays)
                         yield sum(map(len, tokens))
 
     def n_done(self) -> int:
         """How many shards are there."""
-        return sum(path.exists() for path in self._paths())
+        return sum(name.endswith(".npz") for name in os.listdir(self.folder / "shards"))
 
     def findings(self) -> Findings:
-        """The sum of all shards. Raises ValueError where one is missing or cannot be read."""
+        """The sum of all shards. Raises ValueError where one is missing, or cannot be read, or is of other texts."""
         whole = self.lens.empty()
         for path in self._paths():
             with _explained(path), path.open("rb") as stream, np.load(stream) as found:
@@ -140,6 +156,12 @@ class Sweep:
                     if any((v.shape, v.dtype) != (part[k].shape, part[k].dtype) for k, v in vars(so_far).items()):
                         raise ValueError("its arrays are of other shapes")
                     whole[n] = so_far + Tally(**part)
+        n_tokens, n_counted = int(whole[0].tokens[0, 0]), int(self.count().tokens.sum())
+        if n_tokens != n_counted:
+            raise ValueError(
+                f"the shards of {self.folder} hold {n_tokens} tokens, and its counts.npz {n_counted}: give another "
+                "folder"
+            )
         lens = self.lens
         decoders = {
             decoder: Decoded(lens.labels[decoder], lens.layers[decoder], each)
@@ -168,21 +190,25 @@ class Sweep:
             "shard": plan.shard,
         }
         path = self.folder / "sweep.json"
-        if path.exists():
-            with _explained(path):
-                begun = json.loads(path.read_text(encoding="utf-8"))
-                other = [key for key in record if begun.get(key) != record[key]]
-            if other:
-                raise ValueError(
-                    f"{self.folder} holds a sweep with another value of {', '.join(other)}: give another folder, or go "
-                    "on with that sweep"
-                )
-        elif self.folder.exists() and not (self.folder.is_dir() and all(map(_is_ours, self.folder.iterdir()))):
-            raise ValueError(f"{self.folder} is there, and no sweep has begun in it: give another folder")
-        else:
-            (self.folder / "shards").mkdir(parents=True, exist_ok=True)
-            with _replacing(path) as new:
-                new.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        if not path.exists():
+            if self.folder.exists() and not (self.folder.is_dir() and all(map(_is_ours, self.folder.iterdir()))):
+                raise ValueError(f"{self.folder} is there, and no sweep has begun in it: give another folder")
+            try:
+                (self.folder / "shards").mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"{self.folder} cannot be made: {error.strerror}") from error
+            with _locked(path, wait=True):
+                if not path.exists():
+                    with replacing(path) as new:
+                        new.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        with _explained(path, "give another folder"):
+            begun = json.loads(path.read_text(encoding="utf-8"))
+            other = [key for key in record if begun.get(key) != record[key]]
+        if other:
+            raise ValueError(
+                f"{self.folder} holds a sweep with another value of {', '.join(other)}: give another folder, or go on "
+                "with that sweep"
+            )
 
     def _paths(self) -> list[Path]:
         """Of all shards, in the order in which they are summed."""
@@ -198,7 +224,8 @@ class Sweep:
         for file, n in self._n_shards():
             paths = self._paths_of(file, n)
             if not all(path.exists() for path in paths):
-                for path, documents in zip(paths, file.shards(self.lens.plan.shard), strict=True):
+                # As many as were counted, unless the file has changed since: `check_unchanged` and `findings` see that.
+                for path, documents in zip(paths, file.shards(self.lens.plan.shard), strict=False):
                     if not path.exists():
                         yield path, file, documents
 
@@ -239,21 +266,24 @@ def _digest(model: Model) -> str:
 def _locked(path: Path, wait: bool) -> Iterator[bool]:
     """Whether this process has the lock of a shard; without waiting, it may be another's."""
     lock = path.with_suffix(".lock")
-    with lock.open("w") as file:
+    with contextlib.ExitStack() as stack:
         try:
+            file = stack.enter_context(lock.open("w"))
             if fcntl:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
             return
+        except OSError as error:  # a full disk, or one that has no locks
+            raise ValueError(f"{lock} cannot be locked: {error.strerror}") from error
         try:
             yield True
         finally:
-            lock.unlink(missing_ok=True)  # whoever waits for it, or makes a new one, finds the shard done
+            lock.unlink(missing_ok=True)  # whoever waits for it, or makes a new one, finds the work done
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of this one at the end."""
     new = path.with_name(f"{path.name}.{os.getpid()}.{socket.gethostname()}")
     try:
@@ -266,15 +296,15 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def _write(path: Path, arrays: dict[str, Tensor]) -> None:
-    with _replacing(path) as new, new.open("wb") as file:
+    with replacing(path) as new, new.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **{name: array.numpy() for name, array in arrays.items()})
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _explained(path: Path, remedy: str = "delete it, and run again to have it made anew") -> Iterator[None]:
     """Say which file of the folder is broken, and what to do."""
     try:
         yield
     except (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else "broken, or of another sweep"
-        raise ValueError(f"{path} cannot be read ({why}): delete it, and run again to have it made anew") from error
+        raise ValueError(f"{path} cannot be read ({why}): {remedy}") from error

@@ -9,7 +9,7 @@ values and n_d of the tokens (the clustered or linearised one; Cochran 1977, Sam
     mean = sum S_d / sum n_d      error^2 = D / (D - 1) * sum (S_d - mean * n_d)^2 / (sum n_d)^2
 
 for D documents. Quantiles come from counts in buckets 1 / PER_OCTAVE of an octave wide: they are within 4.5 % of a
-value of the sample, or within 2^LOWEST nats.
+value of the sample, or within 2^LOWEST nats; those above 2^HIGHEST nats are given as that.
 """
 
 from dataclasses import dataclass

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,9 @@ def written(path: Path, documents: list[str], end: str = "\n") -> TextFile:
 def test_documents_are_those_between_the_separators(tmp_path: Path) -> None:
     assert list(written(tmp_path / "a.txt", DOCUMENTS).documents()) == DOCUMENTS
     assert list(written(tmp_path / "b.txt", DOCUMENTS, end="\r\n").documents()) == DOCUMENTS
+    path = tmp_path / "c.txt"
+    path.write_bytes(f"one\r\ntwo\r\n{SEPARATOR}\r\nthree\r\n".encode())
+    assert list(TextFile(path).documents()) == ["one\r\ntwo", "three"]
 
 
 @pytest.mark.parametrize(
@@ -32,6 +36,8 @@ def test_documents_are_those_between_the_separators(tmp_path: Path) -> None:
         ("one\ntwo\n", ["one\ntwo"]),
         (f"one\n{SEPARATOR}\ntwo", ["one", "two"]),
         (f"one\n{SEPARATOR}\n\n", ["one"]),
+        (f"one\n{SEPARATOR}\n\n \r\n\n", ["one"]),
+        (f"\n\n{SEPARATOR}\n", ["\n"]),
         (f"one {SEPARATOR}\n {SEPARATOR}\n", [f"one {SEPARATOR}\n {SEPARATOR}"]),
         (f"{SEPARATOR}\n{SEPARATOR}\none", ["", "", "one"]),
         ("", []),
@@ -49,14 +55,14 @@ def test_one_document_on_each_line(tmp_path: Path) -> None:
     assert list(TextFile(path, lines=True).documents()) == ["one", "", "two  ", "three"]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "A.JSONL.GZ"])
 def test_json_lines(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    lines = [json.dumps("one\ntwo"), json.dumps({"text": "three", "id": 4}), json.dumps({"text": ""})]
+    lines = [json.dumps("one\ntwo"), " ", json.dumps({"text": "three", "id": 4}), json.dumps({"text": ""}), "\r\n\n"]
     content = "\n".join(lines).encode()
-    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    path.write_bytes(gzip.compress(content) if name.lower().endswith(".gz") else content)
     assert list(TextFile(path).documents()) == ["one\ntwo", "three", ""]
-    with pytest.raises(ValueError, match=r"a\.jsonl.*, line 2 has no text: it must be a string.*under \"body\""):
+    with pytest.raises(ValueError, match=r"(?i)a\.jsonl.*, line 3 has no text: it must be a string.*under \"body\""):
         list(TextFile(path, key="body").documents())
 
 
@@ -84,14 +90,25 @@ def test_long_documents_are_read_in_pieces(
     assert len(pieces) <= 10
 
 
+def test_a_separator_stands_at_the_start_of_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long line is read in parts, and none but its first part can be a separator."""
+    monkeypatch.setattr(corpus, "LONGEST", 700)
+    path = tmp_path / "a.txt"
+    path.write_text("x" * 700 + f"{SEPARATOR}\n")
+    assert "".join(TextFile(path).documents()) == "x" * 700 + SEPARATOR
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"caf\xe9 au lait", r"a\.txt is not UTF-8: it has the byte 0xe9"),
-        ("a.txt", b"x" * 100_000 + b"\xff", r"a\.txt is not UTF-8: it has the byte 0xff"),
+        ("a.txt", b"caf\xe9 au lait", r"a\.txt is not UTF-8: it has the byte 0xe9 at 3$"),
+        ("a.txt", b"x" * 100_000 + b"\xff", r"a\.txt is not UTF-8: it has the byte 0xff at 100000$"),
+        ("a.txt", b"x" * 100_000 + b"\xc3", r"a\.txt is not UTF-8: it has the byte 0xc3 at 100000$"),
+        ("a.txt.gz", gzip.compress(b"xx\xc3\xa9\n" * 99_999 + b"\xff"), r"not UTF-8: it has the byte 0xff at 499995$"),
         ("a.txt.gz", b"no gzip at all", r"a\.txt\.gz cannot be read: it is cut short or broken \(Not a gzipped file"),
         ("a.txt.gz", gzip.compress(b"once upon a time" * 99)[:-20], r"a\.txt\.gz cannot be read: it is cut short or"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": \n', r"a\.jsonl, line 2 is not JSON: "),
+        ("a.jsonl", b'{"text": "a"}\n{"text": x\n', r"a\.jsonl, line 2 is not JSON: Expecting value, at character 10$"),
+        ("a.jsonl", b"9" * 9999, r"a\.jsonl, line 1 is not JSON: Exceeds the limit"),
         ("a.jsonl", b'"a"\n[1, 2]\n', r"a\.jsonl, line 2 has no text: it must be a string, or an object"),
         ("a.jsonl", b"[" * 100_000, r"a\.jsonl, line 1 is not JSON: "),
     ],
@@ -106,8 +123,40 @@ def test_broken_files(tmp_path: Path, name: str, content: bytes, message: str) -
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing cannot be read: No such file or directory"):
         TextFile(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="cannot be read: Is a directory"):
+    with pytest.raises(ValueError, match="is not a file that can be read more than once: save its text in one"):
         TextFile(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="is not a file that can be read more than once: save its text in one"):
+        TextFile(tmp_path / "pipe")
+
+
+def test_a_line_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "LONGEST_LINE", 100)
+    path = tmp_path / "a.jsonl"
+    path.write_text('"one"\n"' + "x" * 100)
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 2 has more than 100 characters: cut it up"):
+        list(TextFile(path).documents())
+
+
+def test_a_file_that_changes(tmp_path: Path) -> None:
+    file = written(tmp_path / "a.txt", ["one"])
+    file.check_unchanged()
+    path = tmp_path / "a.txt"
+    before = path.stat()
+    path.write_text("two")
+    with pytest.raises(ValueError, match=r"a\.txt has changed while it was read: run again, with another --out"):
+        file.check_unchanged()
+    again = TextFile(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ValueError, match="has changed while it was read"):
+        again.check_unchanged()
+    path.unlink()
+    with pytest.raises(ValueError, match=r"a\.txt cannot be read any more: No such file"):
+        again.check_unchanged()
 
 
 @given(documents=st.lists(st.text("ab \n", max_size=30).map(str.strip), max_size=20), size=st.integers(1, 50))

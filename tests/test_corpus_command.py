@@ -19,15 +19,17 @@ from checkpoints import changed, tokenizer_json
 from conftest import Tiny
 
 import minilens
-from minilens import cli
+from minilens import cli, corpus_command
 from minilens.corpus import SEPARATOR, TextFile
 from minilens.corpus_lens import CorpusLens, Plan
 from minilens.sweep import Sweep
-from minilens.tally import NUMBERS, VALUES
-from minilens.views.corpus import corpus_lines, corpus_record, corpus_tables, nats
-from minilens.views.corpus_page import corpus_page
+from minilens.tally import NUMBERS, SHARES, VALUES
+from minilens.views.corpus import corpus_lines, corpus_record, corpus_tables, mean_and_error, names, nats
+from minilens.views.corpus_page import WIDE, corpus_page
+from minilens.views.tokens import text_label
 
 Capture = pytest.CaptureFixture[str]
+WITH_NEXT = ("cross_entropy", "next_first", "calibration_error")
 WRITTEN = ["curves.png", "numbers.csv", "report.html", "report.json"]
 
 
@@ -97,7 +99,8 @@ def test_csv_holds_every_number(model: Path, text: Path, tmp_path: Path) -> None
         (group,) = [g for g in found["groups"] if (g["split"], g["group"]) == (cells["split"], cells["group"])]
         r = found["rows"].index(cells["row"])
         assert cells["layer"] == found["layers"][r]
-        assert (cells["tokens"], cells["documents"]) == (group["tokens"], group["documents"])
+        of = group["with_next"] if cells["statistic"] in WITH_NEXT else group
+        assert (cells["tokens"], cells["documents"]) == (of["tokens"], of["documents"])
         if cells["statistic"] == "calibration_error":
             assert cells["mean"] == group["calibration"]["error"][r]
             continue
@@ -120,8 +123,18 @@ def test_the_terminal(model: Path, text: Path, tmp_path: Path, capsys: Capture) 
         shown = [nats(*pair).replace(" ±0", "±") for pair in pairs]
         shares = [f"{100 * whole['mean'][v][r]:.1f}" for v in VALUES if v not in NUMBERS]
         assert cells[1:] == [*shown, *shares]
-    assert max(map(len, out.splitlines()[:-1])) <= 80
-    assert "of 4 documents (1 of them empty), read in windows of up to 40 tokens" in out
+    assert max(map(len, out.splitlines()[:-2])) <= 80
+    assert "of 4 documents (1 of them empty), read in windows of up to 40 tokens\n" in out
+    assert whole["with_next"] == {"tokens": whole["tokens"] - 3, "documents": 2 if whole["documents"] == 2 else 3}
+
+
+def test_a_narrow_terminal_cuts_no_number(
+    model: Path, text: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide, _ = run(capsys, model, text, "--out", tmp_path / "out")
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow, _ = run(capsys, model, text, "--out", tmp_path / "out")
+    assert narrow == wide  # nothing is folded or cut
 
 
 @pytest.mark.parametrize(
@@ -171,9 +184,11 @@ def test_the_page_holds_the_numbers_of_the_record(model: Path, text: Path, tmp_p
         for r, row in enumerate(found["rows"]):
             cells = next(cells for cells in rows if cells[0] == row)
             rows.remove(cells)
-            assert cells[1] == nats(whole["mean"]["kl_final"][r], whole["standard_error"]["kl_final"][r])
-            share, error = (whole[key]["agrees"][r] for key in ("mean", "standard_error"))
-            assert cells[5] == nats(100 * share, None if error is None else 100 * error)
+            for cell, value in zip(cells[1:], WIDE, strict=True):
+                mean, error = mean_and_error(whole, value, r)
+                scale = 100 if value in SHARES else 1
+                assert mean is not None
+                assert cell == nats(scale * mean, None if error is None else scale * error)
     assert [cells[0] for cells in rows] == ["row", "row"]
 
 
@@ -244,17 +259,84 @@ def test_without_matplotlib_there_is_no_page(
 def test_what_cannot_be_done_is_said_in_one_line(model: Path, text: Path, tmp_path: Path, capsys: Capture) -> None:
     out = ("--out", tmp_path / "out")
     assert "there is no decoder" in refused(capsys, model, text, *out, "--decoder", "best")
-    assert "--threads must be at least 1" in refused(capsys, model, text, *out, "--threads", "0")
+    assert "--threads must be from 1 to 1024; it is 0" in refused(capsys, model, text, *out, "--threads", "0")
     assert "nothing.txt cannot be read: No such file" in refused(capsys, model, tmp_path / "nothing.txt", *out)
     assert "report.json" in refused(capsys, model, text, *out, "--beside", tmp_path)
+    assert "is the folder of this very run" in refused(capsys, model, text, *out, "--beside", tmp_path / "out")
+    assert "--threads must be from 1 to 1024" in refused(capsys, model, text, *out, "--threads", str(10**9))
+    assert 'on the device "meta"' in refused(capsys, model, text, *out, "--device", "meta")
+    assert "--key is for .jsonl files, and none is given" in refused(capsys, model, text, *out, "--key", "body")
+    lines = tmp_path / "a.jsonl"
+    lines.write_text('"a cat"')
+    assert "--lines is for text files" in refused(capsys, model, lines, *out, "--lines")
     assert "--json and --csv" in refused(capsys, model, text, *out, "--json", "--csv")
-    (tmp_path / "report.json").write_text("{}")
-    assert "is not a report of minilens corpus" in refused(capsys, model, text, *out, "--beside", tmp_path)
     latin = tmp_path / "latin.txt"
     latin.write_bytes(b"caf\xe9")
     assert "latin.txt is not UTF-8: it has the byte 0xe9" in refused(capsys, model, latin, "--out", tmp_path / "l")
     assert "is there, and no sweep has begun in it" in refused(capsys, model, text, "--out", tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+def test_reports_beside_that_are_none(model: Path, text: Path, tmp_path: Path, capsys: Capture) -> None:
+    whole = json.dumps(expected(model, text, tmp_path / "mine"))
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    command = (model, text, "--out", tmp_path / "out", "--beside", beside)
+    for content in (
+        "{}",
+        whole.replace('"family": "gpt2"', '"family": "bert"'),
+        whole.replace('"documents": 4', '"documents": "4"'),
+        re.sub(r'"layers": \[.*?,', '"layers": [', whole),
+        re.sub(r'"ranks": \{.*?\}', '"ranks": {}', whole),
+        re.sub(r'"accuracy": \[\[.*?\]', '"accuracy": [[]', whole),
+        whole.replace('"agrees": [', '"agrees": ["x", '),
+    ):
+        assert content != whole
+        (beside / "report.json").write_text(content)
+        assert "report.json is not a report of minilens corpus, or one of another version" in refused(capsys, *command)
+    assert not (tmp_path / "out").exists()
+    (beside / "report.json").write_text(whole)
+    run(capsys, *command)
+
+
+def test_reports_are_written_before_they_are_shown(
+    model: Path, text: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has seen enough, or has closed stdout, still has the files; and a full disk leaves what was there."""
+    read, write = os.pipe()
+    os.close(read)
+    broken = [sys.executable, "-m", "minilens", "corpus", str(model), str(text), "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(minilens.__file__).parents[1])}
+    ran = subprocess.run(broken, stdout=write, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(write)
+    assert ran.stderr == ""
+    assert set(WRITTEN) <= {path.name for path in (tmp_path / "out").iterdir()}
+
+    before = (tmp_path / "out" / "numbers.csv").read_bytes()
+    real = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        real(path, content[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    (tmp_path / "out" / "report.json").unlink()
+    assert "report.json cannot be written: No space left" in refused(capsys, model, text, "--out", tmp_path / "out")
+    assert not (tmp_path / "out" / "report.json").exists()
+    assert (tmp_path / "out" / "numbers.csv").read_bytes() == before
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["corpus", str(model), str(text), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "report.json").exists()
+
+
+def test_models_of_one_name_are_told_apart(model: Path, text: Path, tmp_path: Path) -> None:
+    one = expected(model, text, tmp_path / "one", window=9)
+    other = {**one, "model": "other"}
+    assert names([one, other]) == [text_label(str(model)), "other"]
+    page = corpus_page([one, other, one])
+    for n in (1, 2):
+        assert f"<h2>{text_label(str(model))} ({n})</h2>" in page
 
 
 def test_a_model_without_a_tokenizer(tiny: Tiny, text: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -279,13 +361,39 @@ def test_torchrun_gives_the_same(model: Path, text: Path, tmp_path: Path, capsys
     ran = subprocess.run([*torchrun, *map(str, args)], capture_output=True, text=True, env=environment)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout == alone
-    said = [line for line in ran.stderr.splitlines() if line.startswith("minilens: worker ")]
-    n_shards = len(list((tmp_path / "one" / "shards").iterdir()))
-    assert len(said) == n_shards
-    for line in said:
-        assert re.fullmatch(
-            rf"minilens: worker [12] of 2: [0-9]+ of {n_shards} shards are done, [0-9,]+ tokens/s, [0-9:]+ left", line
-        )
+    said = sorted(line for line in ran.stderr.splitlines() if line.startswith("minilens: worker "))
+    found = [re.fullmatch(r"minilens: worker ([12]) of 2: ([0-9,]+) tokens in 0:00:[0-9]+", line) for line in said]
+    assert [line and line[1] for line in found] == ["1", "2"]
+    n_tokens = json.loads(alone)["tokens"]
+    assert sum(int(line[2].replace(",", "")) for line in found if line) == n_tokens
+
+
+def test_lines_where_there_is_no_terminal(
+    model: Path, text: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus_command, "PAUSE", 0)
+    _, err = run(capsys, model, text, "--out", tmp_path / "out", "--shard", "50")
+    n_shards = len(list((tmp_path / "out" / "shards").iterdir()))
+    assert n_shards > 1
+    *lines, _ = err.splitlines()
+    for n, line in enumerate(lines, 1):
+        pattern = rf"minilens: {n} of {n_shards} shards are done, [0-9,]+ tokens/s, [0-9:]+ left"
+        assert re.fullmatch(pattern, line)
+    assert len(lines) == n_shards
+
+
+def test_a_worker_that_stops_is_said_in_one_line(
+    model: Path, text: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As gloo has it where the other one has gone."""
+
+    def broadcast(*_: Any) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer\nException raised from ...")
+
+    sweep = Sweep(CorpusLens(*minilens.load(model), Plan()), [TextFile(text)], tmp_path / "out")
+    monkeypatch.setattr("torch.distributed.broadcast", broadcast)
+    with pytest.raises(ValueError, match=r"^another worker has stopped, or cannot be reached: run again$"):
+        sweep.count(0, 2)
 
 
 def test_the_bar(model: Path, text: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The lens over a corpus: equal to the plain way, however the work is shared, and whatever breaks off."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -25,6 +26,7 @@ from minilens.sweep import Findings, Sweep
 from minilens.tally import FREQUENCIES, LOWEST, NUMBERS, PER_OCTAVE, RANKS, SHARES, VALUES
 from minilens.text import Tokenizer
 from minilens.views.corpus import corpus_record
+from minilens.views.corpus_page import corpus_page
 
 WORDS = "once upon a time there was little cat red".split()
 Loaded = tuple[minilens.Model, Tokenizer]
@@ -349,7 +351,7 @@ def test_other_files_weights_threads_or_folders(gpt2: Loaded, tiny: Tiny, tmp_pa
     with pytest.raises(ValueError, match="is there, and no sweep has begun in it"):
         Sweep(lens, [one], one.path)
     (tmp_path / "out" / "sweep.json").write_text("{")
-    with pytest.raises(ValueError, match=r"sweep\.json cannot be read .*: delete it"):
+    with pytest.raises(ValueError, match=r"sweep\.json cannot be read .*: give another folder"):
         Sweep(lens, [one], tmp_path / "out")
 
 
@@ -384,12 +386,119 @@ def test_texts_that_cannot_be_read_leave_the_folder_to_another_run(gpt2: Loaded,
         Sweep(lens, [TextFile(path)], tmp_path / "out")
 
 
-def test_only_empty_documents(gpt2: Loaded, tmp_path: Path) -> None:
-    findings = swept(CorpusLens(*gpt2, Plan()), [text_file(tmp_path / "a.txt", ["", ""])], tmp_path / "out")
-    assert findings.counted[1:3] == (2, 2)
-    whole = corpus_record("tiny", findings)["decoders"]["final"]["groups"][0]
-    assert whole["mean"]["entropy"] == [None] * 4
-    assert whole["quantiles"]["js"]["0.5"] == [None] * 4
+@pytest.mark.parametrize("texts", [[], ["", ""]])
+def test_only_empty_documents(gpt2: Loaded, tmp_path: Path, texts: list[str]) -> None:
+    files = [text_file(tmp_path / "a.txt", texts)]
+    for _ in range(2):  # now, and when that is known already
+        with pytest.raises(ValueError, match="there is nothing to read: the files hold no tokens"):
+            Sweep(CorpusLens(*gpt2, Plan()), files, tmp_path / "out").count()
+
+
+def test_documents_of_one_token(gpt2: Loaded, tmp_path: Path) -> None:
+    """Nothing follows any of them; warnings are errors here."""
+    findings = swept(CorpusLens(*gpt2, Plan()), [text_file(tmp_path / "a.txt", ["o"])], tmp_path / "out")
+    found = corpus_record("tiny", findings)
+    whole = found["decoders"]["final"]["groups"][0]
+    assert (whole["tokens"], whole["documents"], whole["with_next"]) == (1, 1, {"tokens": 0, "documents": 0})
+    assert whole["mean"]["cross_entropy"] == whole["calibration"]["error"] == [None] * 4
+    assert whole["quantiles"]["cross_entropy"]["0.5"] == whole["standard_error"]["kl_final"] == [None] * 4
+    assert None not in whole["mean"]["entropy"]
+    assert "no standard errors, which need two documents with tokens" in corpus_page([found])
+
+
+def written_while(monkeypatch: pytest.MonkeyPatch, path: Path, texts: Sequence[str]) -> None:
+    """From now on the file is written again while the model reads."""
+    real = CorpusLens.tallies
+
+    def tallies(*args: Any) -> Any:
+        text_file(path, texts)
+        return real(*args)
+
+    monkeypatch.setattr(CorpusLens, "tallies", tallies)
+
+
+@pytest.mark.parametrize("n", [4, 12, 30])
+def test_a_file_that_changes_while_it_is_read(
+    gpt2: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    lens, path = CorpusLens(*gpt2, Plan(shard=200)), tmp_path / "a.txt"
+    sweep = Sweep(lens, [text_file(path, documents(1))], tmp_path / "out")
+    sweep.count()
+    written_while(monkeypatch, path, documents(2, n=n))
+    with pytest.raises(ValueError, match=r"a\.txt has changed while it was read"):
+        list(sweep.run())
+    assert not list(tmp_path.glob("out/shards/*"))
+    monkeypatch.undo()
+    text_file(path, documents(1))  # the very same text again: what was begun can be gone on with
+    assert record(swept(lens, [TextFile(path)], tmp_path / "out")) == record(
+        swept(lens, [TextFile(path)], tmp_path / "new")
+    )
+
+
+def test_a_file_that_changes_before_it_is_counted(gpt2: Loaded, tmp_path: Path) -> None:
+    sweep = Sweep(CorpusLens(*gpt2, Plan()), [text_file(tmp_path / "a.txt", documents(1))], tmp_path / "out")
+    text_file(tmp_path / "a.txt", documents(2))
+    with pytest.raises(ValueError, match=r"a\.txt has changed while it was read"):
+        sweep.count()
+    assert not (tmp_path / "out" / "counts.npz").exists()
+
+
+def test_counts_of_other_texts(gpt2: Loaded, tmp_path: Path) -> None:
+    lens = CorpusLens(*gpt2, Plan())
+    for n in (1, 2):
+        swept(lens, [text_file(tmp_path / f"{n}.txt", documents(n))], tmp_path / f"out{n}")
+    shutil.copy(tmp_path / "out2" / "counts.npz", tmp_path / "out1" / "counts.npz")
+    with pytest.raises(ValueError, match=r"out1 hold [0-9]+ tokens, and its counts\.npz [0-9]+: give another"):
+        Sweep(lens, [TextFile(tmp_path / "1.txt")], tmp_path / "out1").findings()
+
+
+def begin(lenses: Sequence[CorpusLens], n: int, files: Sequence[TextFile], folder: Path, log: Path, start: Any) -> None:
+    start.wait()
+    try:
+        Sweep(lenses[n], files, folder)
+        said = f"{n}"
+    except ValueError as error:
+        said = str(error)
+    with log.open("a") as file:
+        file.write(f"{said}\n")
+
+
+def test_two_sweeps_that_begin_in_one_folder(gpt2: Loaded, tmp_path: Path) -> None:
+    """One has it, and the other is told so."""
+    lenses = [CorpusLens(*gpt2, Plan(window=window)) for window in (20, 30)]
+    files = [text_file(tmp_path / "a.txt", documents(1))]
+    context = multiprocessing.get_context("fork")
+    for trial in range(10):
+        folder, log, start = tmp_path / f"out{trial}", tmp_path / f"log{trial}", context.Barrier(2)
+        both = [context.Process(target=begin, args=(lenses, n, files, folder, log, start)) for n in range(2)]
+        for process in both:
+            process.start()
+        for process in both:
+            process.join()
+        said = sorted(log.read_text().splitlines(), key=len)
+        assert said[0] in ("0", "1")
+        assert said[1].endswith("another value of window: give another folder, or go on with that sweep")
+        assert json.loads((folder / "sweep.json").read_text())["window"] == lenses[int(said[0])].window
+        assert sorted(path.name for path in folder.iterdir()) == ["shards", "sweep.json"]
+
+
+def test_a_folder_that_cannot_be_made_or_locked(gpt2: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lens, files = CorpusLens(*gpt2, Plan()), [text_file(tmp_path / "a.txt", documents(1))]
+    with pytest.raises(ValueError, match=r"a\.txt/out cannot be made: Not a directory"):
+        Sweep(lens, files, tmp_path / "a.txt" / "out")
+
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(ValueError, match=r"out/sweep\.lock cannot be locked: No locks available"):
+        Sweep(lens, files, tmp_path / "out")
+
+
+def test_a_model_without_numbers(gpt2: Loaded, tmp_path: Path) -> None:
+    model, _ = minilens.load(tmp_path / "gpt2", device="meta")
+    with pytest.raises(ValueError, match='the model is on the device "meta", where there are no numbers'):
+        CorpusLens(model, gpt2[1], Plan())
 
 
 def test_weights_that_are_not_finite(gpt2: Loaded, tmp_path: Path) -> None:

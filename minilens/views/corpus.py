@@ -1,6 +1,6 @@
 """What the lens says of a corpus: as a record for JSON, as lines of CSV, and as tables for a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import ceil, isnan, log10
 from typing import Any
 
@@ -11,9 +11,10 @@ from rich.text import Text
 from torch import Tensor
 
 from ..sweep import Findings
-from ..tally import NUMBERS, RANKS, VALUES, Group, Tally
+from ..tally import NUMBERS, OF_NEXT, RANKS, VALUES, Group, Tally
 from .tokens import as_unicode, text_label
 
+CALIBRATION = "calibration_error"
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 COLUMNS = {  # of the terminal: numbers with their errors, then shares
     "kl_final": "KL from\noutput",
@@ -62,8 +63,8 @@ def _group(group: Group, tally: Tally, g: int, n_ranks: int) -> dict[str, Any]:
     return {
         "split": group.split,
         "group": group.name,
-        "tokens": int(tally.tokens[g, 0]),
-        "documents": int(tally.documents[g, 0]),
+        **_size(tally, g, VALUES[0]),
+        "with_next": _size(tally, g, "cross_entropy"),
         "mean": {value: _plain(tally.mean(value)[g]) for value in VALUES},
         "standard_error": {value: _plain(tally.standard_error(value)[g]) for value in VALUES},
         "quantiles": {
@@ -80,6 +81,11 @@ def _group(group: Group, tally: Tally, g: int, n_ranks: int) -> dict[str, Any]:
     }
 
 
+def _size(tally: Tally, g: int, value: str) -> dict[str, int]:
+    v = VALUES.index(value)
+    return {"tokens": int(tally.tokens[g, v]), "documents": int(tally.documents[g, v])}
+
+
 def _plain(values: Tensor) -> Any:
     """Lists of numbers, with None for what is not one."""
 
@@ -90,27 +96,32 @@ def _plain(values: Tensor) -> Any:
 
 
 def corpus_lines(record: dict[str, Any]) -> Iterator[list[Any]]:
-    """A heading, then one line for each decoder, group, row and statistic."""
+    """A heading, then one line for each decoder, group, row and statistic, with how many tokens it is a mean of."""
     yield ["model", "decoder", "split", "group", "tokens", "documents", "row", "layer", "statistic", "mean",
            "standard_error", *(f"quantile_{q:g}" for q in QUANTILES)]  # fmt: skip
     name = text_label(record["model"])
     for decoder, found in record["decoders"].items():
         for group in found["groups"]:
-            start = [name, decoder, *(group[key] for key in ("split", "group", "tokens", "documents"))]
             for r, (row, layer) in enumerate(zip(found["rows"], found["layers"], strict=True)):
-                for value in VALUES:
-                    quantiles = group["quantiles"].get(value, {})
-                    numbers = [group[key][value][r] for key in ("mean", "standard_error")]
-                    numbers += [quantiles[f"{q:g}"][r] if quantiles else None for q in QUANTILES]
-                    yield [*start, row, layer, value, *numbers]
-                error = group["calibration"]["error"][r]
-                yield [*start, row, layer, "calibration_error", error, None, *(None for _ in QUANTILES)]
+                for value, of_next in [*zip(VALUES, OF_NEXT, strict=True), (CALIBRATION, True)]:
+                    of = group["with_next"] if of_next else group
+                    start = [name, decoder, group["split"], group["group"], of["tokens"], of["documents"]]
+                    of_each = group["quantiles"].get(value, {})
+                    quantiles = [of_each[f"{q:g}"][r] if of_each else None for q in QUANTILES]
+                    yield [*start, row, layer, value, *mean_and_error(group, value, r), *quantiles]
+
+
+def mean_and_error(group: dict[str, Any], value: str, r: int) -> tuple[float | None, float | None]:
+    """Of one of VALUES at row r, or of CALIBRATION, which has no error; None where there is no number."""
+    if value == CALIBRATION:
+        return group["calibration"]["error"][r], None
+    return group["mean"][value][r], group["standard_error"][value][r]
 
 
 def corpus_tables(record: dict[str, Any]) -> Iterator[RenderableType]:
     """For each decoder what its rows say of all tokens: nats with their standard errors, and shares in percent."""
     for decoder, found in record["decoders"].items():
-        title = Text(text_label(f"{record['model']}, decoder {decoder}: nats with standard errors, and shares in %"))
+        title = Text(text_label(f"{record['model']}, decoder {decoder}: means in nats, and shares in %"))
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column("row", no_wrap=True, vertical="bottom")
         for head in COLUMNS.values():
@@ -119,7 +130,7 @@ def corpus_tables(record: dict[str, Any]) -> Iterator[RenderableType]:
         for r, row in enumerate(found["rows"]):
             cells = []
             for value in COLUMNS:
-                mean, error = (whole[key][value][r] for key in ("mean", "standard_error"))
+                mean, error = mean_and_error(whole, value, r)
                 cells.append(
                     nats(mean, error).replace(" ±0", "±")
                     if value in NUMBERS
@@ -131,15 +142,21 @@ def corpus_tables(record: dict[str, Any]) -> Iterator[RenderableType]:
         yield Lines(title, table)
 
 
+def names(records: Sequence[dict[str, Any]]) -> list[str]:
+    """What to call each of several models, with nothing hidden in it; those of one name are numbered."""
+    labels = [text_label(record["model"]) for record in records]
+    twice = {label for label in labels if labels.count(label) > 1}
+    return [f"{label} ({labels[:n].count(label) + 1})" if label in twice else label for n, label in enumerate(labels)]
+
+
 def corpus_summary(record: dict[str, Any]) -> str:
     """How much was read, in one sentence."""
     documents, none = record["documents"], record["empty_documents"]
     empty = f" ({none:,} of them empty)" if none else ""
     after = f", each after {text_label(record['prefix'])}" if record["prefix"] else ""
-    return (
-        f"{record['tokens']:,} tokens of {documents:,} documents{empty}, read in windows of up to {record['window']} "
-        f"tokens{after}; errors are those of a mean over documents"
-    )
+    some = f"{documents:,} document{'s' * (documents != 1)}{empty}"
+    alone = "" if documents - none > 1 else "; no standard errors, which need two documents with tokens"
+    return f"{record['tokens']:,} tokens of {some}, read in windows of up to {record['window']} tokens{after}{alone}"
 
 
 def nats(mean: float | None, error: float | None) -> str:

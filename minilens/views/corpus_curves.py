@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from .corpus import CALIBRATION, QUANTILES, mean_and_error, names
 from .curves import INK, LEGEND, OUTPUT, Axes, Figure, FigureCanvasAgg, plain, scale_nats
 from .figure import PLAIN, drawable
-from .tokens import text_label
 
 PANELS = {  # what the overview draws, three in a line
     "kl_final": "KL(output || row), nats",
@@ -18,7 +18,7 @@ PANELS = {  # what the overview draws, three in a line
     "js": "Jensen-Shannon, output and row, nats",
     "entropy": "entropy, nats",
     "cross_entropy": "cross-entropy of the next token, nats",
-    "calibration_error": "calibration error",
+    CALIBRATION: "calibration error: confidence from accuracy",
     "agrees": "output's token first",
     "next_first": "true next token first",
     "input_first": "input token first",
@@ -26,6 +26,7 @@ PANELS = {  # what the overview draws, three in a line
 }
 NATS = ("kl_final", "kl_input", "cross_entropy")  # on a scale that has room for the first rows
 SPLITS = ("kl_final", "cross_entropy", "agrees")
+SPREAD = ("kl_final", "entropy", "cross_entropy")  # whose quantiles are drawn
 COLOURS = (OUTPUT, "#c04f00", "#1a8a5f", "#9b59b6", "#8a6d00", "#c2185b")
 STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # of decoders
 BAND = 2  # standard errors to either side
@@ -37,9 +38,9 @@ def overview(records: Sequence[dict[str, Any]]) -> Figure:
     """Every statistic over the rows: a colour for each model, a kind of line for each decoder."""
     figure, panels = _panels(4, 3)
     draw = drawable()
-    for n, record in enumerate(records):
+    for n, (record, name) in enumerate(zip(records, names(records), strict=True)):
         for style, (decoder, found) in zip(_styles(record), record["decoders"].items(), strict=True):
-            label = draw(text_label(record["model"])) + (f", {decoder}" if len(record["decoders"]) > 1 else "")
+            label = draw(name) + (f", {decoder}" if len(record["decoders"]) > 1 else "")
             for ax, value in zip(panels.flat, PANELS, strict=False):
                 _curve(
                     ax, found, found["groups"][0], value, color=COLOURS[n % len(COLOURS)], linestyle=style, label=label
@@ -49,14 +50,14 @@ def overview(records: Sequence[dict[str, Any]]) -> Figure:
     for ax in panels.flat[len(PANELS) :]:
         ax.set_axis_off()
     lines = panels.flat[0].get_legend_handles_labels()
-    panels.flat[-1].legend(*lines, loc="upper right", **{**LEGEND, "fontsize": 8})
+    panels.flat[len(PANELS)].legend(*lines, loc="upper left", **{**LEGEND, "fontsize": 8})
     return figure
 
 
 def details(record: dict[str, Any], decoder: str) -> Figure:
-    """One model by position and by frequency; the ranks of two tokens; and confidence beside accuracy."""
+    """One model by position and by frequency; quantiles; the ranks of two tokens; and confidence beside accuracy."""
     found = record["decoders"][decoder]
-    figure, panels = _panels(3, 3)
+    figure, panels = _panels(4, 3)
     for line, split, title in (
         (panels[0], "position", "position in the window"),
         (panels[1], "frequency", "frequency of the next token"),
@@ -67,11 +68,14 @@ def details(record: dict[str, Any], decoder: str) -> Figure:
                 _curve(ax, found, group, value, color=colour, label=group["group"])
         for ax, value in zip(line, SPLITS, strict=True):
             _finish(ax, value, PANELS[value])
-        line[-1].legend(title=title, title_fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), **LEGEND)
-    _ranks(panels[2, 0], found, "final", "rank of the output's token")
-    _ranks(panels[2, 1], found, "next", "rank of the true next token")
-    panels[2, 1].legend(title="rank", title_fontsize=7, loc="upper left", fontsize=7, framealpha=0.8, labelcolor=INK)
-    _calibration(panels[2, 2], found)
+        _beside(line[-1], title)
+    for ax, value in zip(panels[2], SPREAD, strict=True):
+        _quantiles(ax, found, value)
+    _beside(panels[2, 2], "of all tokens")
+    _calibration(panels[3, 0], found)
+    _ranks(panels[3, 1], found, "final", "rank of the output's token")
+    _ranks(panels[3, 2], found, "next", "rank of the true next token")
+    _beside(panels[3, 2], "rank")
     return figure
 
 
@@ -80,6 +84,12 @@ def _panels(n_lines: int, n_columns: int) -> tuple[Figure, Any]:
     figure = Figure((width * n_columns + 1.2, height * n_lines), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(n_lines, n_columns, squeeze=False)
+
+
+def _beside(ax: Axes, title: str) -> None:
+    """The legend of a line of panels, right of the last one, if anything is drawn there."""
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(title=title, title_fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), alignment="left", **LEGEND)
 
 
 def _styles(record: dict[str, Any]) -> list[Any]:
@@ -101,18 +111,29 @@ def _depth(found: dict[str, Any]) -> list[float]:
 
 def _curve(ax: Axes, found: dict[str, Any], group: dict[str, Any], value: str, **style: Any) -> None:
     """A line, and what of it is uncertain as a band."""
-    is_mean = value in group["mean"]
-    mean = np.array(group["mean"][value] if is_mean else group["calibration"]["error"], float)
-    error = BAND * np.array(group["standard_error"][value] if is_mean else np.zeros(len(mean)), float)
+    pairs = [mean_and_error(group, value, r) for r in range(len(found["rows"]))]
+    mean, error = np.array(pairs, float).T * ((1,), (BAND,))
     x = _depth(found)
     ax.fill_between(x, mean - error, mean + error, color=style["color"], alpha=0.2, linewidth=0)
     ax.plot(x, mean, linewidth=1.3, marker=".", markersize=4, **style)
 
 
+def _quantiles(ax: Axes, found: dict[str, Any], value: str) -> None:
+    """The middle of the tokens, half of them, and nine tenths of them."""
+    low, lower, middle, upper, high = (
+        np.array(found["groups"][0]["quantiles"][value][f"{q:g}"], float) for q in QUANTILES
+    )
+    x = _depth(found)
+    ax.fill_between(x, low, high, color=OUTPUT, alpha=0.15, linewidth=0, label="nine tenths")
+    ax.fill_between(x, lower, upper, color=OUTPUT, alpha=0.3, linewidth=0, label="half")
+    ax.plot(x, middle, color=OUTPUT, linewidth=1.3, marker=".", markersize=4, label="median")
+    _finish(ax, value, PANELS[value])
+
+
 def _ranks(ax: Axes, found: dict[str, Any], whose: str, title: str) -> None:
     """The share of tokens at each rank, stacked."""
     counts = np.array(found["groups"][0]["ranks"][whose], float)
-    shares = counts / counts.sum(1, keepdims=True)
+    shares = counts / counts.sum(1, keepdims=True).clip(min=1)
     ends = [start for start, _ in RANKS[1:]] + [shares.shape[1]]
     parts = [shares[:, start:end].sum(1) for (start, _), end in zip(RANKS, ends, strict=True)]
     ax.stackplot(_depth(found), parts, labels=[name for _, name in RANKS], colors=_ramp(len(RANKS)), linewidth=0)
@@ -141,7 +162,7 @@ def _finish(ax: Axes, value: str, title: str) -> None:
     ax.set_xlabel("blocks done", fontsize=8, color=INK)
     if value in NATS:
         scale_nats([ax], 1.0)
-    elif value and value not in ("entropy", "js", "calibration_error"):
+    elif value and value not in ("entropy", "js", CALIBRATION):
         ax.set_ylim(-0.03, 1.03)
     elif value:
         ax.set_ylim(bottom=0)

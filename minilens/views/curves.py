@@ -85,7 +85,8 @@ def _divergences(ax: Axes, study: Study, reading: str) -> None:
 
 def scale_nats(row: Iterable[Axes], least: float = 50.0) -> None:
     """One scale for all of them, when all are drawn: in proportion up to 1 nat, logarithmic above."""
-    highest = max([least, *(float(np.nanmax(line.get_ydata())) for ax in row for line in ax.lines)])
+    drawn = np.concatenate([[least], *(line.get_ydata() for ax in row for line in ax.lines)])
+    highest = float(np.nanmax(drawn))  # what is no number is not drawn
     for ax in row:
         ax.set_yscale("symlog", linthresh=1)
         ax.set_ylim(-0.05, 1.2 * highest)

@@ -27,6 +27,7 @@ from .views.corpus import corpus_lines, corpus_record, corpus_summary, corpus_ta
 PATIENCE = timedelta(hours=6)  # until all workers have counted their share of the tokens
 PAUSE = 10  # seconds between two lines that say how far the work is
 MOST_THREADS = 1024
+ERRORS = "what follows a ± is a standard error, from the spread between documents\n"
 WIDEST = 120  # characters; the tables need some 80
 
 
@@ -119,8 +120,7 @@ def _show(args: argparse.Namespace, record: dict[str, Any], beside: list[dict[st
             for table in corpus_tables(record):
                 console.print(table, end="\n")
             console.print(corpus_summary(record), markup=False, soft_wrap=True)
-            console.print("the errors after ± are standard errors, from the spread between documents", soft_wrap=True)
-        print(shown.get(), end="")
+        print(shown.get() + ERRORS * ("±" in shown.get()), end="")
     say(f"{args.out} holds {', '.join(files)}")
 
 

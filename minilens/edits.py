@@ -64,7 +64,17 @@ def patch(
     place, part = _site(source.layer if layer is None else layer, site), _Part(site, positions, heads)
     value = getattr(source, site)
     value = value[part.of(value, place)]
-    return _At(place, lambda old: value.expand(len(old), *value.shape[1:]) if len(value) == 1 else value, part)
+
+    def fn(old: Tensor) -> Tensor:
+        ours, theirs = value.shape[-2], old.shape[-2]
+        if ours != theirs:
+            raise ValueError(
+                f"the patch at {place.layer}.{site} is of {ours} positions, and goes into {theirs}: name "
+                "positions that both have, or take texts of as many tokens"
+            )
+        return value.expand(len(old), *value.shape[1:]) if len(value) == 1 else value
+
+    return _At(place, fn, part)
 
 
 def add(

@@ -222,6 +222,21 @@ MISTAKES = [
         ("sweep",),
     ),
     Mistake("corpus: a broken folder is gone on with", "sweep.py", "if other:", "if False:", ("sweep",)),
+    Mistake(
+        "corpus: a file that changes is read on",
+        "sweep.py",
+        "file.check_unchanged()\n                        arrays",
+        "arrays",
+        ("sweep",),
+    ),
+    Mistake("corpus: counts of other texts", "sweep.py", "if n_tokens != n_counted:", "if False:", ("sweep",)),
+    Mistake(
+        "corpus: who begins last has the folder",
+        "sweep.py",
+        "if not path.exists():\n                    with replacing",
+        "if True:\n                    with replacing",
+        ("sweep",),
+    ),
 ]
 
 

@@ -633,7 +633,7 @@ def test_edits_are_those_of_the_library(gpt2: Path, capsys: Capture, tmp_path: P
         (["--from", "a"], "--from is the text of --patch and --mean, and there is none of them"),
         (["--patch", "3.z", "--from", "a"], "layer 3 does not exist: the model's layers are 0 to 2"),
         (["--patch", "1.z@7", "--from", "a"], "the edit at 1.z has no position 7: there are 1"),
-        (["--patch", "1.z", "--from", "a"], "the edit at 1.z must keep"),
+        (["--patch", "1.z", "--from", "a"], "the patch at 1.z is of 1 positions, and goes into"),
         (["--mean", "1.pattern", "--from", "a"], '"pattern" has no mean over the positions'),
     ],
 )

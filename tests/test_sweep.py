@@ -1,12 +1,14 @@
 """The lens over a corpus: equal to the plain way, however the work is shared, and whatever breaks off."""
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
 import random
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -266,6 +268,32 @@ def test_a_killed_run_is_resumed_and_gives_the_same(gpt2: Loaded, tmp_path: Path
         left.add(len(list(folder.glob("shards/*.npz"))))
         assert record(swept(lens, files, folder)) == undisturbed
     assert len(left) > 2
+
+
+def test_a_shard_that_another_is_at_is_waited_for(gpt2: Loaded, tmp_path: Path) -> None:
+    """And done here if the other one has ended without it."""
+    lens = CorpusLens(*gpt2, Plan(shard=200))
+    files = [text_file(tmp_path / "a.txt", documents(1))]
+    alone = record(swept(lens, files, tmp_path / "alone"))
+    sweep = Sweep(lens, files, tmp_path / "out")
+    sweep.count()
+    first = min(path.name for path in tmp_path.glob("alone/shards/*"))
+    held = (tmp_path / "out" / "shards" / first).with_suffix(".lock").open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    order: list[str] = []
+
+    def gives_up() -> None:
+        order.append("given up")
+        held.close()
+
+    timer = threading.Timer(1.0, gives_up)
+    timer.start()
+    n = len(list(sweep.run()))
+    order.append("done")
+    timer.join()
+    assert order == ["given up", "done"]
+    assert n == len(list(tmp_path.glob("alone/shards/*")))
+    assert record(sweep.findings()) == alone
 
 
 def test_what_is_there_is_not_read_again(gpt2: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 A text file holds documents, each followed by a line that holds only <|endoftext|>; or, if asked, one on each line. A
 .jsonl file holds one on each line that is not blank, as a JSON string or as an object with the text under a key. Each
-may be compressed (.gz). A document of more than LONGEST characters is read in pieces, as if each were a document.
+may be compressed (.gz). A document of more than LONGEST characters is read, and counted, as several.
 
 A shard is some documents of one file that follow one another. Where shards end depends on nothing but the file, so that
 any number of workers cut it alike.
@@ -23,8 +23,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 SEPARATOR = "<|endoftext|>"
-LONGEST = 2**20  # characters
 SHARD = 2**17  # characters: some 30,000 tokens of English
+LONGEST = 2**18  # characters of a document, which is held whole, with all that its tokens give
 LONGEST_LINE = 2**26  # characters of a line of .jsonl
 
 
@@ -54,7 +54,7 @@ class TextFile:
 
     @property
     def is_json(self) -> bool:
-        return ".jsonl" in map(str.lower, self.path.suffixes[-2:])
+        return self.path.name.lower().removesuffix(".gz").endswith(".jsonl")
 
     def check_unchanged(self) -> None:
         """Refuse a file that something else has written to since: what was read of it may be of both."""
@@ -63,7 +63,9 @@ class TextFile:
         except OSError as error:
             raise ValueError(f"{self.path} cannot be read any more: {error.strerror}") from error
         if not is_same:
-            raise ValueError(f"{self.path} has changed while it was read: run again, with another --out")
+            raise ValueError(
+                f"{self.path} has changed while it was read: run again (with another --out, if its text is another)"
+            )
 
     def documents(self) -> Iterator[str]:
         """The documents in order, empty ones included. Raises ValueError for a file that is not what its name says."""
@@ -106,7 +108,7 @@ class TextFile:
 
     def _open(self) -> io.TextIOWrapper:
         opened = gzip.open if self.path.suffix.lower() == ".gz" else open
-        return io.TextIOWrapper(opened(self.path, "rb"), encoding="utf-8", newline="\n")
+        return io.TextIOWrapper(opened(self.path, "rb"), encoding="utf-8-sig", newline="\n")
 
     def _text(self, line: str, number: int) -> str:
         if len(line) == LONGEST_LINE and not line.endswith("\n"):
@@ -129,7 +131,7 @@ def _separated(file: io.TextIOWrapper) -> Iterator[str]:
     lines: list[str] = []
     length, at_start = 0, True  # of a line
     while line := file.readline(LONGEST):
-        is_separator = at_start and line.rstrip("\r\n") == SEPARATOR
+        is_separator = at_start and line.rstrip() == SEPARATOR
         at_start = line.endswith("\n")
         if is_separator:
             yield _without_end("".join(lines))

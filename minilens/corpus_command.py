@@ -22,12 +22,12 @@ from .corpus import TextFile
 from .corpus_lens import CorpusLens, Plan
 from .hub import load
 from .sweep import Sweep, replacing
-from .views.corpus import corpus_lines, corpus_record, corpus_summary, corpus_tables
+from .views.corpus import SCHEMA, corpus_lines, corpus_record, corpus_summary, corpus_tables
 
 PATIENCE = timedelta(hours=6)  # until all workers have counted their share of the tokens
 PAUSE = 10  # seconds between two lines that say how far the work is
 MOST_THREADS = 1024
-ERRORS = "what follows a ± is a standard error, from the spread between documents\n"
+ERRORS = "what follows a ± is a standard error, from the spread between documents"
 WIDEST = 120  # characters; the tables need some 80
 
 
@@ -81,20 +81,20 @@ def corpus(args: argparse.Namespace) -> None:
 def _run(sweep: Sweep, worker: Worker) -> None:
     """Read all shards. A terminal sees a bar; otherwise a line now and then, from each worker, says how far all are."""
     counted = sweep.count()
-    n_shards, n_tokens = int(counted.shards.sum()), int(counted.tokens.sum())
+    n_shards = int(counted.shards.sum())
     name = f"worker {worker.rank + 1} of {worker.size}: " if worker.size > 1 else ""
     columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TextColumn("shards{task.fields[speed]}"))
     has_bar = worker.size == 1 and sys.stderr.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not has_bar) as progress:
         task = progress.add_task("", total=n_shards, completed=sweep.n_done(), speed="")
         start = said = time.monotonic()
-        n_read = 0
+        n_read, before = 0, sweep.n_done()
         for tokens in sweep.run():
             n_read, now = n_read + tokens, time.monotonic()
             if has_bar or now > said + PAUSE:
-                done, rate, said = sweep.n_done(), n_read / (now - start), now
-                left = n_tokens * (1 - done / n_shards) / (rate * worker.size)
-                speed = f", {rate:,.0f} tokens/s, {timedelta(seconds=round(left))} left"
+                done, said = sweep.n_done(), now
+                left = (now - start) * (n_shards - done) / (done - before)  # whoever does them
+                speed = f", {n_read / (now - start):,.0f} tokens/s, {timedelta(seconds=round(left))} left"
                 progress.update(task, completed=done, speed=speed)
                 if not has_bar:
                     say(f"{name}{done} of {n_shards} shards are done{speed}")
@@ -120,7 +120,8 @@ def _show(args: argparse.Namespace, record: dict[str, Any], beside: list[dict[st
             for table in corpus_tables(record):
                 console.print(table, end="\n")
             console.print(corpus_summary(record), markup=False, soft_wrap=True)
-        print(shown.get() + ERRORS * ("±" in shown.get()), end="")
+        lines = [line.rstrip() for line in shown.get().splitlines()]
+        print("\n".join(lines + [ERRORS] * ("±" in shown.get())))
     say(f"{args.out} holds {', '.join(files)}")
 
 
@@ -139,6 +140,8 @@ def _write(files: dict[Path, bytes], overwrite: bool) -> None:
     try:
         others = {path: new for path, new in files.items() if not path.is_file() or path.read_bytes() != new}
         for path in others:
+            if path.is_file() and not overwrite:
+                raise ValueError(f"{path} is another report: --overwrite replaces it, and reads no text again")
             check_new(path, overwrite)
         for path, content in others.items():
             with replacing(path) as new:
@@ -153,8 +156,12 @@ def _beside(args: argparse.Namespace) -> list[dict[str, Any]]:
     for folder in args.beside:
         if folder.resolve() == args.out.resolve():
             raise ValueError(f"--beside {folder} is the folder of this very run")
+        if not (folder / "report.json").exists():
+            raise ValueError(f"--beside {folder} has no report.json: it must be the folder of a finished run")
         records.append(read_json(folder / "report.json"))
         try:
+            if records[-1]["schema"] != SCHEMA or not records[-1]["decoders"]:
+                raise ValueError("it is another kind of report")
             for _ in corpus_lines(records[-1]):
                 pass
             _drawn(records[-1:])

@@ -46,9 +46,11 @@ class CorpusLens:
         self.window = model.config.n_ctx if plan.window is None else plan.window
         self.prefix = tokenizer.encode(plan.prefix)[0]
         if not len(self.prefix) < self.window <= model.config.n_ctx:
+            n, n_ctx = len(self.prefix), model.config.n_ctx
             raise ValueError(
-                f"the window must hold more than the {len(self.prefix)} tokens of the prefix, and at most the model's "
-                f"context of {model.config.n_ctx}; it is {self.window}"
+                f"the window must be of {n + 1} to {n_ctx} tokens, the model's context"
+                + f", for {n} are the prefix" * (n > 0)
+                + f"; it is {self.window}"
             )
         self.groups = groups(self.window - len(self.prefix))
         lenses = {decoder: self._lens(decoder, torch.zeros(1, 1, dtype=torch.long)) for decoder in plan.decoders}

@@ -62,7 +62,7 @@ def patch(
     ValueError as `at` does, also for what the source does not have.
     """
     place, part = _site(source.layer if layer is None else layer, site), _Part(site, positions, heads)
-    value = getattr(source, site)
+    value: Tensor = getattr(source, site)
     value = value[part.of(value, place)]
 
     def fn(old: Tensor) -> Tensor:

@@ -14,10 +14,9 @@ import hashlib
 import json
 import os
 import socket
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +30,6 @@ from torch import Tensor
 from .corpus import TextFile
 from .corpus_lens import CorpusLens
 from .tally import Group, Tally
-from .trace import Model
 
 try:
     import fcntl
@@ -81,7 +79,14 @@ class Sweep:
             if one.digest == other.digest:
                 raise ValueError(f"{one.path} and {other.path} hold the same text: name it once")
         self._counted: Counted | None = None
-        self._claim()
+        if (self.folder / "sweep.json").exists():
+            self._compare()
+        elif self.folder.exists() and not (self.folder.is_dir() and all(map(_is_ours, self.folder.iterdir()))):
+            raise ValueError(f"{self.folder} is there, and no sweep has begun in it: give another folder")
+        try:
+            (self.folder / "shards").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{self.folder} cannot be made: {error.strerror}") from error
 
     def count(self, worker: int = 0, n_workers: int = 1) -> Counted:
         """Tokens and documents of all files; with others of torch's distributed processes, each takes its share."""
@@ -110,7 +115,9 @@ class Sweep:
                 total = self._together(total, dist.all_reduce)
             for file in self.files:
                 file.check_unchanged()
-            _write(path, {"shards": shards, "total": total})
+            if total[2:].any():
+                self._claim()
+                _write(path, {"shards": shards, "total": total})
         if not total[2:].any():
             raise ValueError("there is nothing to read: the files hold no tokens")
         self._counted = Counted(shards, int(total[0]), int(total[1]), total[2:])
@@ -155,6 +162,8 @@ class Sweep:
                     part = {name: torch.from_numpy(found[f"{n}.{name}"]) for name in vars(so_far)}
                     if any((v.shape, v.dtype) != (part[k].shape, part[k].dtype) for k, v in vars(so_far).items()):
                         raise ValueError("its arrays are of other shapes")
+                    if not all(array.isfinite().all() for array in part.values()):
+                        raise ValueError("its sums are not finite")
                     whole[n] = so_far + Tally(**part)
         n_tokens, n_counted = int(whole[0].tokens[0, 0]), int(self.count().tokens.sum())
         if n_tokens != n_counted:
@@ -170,17 +179,42 @@ class Sweep:
         return Findings(lens, tuple(self.files), self.count(), lens.groups, decoders)
 
     def _claim(self) -> None:
-        """Make the folder this sweep's, or see that it is."""
+        """Make the folder this sweep's, now that its texts are known to be readable; another may just have done so."""
+        path = self.folder / "sweep.json"
+        with _locked(path, wait=True):
+            if not path.exists():
+                with replacing(path) as new:
+                    new.write_text(json.dumps(self._identity, indent=1), encoding="utf-8")
+        self._compare()
+
+    def _compare(self) -> None:
+        """Refuse a folder that is another sweep's."""
+        path, ours = self.folder / "sweep.json", self._identity
+        with _explained(path, "give another folder"):
+            begun = json.loads(path.read_text(encoding="utf-8"))
+            other = [key for key in ours if begun.get(key) != ours[key]]
+        if other:
+            raise ValueError(
+                f"{self.folder} holds a sweep with another value of {', '.join(other)}: give another folder, or go on "
+                "with that sweep"
+            )
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        """All that the numbers depend on."""
         from . import __version__
 
         lens, plan = self.lens, self.lens.plan
-        record = {
+        return {
             "minilens": __version__,
             "torch": torch.__version__,
             "device": lens.model.W_U.device.type,
             "threads": torch.get_num_threads(),
             "model": _digest(lens.model),
-            "files": [[file.digest, file.lines, file.key] for file in self.files],
+            "vocabulary": _digest(tuple(lens.tokenizer.piece(token) for token in range(lens.tokenizer.size))),
+            "files": [file.digest for file in self.files],
+            "lines": [file.lines for file in self.files],
+            "key": [file.key for file in self.files],
             "decoder": list(plan.decoders),
             "norm": plan.norm,
             "sites": list(plan.sites),
@@ -189,26 +223,6 @@ class Sweep:
             "batch": plan.batch,
             "shard": plan.shard,
         }
-        path = self.folder / "sweep.json"
-        if not path.exists():
-            if self.folder.exists() and not (self.folder.is_dir() and all(map(_is_ours, self.folder.iterdir()))):
-                raise ValueError(f"{self.folder} is there, and no sweep has begun in it: give another folder")
-            try:
-                (self.folder / "shards").mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ValueError(f"{self.folder} cannot be made: {error.strerror}") from error
-            with _locked(path, wait=True):
-                if not path.exists():
-                    with replacing(path) as new:
-                        new.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        with _explained(path, "give another folder"):
-            begun = json.loads(path.read_text(encoding="utf-8"))
-            other = [key for key in record if begun.get(key) != record[key]]
-        if other:
-            raise ValueError(
-                f"{self.folder} holds a sweep with another value of {', '.join(other)}: give another folder, or go on "
-                "with that sweep"
-            )
 
     def _paths(self) -> list[Path]:
         """Of all shards, in the order in which they are summed."""
@@ -238,11 +252,11 @@ class Sweep:
 
 def _is_ours(path: Path) -> bool:
     """Whether it may be what another process makes of a sweep that it has just begun."""
-    return path.name.partition(".")[0] in ("sweep", "shards")
+    return path.name in ("shards", "sweep.lock") or path.name.startswith("sweep.json")
 
 
-def _digest(model: Model) -> str:
-    """sha256 of the config and of all weights."""
+def _digest(whole: Any) -> str:
+    """sha256 of a model, with its config and all weights, or of other things in tuples."""
     digest = hashlib.sha256()
 
     def add(part: Any) -> None:
@@ -258,7 +272,7 @@ def _digest(model: Model) -> str:
         else:
             digest.update(getattr(part, "__name__", repr(part)).encode())  # a function's repr has its address
 
-    add(model)
+    add(whole)
     return digest.hexdigest()
 
 
@@ -305,6 +319,8 @@ def _explained(path: Path, remedy: str = "delete it, and run again to have it ma
     """Say which file of the folder is broken, and what to do."""
     try:
         yield
-    except (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing: run again to have it made anew") from error
+    except Exception as error:  # what a broken file may raise in zipfile, numpy and json is without an end
         why = error.strerror if isinstance(error, OSError) and error.strerror else "broken, or of another sweep"
         raise ValueError(f"{path} cannot be read ({why}): {remedy}") from error

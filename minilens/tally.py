@@ -27,7 +27,7 @@ VALUES = NUMBERS + SHARES
 OF_NEXT = [name in ("cross_entropy", "next_first") for name in VALUES]  # those that a document's last token lacks
 
 LOWEST, HIGHEST, PER_OCTAVE = -14, 10, 16  # nats, as powers of two
-N_BUCKETS = (HIGHEST - LOWEST) * PER_OCTAVE + 1  # the first: all below 2^LOWEST; the last: all from the highest on
+N_BUCKETS = (HIGHEST - LOWEST) * PER_OCTAVE + 1  # the first: all below 2^LOWEST; the last: all above the others
 N_RANKS = 32  # of ranks, one for each power of two: 1, 2 to 3, 4 to 7...
 N_CONFIDENCES = 10  # buckets of a row's highest probability
 FREQUENCIES = (1e-2, 1e-3, 1e-4, 1e-5)  # of the true next token among the tokens of the corpus

@@ -233,8 +233,8 @@ MISTAKES = [
     Mistake(
         "corpus: who begins last has the folder",
         "sweep.py",
-        "if not path.exists():\n                    with replacing",
-        "if True:\n                    with replacing",
+        "if not path.exists():\n                with replacing",
+        "if True:\n                with replacing",
         ("sweep",),
     ),
 ]

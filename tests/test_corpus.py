@@ -28,6 +28,8 @@ def test_documents_are_those_between_the_separators(tmp_path: Path) -> None:
     path = tmp_path / "c.txt"
     path.write_bytes(f"one\r\ntwo\r\n{SEPARATOR}\r\nthree\r\n".encode())
     assert list(TextFile(path).documents()) == ["one\r\ntwo", "three"]
+    path.write_bytes(b"\xef\xbb\xbf" + f"{SEPARATOR} \t\none".encode())  # a byte order mark, and blanks nobody sees
+    assert list(TextFile(path).documents()) == ["", "one"]
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,12 @@ def test_one_document_on_each_line(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"one\r\n\ntwo  \nthree")
     assert list(TextFile(path, lines=True).documents()) == ["one", "", "two  ", "three"]
+
+
+def test_names(tmp_path: Path) -> None:
+    for name, is_json in {"a.jsonl": True, "a.b.jsonl.gz": True, "a.jsonl.txt": False, "jsonl": False}.items():
+        (tmp_path / name).touch()
+        assert TextFile(tmp_path / name).is_json == is_json
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "A.JSONL.GZ"])
@@ -148,7 +156,10 @@ def test_a_file_that_changes(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     before = path.stat()
     path.write_text("two")
-    with pytest.raises(ValueError, match=r"a\.txt has changed while it was read: run again, with another --out"):
+    with pytest.raises(
+        ValueError,
+        match=r"a\.txt has changed while it was read: run again \(with another --out, if its text is another\)",
+    ):
         file.check_unchanged()
     again = TextFile(path)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))

@@ -200,7 +200,11 @@ def test_hostile_names_stay_text(
 ) -> None:
     record = expected(model, text, tmp_path / "out", prefix=" cat")
     harmless = Cells(corpus_page([record, record])).tags
+    found = record["decoders"]["final"]
+    named = {**found, "rows": [NIGHTMARE, *found["rows"][1:-1], NIGHTMARE]}
+    named["groups"] = [{**group, "group": NIGHTMARE} for group in found["groups"]]
     hostile = {**record, "model": NIGHTMARE, "files": [[NIGHTMARE, "0"]], "prefix": NIGHTMARE}
+    hostile["decoders"] = {"final": named}
     page = corpus_page([hostile, record])
     assert Cells(page).tags == harmless
     assert "\x1b" not in page
@@ -236,7 +240,7 @@ def test_other_sweeps_beside(model: Path, text: Path, tmp_path: Path, capsys: Ca
     assert "windows of up to 9 tokens" in both
     assert "windows of up to 40 tokens" in both
     assert cli.main(["corpus", *map(str, args[:-2])]) == 2
-    assert "report.html exists: give another name, or --overwrite" in capsys.readouterr().err
+    assert "report.html is another report: --overwrite replaces it, and reads no text" in capsys.readouterr().err
     run(capsys, *args[:-2], "--overwrite")
     assert (tmp_path / "two" / "report.html").read_text().count("<section>") == 1
     assert (tmp_path / "one" / "report.html").read_bytes() == alone
@@ -261,7 +265,7 @@ def test_what_cannot_be_done_is_said_in_one_line(model: Path, text: Path, tmp_pa
     assert "there is no decoder" in refused(capsys, model, text, *out, "--decoder", "best")
     assert "--threads must be from 1 to 1024; it is 0" in refused(capsys, model, text, *out, "--threads", "0")
     assert "nothing.txt cannot be read: No such file" in refused(capsys, model, tmp_path / "nothing.txt", *out)
-    assert "report.json" in refused(capsys, model, text, *out, "--beside", tmp_path)
+    assert "has no report.json: it must be" in refused(capsys, model, text, *out, "--beside", tmp_path)
     assert "is the folder of this very run" in refused(capsys, model, text, *out, "--beside", tmp_path / "out")
     assert "--threads must be from 1 to 1024" in refused(capsys, model, text, *out, "--threads", str(10**9))
     assert 'on the device "meta"' in refused(capsys, model, text, *out, "--device", "meta")
@@ -284,7 +288,10 @@ def test_reports_beside_that_are_none(model: Path, text: Path, tmp_path: Path, c
     command = (model, text, "--out", tmp_path / "out", "--beside", beside)
     for content in (
         "{}",
+        whole.replace('"schema": 1', '"schema": 2'),
         whole.replace('"family": "gpt2"', '"family": "bert"'),
+        whole.replace('"n_layers": 3', '"n_layers": "<b>"'),
+        re.sub(r'"decoders": .*', '"decoders": {}}', whole),
         whole.replace('"documents": 4', '"documents": "4"'),
         re.sub(r'"layers": \[.*?,', '"layers": [', whole),
         re.sub(r'"ranks": \{.*?\}', '"ranks": {}', whole),
@@ -400,6 +407,15 @@ def test_the_bar(model: Path, text: Path, tmp_path: Path, capsys: Capture, monke
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     _, err = run(capsys, model, text, "--out", tmp_path / "out", "--shard", "9")
     assert re.search(r"tokens/s, 0:00:0[0-9] left", err)
+
+
+def test_a_shard_without_a_token(model: Path, text: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Nothing is divided by what was read in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.stderr, "isatty", lambda: True)
+        blank = tmp_path / "blank.txt"
+        blank.write_text(f"{SEPARATOR}\n" * 9)
+        run(capsys, model, text, blank, "--out", tmp_path / "out", "--shard", "1")
 
 
 def test_threads_are_as_asked(model: Path, text: Path, tmp_path: Path, capsys: Capture) -> None:

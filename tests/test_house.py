@@ -54,7 +54,7 @@ GRAPH = {
     "views.verify": {"identities", "verify", "views.tokens"},
     "views.walk": {"ops", "shapes", "text", "trace", "views.tokens"},
     "views.corpus": {"sweep", "tally", "views.tokens"},
-    "views.corpus_curves": {"views.curves", "views.figure", "views.tokens"},
+    "views.corpus_curves": {"views.corpus", "views.curves", "views.figure", "views.tokens"},
     "views.corpus_page": {"tally", "views.corpus", "views.corpus_curves", "views.report", "views.tokens"},
     "views": set(),
     "arguments": {"edits", "ops", "run", "shapes", "text", "trace", "views.tokens"},

@@ -325,7 +325,8 @@ SLOW: dict[str, Callable[[Shown], Any]] = {
 # What the views are made of: it gives numbers, names of panels, or parts that only a view prints.
 PARTS_OF_VIEWS = """
     figure.save_figure figure.cell_size figure.add_axes figure.label_axes figure.write_cells
-    figure.labels figure.drawable corpus.corpus_summary corpus.nats corpus_page.corpus_picture curves.scale_nats
+    figure.labels figure.drawable corpus.corpus_summary corpus.mean_and_error corpus.names corpus.nats
+    corpus_page.corpus_picture curves.scale_nats
     curves.plain report.as_image
     panels.of_one_text panels.long_name panels.spread panels.stats_for panels.stat panels.panel
     patches.cells patches.written patches.exact patches.columns patches.legend

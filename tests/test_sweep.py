@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import json
 import multiprocessing
 import os
@@ -303,7 +304,7 @@ def test_what_is_there_is_not_read_again(gpt2: Loaded, tmp_path: Path, monkeypat
     paths = sorted((tmp_path / "out" / "shards").iterdir())
     paths[1].unlink()
     assert [path.stem[-1] for path in paths[:2]] == ["0", "1"]
-    with pytest.raises(ValueError, match=r"0000001\.npz cannot be read .*: delete it, and run again"):
+    with pytest.raises(ValueError, match=r"0000001\.npz is missing: run again to have it made anew"):
         Sweep(lens, files, tmp_path / "out").findings()
     sweep = Sweep(lens, files, tmp_path / "out")
     assert len(list(sweep.run())) == 1
@@ -312,7 +313,23 @@ def test_what_is_there_is_not_read_again(gpt2: Loaded, tmp_path: Path, monkeypat
     assert list(Sweep(lens, files, tmp_path / "out").run()) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"x" * 100, None])
+def npz(**arrays: Any) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"x" * 100,
+        None,
+        npz(**{"0.tokens": "text"}),
+        npz(x=1).replace(b"PK\1\2\24\0\24\0\0\0\0\0", b"PK\1\2\24\0\24\0\0\0\x63\0"),
+    ],
+    ids=["empty", "text", "cut", "strings", "method"],
+)
 def test_a_shard_that_cannot_be_read(gpt2: Loaded, tmp_path: Path, content: bytes | None) -> None:
     lens = CorpusLens(*gpt2, Plan(shard=200))
     files = [text_file(tmp_path / "a.txt", documents(1))]
@@ -324,6 +341,17 @@ def test_a_shard_that_cannot_be_read(gpt2: Loaded, tmp_path: Path, content: byte
     assert "\n" not in str(error.value)
     path.unlink()
     assert record(swept(lens, files, tmp_path / "out")) == whole
+
+
+def test_a_shard_whose_sums_are_not_finite(gpt2: Loaded, tmp_path: Path) -> None:
+    lens, files = CorpusLens(*gpt2, Plan()), [text_file(tmp_path / "a.txt", documents(1))]
+    swept(lens, files, tmp_path / "out")
+    (path,) = (tmp_path / "out" / "shards").iterdir()
+    arrays = dict(np.load(path))
+    arrays["0.sums"][0, 1, 2] = np.nan
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=r"cannot be read \(broken, or of another sweep\): delete it"):
+        Sweep(lens, files, tmp_path / "out").findings()
 
 
 def test_a_shard_of_another_sweep_is_refused(gpt2: Loaded, tmp_path: Path) -> None:
@@ -349,22 +377,46 @@ def test_a_shard_of_another_sweep_is_refused(gpt2: Loaded, tmp_path: Path) -> No
 )
 def test_a_folder_belongs_to_one_sweep(gpt2: Loaded, tmp_path: Path, other: dict[str, Any], keys: str) -> None:
     files = [text_file(tmp_path / "a.txt", documents(1))]
-    Sweep(CorpusLens(*gpt2, Plan()), files, tmp_path / "out")
+    Sweep(CorpusLens(*gpt2, Plan()), files, tmp_path / "out").count()
     with pytest.raises(ValueError, match=f"out holds a sweep with another value of {keys}: give another folder"):
         Sweep(CorpusLens(*gpt2, Plan(**other)), files, tmp_path / "out")
+
+
+class Swapped:
+    """A tokenizer with two of its ids swapped."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.size, self.codes, self._real = tokenizer.size, tokenizer.codes, tokenizer
+
+    def encode(self, text: str) -> Any:
+        return self._real.encode(text)
+
+    def decode(self, tokens: Any) -> str:
+        return self._real.decode(tokens)
+
+    def piece(self, token: int) -> bytes:
+        return self._real.piece({3: 4, 4: 3}.get(token, token))
+
+    def hint(self, text: str) -> str | None:
+        return None
 
 
 def test_other_files_weights_threads_or_folders(gpt2: Loaded, tiny: Tiny, tmp_path: Path) -> None:
     model, tokenizer = gpt2
     lens = CorpusLens(model, tokenizer, Plan())
     one, other = (text_file(tmp_path / f"{seed}.txt", documents(seed)) for seed in range(2))
-    Sweep(lens, [one], tmp_path / "out")
-    with pytest.raises(ValueError, match="another value of files"):
+    Sweep(lens, [one], tmp_path / "out").count()
+    with pytest.raises(ValueError, match="another value of files, lines, key:"):
         Sweep(lens, [one, other], tmp_path / "out")
+    with pytest.raises(ValueError, match="another value of lines:"):
+        Sweep(lens, [TextFile(one.path, lines=True)], tmp_path / "out")
     changed = minilens.load(tmp_path / "gpt2")[0]
     changed.blocks[2].b_out[0] += 1  # type: ignore[index]
     with pytest.raises(ValueError, match="another value of model"):
         Sweep(CorpusLens(changed, tokenizer, Plan()), [one], tmp_path / "out")
+    other_words = Swapped(tokenizer)
+    with pytest.raises(ValueError, match="another value of vocabulary"):
+        Sweep(CorpusLens(model, other_words, Plan()), [one], tmp_path / "out")
     torch.set_num_threads(2)
     try:
         with pytest.raises(ValueError, match="another value of threads"):
@@ -378,17 +430,21 @@ def test_other_files_weights_threads_or_folders(gpt2: Loaded, tiny: Tiny, tmp_pa
         Sweep(lens, [one], tmp_path)
     with pytest.raises(ValueError, match="is there, and no sweep has begun in it"):
         Sweep(lens, [one], one.path)
-    (tmp_path / "out" / "sweep.json").write_text("{")
-    with pytest.raises(ValueError, match=r"sweep\.json cannot be read .*: give another folder"):
-        Sweep(lens, [one], tmp_path / "out")
+    for broken in ("{", "[]", "[" * 100_000):
+        (tmp_path / "out" / "sweep.json").write_text(broken)
+        with pytest.raises(ValueError, match=r"sweep\.json cannot be read .*: give another folder"):
+            Sweep(lens, [one], tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (Plan(window=41), "at most the model's context of 40; it is 41"),
-        (Plan(window=0), "the window must hold more than the 0 tokens of the prefix"),
-        (Plan(window=1, prefix=" cat"), "the window must hold more than the [1-9] tokens of the prefix"),
+        (Plan(window=41), "the window must be of 1 to 40 tokens, the model's context; it is 41"),
+        (Plan(window=0), "the window must be of 1 to 40 tokens, the model's context; it is 0"),
+        (
+            Plan(window=1, prefix=" cat"),
+            "the window must be of [2-9] to 40 tokens, the model's context, for [1-8] are the prefix; it is 1",
+        ),
         (Plan(batch=0), "batch must be at least 1; it is 0"),
         (Plan(shard=-1), "shard must be at least 1; it is -1"),
         (Plan(decoders=("best",)), 'there is no decoder "best"'),
@@ -403,15 +459,24 @@ def test_plans_that_do_not_suit(gpt2: Loaded, plan: Plan, message: str) -> None:
         CorpusLens(*gpt2, plan)
 
 
+def test_a_folder_of_other_things(gpt2: Loaded, tmp_path: Path) -> None:
+    """However like ours their names may be."""
+    for name in ("sweep.md", "shards.txt", "notes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+        with pytest.raises(ValueError, match="is there, and no sweep has begun in it"):
+            Sweep(CorpusLens(*gpt2, Plan()), [text_file(tmp_path / "a.txt", ["once"])], tmp_path / name)
+
+
 def test_texts_that_cannot_be_read_leave_the_folder_to_another_run(gpt2: Loaded, tmp_path: Path) -> None:
     lens = CorpusLens(*gpt2, Plan())
     path = tmp_path / "a.jsonl"
     path.write_text('"once"\n"\\ud800"\n')
     with pytest.raises(ValueError, match=r"a\.jsonl cannot be read: .*surrogate"):
         Sweep(lens, [TextFile(path)], tmp_path / "out").count()
+    assert not (tmp_path / "out" / "sweep.json").exists()
     path.write_text('"once"\n"upon"\n')
-    with pytest.raises(ValueError, match="another value of files"):
-        Sweep(lens, [TextFile(path)], tmp_path / "out")
+    assert swept(lens, [TextFile(path)], tmp_path / "out").counted.documents == 2
 
 
 @pytest.mark.parametrize("texts", [[], ["", ""]])
@@ -483,7 +548,7 @@ def test_counts_of_other_texts(gpt2: Loaded, tmp_path: Path) -> None:
 def begin(lenses: Sequence[CorpusLens], n: int, files: Sequence[TextFile], folder: Path, log: Path, start: Any) -> None:
     start.wait()
     try:
-        Sweep(lenses[n], files, folder)
+        Sweep(lenses[n], files, folder).count()
         said = f"{n}"
     except ValueError as error:
         said = str(error)
@@ -507,7 +572,7 @@ def test_two_sweeps_that_begin_in_one_folder(gpt2: Loaded, tmp_path: Path) -> No
         assert said[0] in ("0", "1")
         assert said[1].endswith("another value of window: give another folder, or go on with that sweep")
         assert json.loads((folder / "sweep.json").read_text())["window"] == lenses[int(said[0])].window
-        assert sorted(path.name for path in folder.iterdir()) == ["shards", "sweep.json"]
+        assert sorted(path.name for path in folder.iterdir()) == ["counts.npz", "shards", "sweep.json"]
 
 
 def test_a_folder_that_cannot_be_made_or_locked(gpt2: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -520,7 +585,7 @@ def test_a_folder_that_cannot_be_made_or_locked(gpt2: Loaded, tmp_path: Path, mo
 
     monkeypatch.setattr("fcntl.flock", flock)
     with pytest.raises(ValueError, match=r"out/sweep\.lock cannot be locked: No locks available"):
-        Sweep(lens, files, tmp_path / "out")
+        Sweep(lens, files, tmp_path / "out").count()
 
 
 def test_a_model_without_numbers(gpt2: Loaded, tmp_path: Path) -> None:

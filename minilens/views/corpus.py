@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from math import ceil, isnan, log10
 from typing import Any
 
+import torch
 from rich.console import Group as Lines
 from rich.console import RenderableType
 from rich.table import Table
@@ -14,6 +15,7 @@ from ..sweep import Findings
 from ..tally import NUMBERS, OF_NEXT, RANKS, VALUES, Group, Tally
 from .tokens import as_unicode, text_label
 
+SCHEMA = 1  # of the record, described in README.md
 CALIBRATION = "calibration_error"
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 COLUMNS = {  # of the terminal: numbers with their errors, then shares
@@ -33,9 +35,14 @@ def corpus_record(name: str, findings: Findings) -> dict[str, Any]:
 
     name: what to call the model. Nothing in the record depends on how the work was shared, or on the files' order.
     """
+    from .. import __version__
+
     lens, counted = findings.lens, findings.counted
     n_ranks = lens.model.W_U.shape[1].bit_length()
     return {
+        "schema": SCHEMA,
+        "minilens": __version__,
+        "torch": torch.__version__,
         "model": as_unicode(name),
         "family": lens.model.family,
         "n_layers": lens.model.n_layers,
@@ -138,7 +145,7 @@ def corpus_tables(record: dict[str, Any]) -> Iterator[RenderableType]:
                     if mean is None
                     else f"{100 * mean:.1f}"
                 )
-            table.add_row(row.replace("resid_", ""), *cells)
+            table.add_row(Text(text_label(row.replace("resid_", ""))), *cells)
         yield Lines(title, table)
 
 
@@ -151,12 +158,13 @@ def names(records: Sequence[dict[str, Any]]) -> list[str]:
 
 def corpus_summary(record: dict[str, Any]) -> str:
     """How much was read, in one sentence."""
-    documents, none = record["documents"], record["empty_documents"]
+    documents, none, tokens = record["documents"], record["empty_documents"], record["tokens"]
     empty = f" ({none:,} of them empty)" if none else ""
     after = f", each after {text_label(record['prefix'])}" if record["prefix"] else ""
     some = f"{documents:,} document{'s' * (documents != 1)}{empty}"
     alone = "" if documents - none > 1 else "; no standard errors, which need two documents with tokens"
-    return f"{record['tokens']:,} tokens of {some}, read in windows of up to {record['window']} tokens{after}{alone}"
+    read = f"{tokens:,} token{'s' * (tokens != 1)} of {some}"
+    return f"{read}, read in windows of up to {record['window']} tokens{after}{alone}"
 
 
 def nats(mean: float | None, error: float | None) -> str:

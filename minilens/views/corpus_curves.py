@@ -11,6 +11,7 @@ import numpy as np
 from .corpus import CALIBRATION, QUANTILES, mean_and_error, names
 from .curves import INK, LEGEND, OUTPUT, Axes, Figure, FigureCanvasAgg, plain, scale_nats
 from .figure import PLAIN, drawable
+from .tokens import text_label
 
 PANELS = {  # what the overview draws, three in a line
     "kl_final": "KL(output || row), nats",
@@ -58,6 +59,7 @@ def details(record: dict[str, Any], decoder: str) -> Figure:
     """One model by position and by frequency; quantiles; the ranks of two tokens; and confidence beside accuracy."""
     found = record["decoders"][decoder]
     figure, panels = _panels(4, 3)
+    draw = drawable()
     for line, split, title in (
         (panels[0], "position", "position in the window"),
         (panels[1], "frequency", "frequency of the next token"),
@@ -65,7 +67,7 @@ def details(record: dict[str, Any], decoder: str) -> Figure:
         chosen = [group for group in found["groups"] if group["split"] == split and group["tokens"]]
         for group, colour in zip(chosen, _ramp(len(chosen)), strict=True):
             for ax, value in zip(line, SPLITS, strict=True):
-                _curve(ax, found, group, value, color=colour, label=group["group"])
+                _curve(ax, found, group, value, color=colour, label=draw(text_label(group["group"])))
         for ax, value in zip(line, SPLITS, strict=True):
             _finish(ax, value, PANELS[value])
         _beside(line[-1], title)
@@ -143,6 +145,7 @@ def _ranks(ax: Axes, found: dict[str, Any], whose: str, title: str) -> None:
 
 def _calibration(ax: Axes, found: dict[str, Any]) -> None:
     """Accuracy over confidence, a line for each row, the first ones dark."""
+    draw = drawable()
     calibration = found["groups"][0]["calibration"]
     rows = list(zip(calibration["confidence"], calibration["accuracy"], strict=True))
     ax.plot([0, 1], [0, 1], color=INK, linewidth=0.7, linestyle=(0, (1, 1.5)))
@@ -150,7 +153,15 @@ def _calibration(ax: Axes, found: dict[str, Any]) -> None:
         ends = row in (found["rows"][0], found["rows"][-1])
         x, y = np.array(confidence, float), np.array(accuracy, float)
         there = ~np.isnan(x)
-        ax.plot(x[there], y[there], color=colour, linewidth=1, marker=".", markersize=3, label=row if ends else None)
+        ax.plot(
+            x[there],
+            y[there],
+            color=colour,
+            linewidth=1,
+            marker=".",
+            markersize=3,
+            label=draw(text_label(row)) if ends else None,
+        )
     _finish(ax, "", "accuracy over confidence of the best token")
     ax.set_xlabel("confidence", fontsize=8, color=INK)
     ax.legend(loc="upper left", **LEGEND)

@@ -46,7 +46,9 @@ def corpus_picture(records: Sequence[dict[str, Any]]) -> bytes:
 
 def _section(name: str, record: dict[str, Any]) -> str:
     """One model: for each decoder a table and the details."""
-    parts = [f"<section><h2>{html.escape(name)}</h2><p>{FAMILIES[record['family']]}, {record['n_layers']} blocks.</p>"]
+    parts = [
+        f"<section><h2>{html.escape(name)}</h2><p>{FAMILIES[record['family']]}, {int(record['n_layers'])} blocks.</p>"
+    ]
     for decoder in record["decoders"]:
         image = as_image(details(record, decoder), f"{name}, decoder {decoder}, in detail")
         parts.append(
@@ -71,5 +73,6 @@ def _table(found: dict[str, Any]) -> str:
             mean, error = mean_and_error(whole, value, r)
             scale = 100 if value in SHARES else 1
             cells.append(nats(*(None if number is None else scale * number for number in (mean, error))))
-        rows.append(f'<tr><th scope="row">{row}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
+        name = html.escape(text_label(row))
+        rows.append(f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
     return f'<table><thead><tr><th scope="col">row</th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'

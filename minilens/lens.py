@@ -250,6 +250,11 @@ def lens_of(
     wanted = {Site(layer, name) for layer in layers for name in sites} | {last}
     order = [Site(layer, name) for layer in range(n_layers) for name in RESID_SITES]
     rows = [site for site in order[: order.index(last) + 1] if site in wanted] if last in order else []
+    others = EMBED, *rows[:-1]
+    for site in getattr(transport, "sites", ()):
+        if site not in others:
+            names = ", ".join(map(_label, others))
+            raise ValueError(f"the transport of {_label(site)} matches no row that is transported; those are {names}")
     transport = then(_centred, transport) if centre else transport
 
     def model_edit(site: Site, value: Tensor) -> Tensor:  # the same edit, for parts of the model: checked above

@@ -214,6 +214,13 @@ def test_centre_and_transport_change_the_residual_that_is_decoded(model: minilen
     assert torch.equal(centred[3].logits, trace.logits)
     with pytest.raises(ValueError, match=r"the edit at -1\.embed must keep \[1, 33, 30\]"):
         list(minilens.lens_rows(model, text, transport=lambda site, resid: resid[:, :2]))
+    for at in ((1, "resid_mid"), (2, "resid_post"), (9, "resid_post")):  # no row, the last row, and no block
+        with pytest.raises(
+            ValueError, match=rf"{at[0]}\.{at[1]} matches no row that is transported; those are embed, 0"
+        ):
+            minilens.logit_lens(model, text, transport=minilens.at(*at, lambda x: x))
+    moved = list(minilens.lens_rows(model, text, transport=minilens.at(1, "resid_post", lambda x: 2 * x)))
+    assert torch.equal(moved[2].logits, model.unembed(2 * resid))
     with pytest.raises(ValueError, match="leaves nothing of a text of one token"):
         minilens.logit_lens(model, text[:, :1], centre=True)
 

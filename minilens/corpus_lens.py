@@ -15,6 +15,7 @@ from .text import Tokenizer
 from .trace import Model
 from .vocab import survey
 
+AT_ONCE = 2**13  # tokens whose sums are taken together, or those of one document
 STATS = frozenset(NUMBERS) - {"cross_entropy"}  # the others come of a token's standing
 
 
@@ -78,15 +79,20 @@ class CorpusLens:
         if not parts:
             return self.empty()
         said, group, document = zip(*parts, strict=True)
+        groups, of_token = torch.cat(group, -1), torch.cat(document)
         return [
-            tally(
-                Said(*(torch.cat(each, -1) for each in zip(*of_decoder, strict=True))),
-                torch.cat(group, -1),
-                torch.cat(document),
-                len(self.groups),
-            )
+            self._summed(Said(*(torch.cat(each, -1) for each in zip(*of_decoder, strict=True))), groups, of_token)
             for of_decoder in zip(*said, strict=True)
         ]
+
+    def _summed(self, said: Said, group: Int[Tensor, "split token"], document: Int[Tensor, "token"]) -> Tally:
+        """The tally of all these documents, some at a time: what is made of a number takes much more room than it."""
+        so_far = empty(len(self.groups), said.ranks.shape[1])
+        turn = document.bincount().cumsum(0)[document] // AT_ONCE
+        for n in sorted({*turn.tolist()}):
+            some = (turn == n).nonzero()[:, 0]
+            so_far += tally(Said(*(each[..., some] for each in said)), group[:, some], document[some], len(self.groups))
+        return so_far
 
     def _lens(self, decoder: str, tokens: Tensor) -> Lens:
         tokens = tokens.to(self.model.W_U.device)

@@ -253,13 +253,19 @@ class _Gap:
 
 def _jensen_shannon(x: Rows, lse: PerPos, W_U: Unembedding, b_U: Bias | None) -> PerPos:
     """(KL(p || m) + KL(q || m)) / 2, where m is the mean of p and q, and q the last row: a pass of its own."""
-    total = torch.zeros_like(lse)
-    for start in range(0, W_U.shape[1], WIDTH):
-        logits = _logits(x.flatten(0, 1), W_U, b_U, slice(start, start + WIDTH)).view(*lse.shape, -1)
-        p = (logits - lse[..., None]).to(x.dtype)
+    total, queries = torch.zeros_like(lse), x.flatten(0, 1)
+    buffers = x.new_empty(4, len(queries) * WIDTH)
+    wide = lse.new_empty(len(queries) * WIDTH)
+    for tile in torch.arange(W_U.shape[1]).split(WIDTH):
+        shape = *lse.shape, len(tile)
+        p, m, gap, p_gap = (buffer[: len(queries) * len(tile)].view(shape) for buffer in buffers)
+        _logits(queries, W_U, b_U, slice(int(tile[0]), int(tile[0]) + WIDTH), out=p.view(len(queries), -1))
+        p.copy_(torch.sub(p, lse[..., None], out=wide[: p.numel()].view(shape)))
         q = p[-1:]
-        m = torch.logaddexp(p, q) - log(2)
-        total += (p.exp() * (p - m) + q.exp() * (q - m)).sum(-1) / 2
+        torch.logaddexp(p, q, out=m).sub_(log(2))
+        torch.exp(p, out=p_gap).mul_(torch.sub(p, m, out=gap))
+        torch.sub(q, m, out=gap).mul_(q.exp())
+        total += p_gap.add_(gap).sum(-1) / 2
     return total.clamp(min=0)
 
 

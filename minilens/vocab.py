@@ -256,11 +256,11 @@ def _jensen_shannon(x: Rows, lse: PerPos, W_U: Unembedding, b_U: Bias | None) ->
     total, queries = torch.zeros_like(lse), x.flatten(0, 1)
     buffers = x.new_empty(4, len(queries) * WIDTH)
     wide = lse.new_empty(len(queries) * WIDTH)
-    for tile in torch.arange(W_U.shape[1]).split(WIDTH):
-        shape = *lse.shape, len(tile)
-        p, m, gap, p_gap = (buffer[: len(queries) * len(tile)].view(shape) for buffer in buffers)
-        _logits(queries, W_U, b_U, slice(int(tile[0]), int(tile[0]) + WIDTH), out=p.view(len(queries), -1))
-        p.copy_(torch.sub(p, lse[..., None], out=wide[: p.numel()].view(shape)))
+    for start in range(0, W_U.shape[1], WIDTH):
+        n = min(WIDTH, W_U.shape[1] - start)
+        p, m, gap, p_gap = (buffer[: len(queries) * n].view(*lse.shape, n) for buffer in buffers)
+        _logits(queries, W_U, b_U, slice(start, start + n), out=p.view(len(queries), -1))
+        p.copy_(torch.sub(p, lse[..., None], out=wide[: p.numel()].view_as(p)))
         q = p[-1:]
         torch.logaddexp(p, q, out=m).sub_(log(2))
         torch.exp(p, out=p_gap).mul_(torch.sub(p, m, out=gap))

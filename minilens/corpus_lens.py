@@ -10,7 +10,7 @@ from torch import Tensor
 from .corpus import SHARD, Batch, batches, windows
 from .lens import Lens, lens_of, residuals
 from .ops import upcast
-from .tally import FREQUENCIES, NUMBERS, Said, Tally, empty, groups, tally
+from .tally import FREQUENCIES, NUMBERS, RANKS, SPLITS, Said, Tally, empty, groups, tally
 from .text import Tokenizer
 from .trace import Model
 from .vocab import survey
@@ -72,18 +72,24 @@ class CorpusLens:
 
     def tallies(self, documents: Sequence[Int[Tensor, "_"]], counts: Int[Tensor, "d_vocab"]) -> list[Tally]:
         """The tally of each decoder. counts: how often each token occurs in the corpus, for the groups of frequency."""
-        parts = [
-            (self._said(batch), self._groups(batch, counts), batch.document)
-            for batch in batches(windows(documents, self.window - len(self.prefix)), self.prefix, self.plan.batch)
+        n, end, dtype = sum(map(len, documents)), 0, upcast(self.model.W_U[:0]).dtype
+        # All room is taken first: results that lay between what batches take and free would leave the heap in pieces.
+        said = [
+            Said(
+                torch.empty(len(NUMBERS), len(labels), n, dtype=dtype),
+                torch.empty(len(RANKS), len(labels), n, dtype=torch.long),
+                torch.empty(len(labels), n, dtype=dtype),
+            )
+            for labels in self.labels.values()
         ]
-        if not parts:
-            return self.empty()
-        said, group, document = zip(*parts, strict=True)
-        groups, of_token = torch.cat(group, -1), torch.cat(document)
-        return [
-            self._summed(Said(*(torch.cat(each, -1) for each in zip(*of_decoder, strict=True))), groups, of_token)
-            for of_decoder in zip(*said, strict=True)
-        ]
+        group, document = torch.empty(len(SPLITS), n, dtype=torch.long), torch.empty(n, dtype=torch.long)
+        for batch in batches(windows(documents, self.window - len(self.prefix)), self.prefix, self.plan.batch):
+            here = slice(end, end := end + len(batch.next))
+            group[:, here], document[here] = self._groups(batch, counts), batch.document
+            for whole, part in zip(said, self._said(batch), strict=True):
+                for values, found in zip(whole, part, strict=True):
+                    values[..., here] = found
+        return [self._summed(of_decoder, group, document) for of_decoder in said]
 
     def _summed(self, said: Said, group: Int[Tensor, "split token"], document: Int[Tensor, "token"]) -> Tally:
         """The tally of all these documents, some at a time: what is made of a number takes much more room than it."""

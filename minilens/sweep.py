@@ -10,7 +10,6 @@ both are part of what a folder is for.
 """
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import os
@@ -148,7 +147,6 @@ class Sweep:
                         file.check_unchanged()
                         arrays = {f"{n}.{name}": a for n, each in enumerate(tallies) for name, a in vars(each).items()}
                         _write(path, arrays)
-                        _give_back()
                         yield sum(map(len, tokens))
 
     def n_done(self) -> int:
@@ -309,12 +307,6 @@ def replacing(path: Path) -> Iterator[Path]:
         raise ValueError(f"{path} cannot be written: {error.strerror}") from error
     finally:
         new.unlink(missing_ok=True)
-
-
-def _give_back() -> None:
-    """Memory that is free to the system: glibc keeps it in holes, and where none fits, the peak creeps up."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _write(path: Path, arrays: dict[str, Tensor]) -> None:

@@ -30,13 +30,14 @@ LOWEST, HIGHEST, PER_OCTAVE = -14, 10, 16  # nats, as powers of two
 N_BUCKETS = (HIGHEST - LOWEST) * PER_OCTAVE + 1  # the first: all below 2^LOWEST; the last: all above the others
 N_RANKS = 32  # of ranks, one for each power of two: 1, 2 to 3, 4 to 7...
 N_CONFIDENCES = 10  # buckets of a row's highest probability
+SPLITS = ("all", "position", "frequency")  # position in the window; frequency of the true next token
 FREQUENCIES = (1e-2, 1e-3, 1e-4, 1e-5)  # of the true next token among the tokens of the corpus
 
 
 class Group(NamedTuple):
     """Some of the tokens."""
 
-    split: str  # "all", "position" (in the window) or "frequency" (of the true next token)
+    split: str  # of SPLITS
     name: str
 
 

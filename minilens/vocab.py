@@ -260,7 +260,7 @@ def _jensen_shannon(x: Rows, lse: PerPos, W_U: Unembedding, b_U: Bias | None) ->
         n = min(WIDTH, W_U.shape[1] - start)
         p, m, gap, p_gap = (buffer[: len(queries) * n].view(*lse.shape, n) for buffer in buffers)
         _logits(queries, W_U, b_U, slice(start, start + n), out=p.view(len(queries), -1))
-        p.copy_(torch.sub(p, lse[..., None], out=wide[: p.numel()].view_as(p)))
+        p.copy_(wide[: p.numel()].view_as(p).copy_(p).sub_(lse[..., None]))
         q = p[-1:]
         torch.logaddexp(p, q, out=m).sub_(log(2))
         torch.exp(p, out=p_gap).mul_(torch.sub(p, m, out=gap))

@@ -21,7 +21,8 @@ from .checkpoint import read_json
 from .corpus import TextFile
 from .corpus_lens import CorpusLens, Plan
 from .hub import load
-from .sweep import Sweep, replacing
+from .shared_files import replacing
+from .sweep import Sweep
 from .views.corpus import SCHEMA, corpus_lines, corpus_record, corpus_summary, corpus_tables
 
 PATIENCE = timedelta(hours=6)  # until all workers have counted their share of the tokens

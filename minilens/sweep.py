@@ -9,11 +9,9 @@ In float32 the last bits of a product depend on how many threads it is spread ov
 both are part of what a folder is for.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
@@ -21,7 +19,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Int
@@ -29,12 +26,8 @@ from torch import Tensor
 
 from .corpus import TextFile
 from .corpus_lens import CorpusLens
+from .shared_files import explained, locked, read_arrays, replacing, write_arrays
 from .tally import Group, Tally
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # on Windows two processes may read the same shard, and write the same file
-    fcntl = None  # type: ignore[assignment]
 
 
 class Counted(NamedTuple):
@@ -97,8 +90,8 @@ class Sweep:
         if n_workers > 1:  # another run may be writing it just now: the first worker says
             is_there = self._together(is_there, lambda values: dist.broadcast(values, 0))
         if is_there:
-            with _explained(path), path.open("rb") as stream, np.load(stream) as found:
-                shards, total = (torch.from_numpy(found[name]) for name in ("shards", "total"))
+            with read_arrays(path) as found:
+                shards, total = found["shards"], found["total"]
                 if len(shards) != len(self.files) or len(total) != 2 + d_vocab:
                     raise ValueError("it is of other files")
         else:
@@ -117,7 +110,7 @@ class Sweep:
                 file.check_unchanged()
             if total[2:].any():
                 self._claim()
-                _write(path, {"shards": shards, "total": total})
+                write_arrays(path, {"shards": shards, "total": total})
         if not total[2:].any():
             raise ValueError("there is nothing to read: the files hold no tokens")
         self._counted = Counted(shards, int(total[0]), int(total[1]), total[2:])
@@ -140,13 +133,13 @@ class Sweep:
         counts = self.count().tokens
         for wait in (False, True):
             for path, file, documents in self._missing():
-                with _locked(path, wait) as is_ours:
+                with locked(path, wait) as is_ours:
                     if is_ours and not path.exists():
                         tokens = self._encoded(file, documents)
                         tallies = self.lens.tallies(tokens, counts)
                         file.check_unchanged()
                         arrays = {f"{n}.{name}": a for n, each in enumerate(tallies) for name, a in vars(each).items()}
-                        _write(path, arrays)
+                        write_arrays(path, arrays)
                         yield sum(map(len, tokens))
 
     def n_done(self) -> int:
@@ -157,9 +150,9 @@ class Sweep:
         """The sum of all shards. Raises ValueError where one is missing, or cannot be read, or is of other texts."""
         whole = self.lens.empty()
         for path in self._paths():
-            with _explained(path), path.open("rb") as stream, np.load(stream) as found:
+            with read_arrays(path) as found:
                 for n, so_far in enumerate(whole):
-                    part = {name: torch.from_numpy(found[f"{n}.{name}"]) for name in vars(so_far)}
+                    part = {name: found[f"{n}.{name}"] for name in vars(so_far)}
                     if any((v.shape, v.dtype) != (part[k].shape, part[k].dtype) for k, v in vars(so_far).items()):
                         raise ValueError("its arrays are of other shapes")
                     if not all(array.isfinite().all() for array in part.values()):
@@ -181,7 +174,7 @@ class Sweep:
     def _claim(self) -> None:
         """Make the folder this sweep's, now that its texts are known to be readable; another may just have done so."""
         path = self.folder / "sweep.json"
-        with _locked(path, wait=True):
+        with locked(path, wait=True):
             if not path.exists():
                 with replacing(path) as new:
                     new.write_text(json.dumps(self._identity, indent=1), encoding="utf-8")
@@ -190,7 +183,7 @@ class Sweep:
     def _compare(self) -> None:
         """Refuse a folder that is another sweep's."""
         path, ours = self.folder / "sweep.json", self._identity
-        with _explained(path, "give another folder"):
+        with explained(path, "give another folder"):
             begun = json.loads(path.read_text(encoding="utf-8"))
             other = [key for key in ours if begun.get(key) != ours[key]]
         if other:
@@ -274,53 +267,3 @@ def _digest(whole: Any) -> str:
 
     add(whole)
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(path: Path, wait: bool) -> Iterator[bool]:
-    """Whether this process has the lock of a shard; without waiting, it may be another's."""
-    lock = path.with_suffix(".lock")
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(lock.open("w"))
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:  # a full disk, or one that has no locks
-            raise ValueError(f"{lock} cannot be locked: {error.strerror}") from error
-        try:
-            yield True
-        finally:
-            lock.unlink(missing_ok=True)  # whoever waits for it, or makes a new one, finds the work done
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of this one at the end."""
-    new = path.with_name(f"{path.name}.{os.getpid()}.{socket.gethostname()}")
-    try:
-        yield new
-        new.replace(path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def _write(path: Path, arrays: dict[str, Tensor]) -> None:
-    with replacing(path) as new, new.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **{name: array.numpy() for name, array in arrays.items()})
-
-
-@contextlib.contextmanager
-def _explained(path: Path, remedy: str = "delete it, and run again to have it made anew") -> Iterator[None]:
-    """Say which file of the folder is broken, and what to do."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing: run again to have it made anew") from error
-    except Exception as error:  # what a broken file may raise in zipfile, numpy and json is without an end
-        why = error.strerror if isinstance(error, OSError) and error.strerror else "broken, or of another sweep"
-        raise ValueError(f"{path} cannot be read ({why}): {remedy}") from error

@@ -27,8 +27,8 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ["3.10-lowest", *(f"3.{minor}-pinned" for minor in range(10, 15))]
 PACKAGES = ["torch", "numpy", "safetensors", "huggingface-hub", "tokenizers", "rich", "jaxtyping", "transformers"]
 RESULTS = ["passed", "failed", "skipped"]
-# Old packages beside new ones warn of one another; what minilens does to be warned of remains an error.
 SHARED = ["--numprocesses", "2", "--dist", "loadfile"]  # as in scripts/test
+# Old packages beside new ones warn of one another; what minilens does to be warned of remains an error.
 OWN_WARNINGS = ["-o", "filterwarnings=default\nerror:::minilens"]
 
 
@@ -84,18 +84,8 @@ def check(name: str, work: Path, arguments: list[str]) -> tuple[dict[str, str], 
     row |= {package: found[package] for package in PACKAGES}
 
     own = OWN_WARNINGS if kind == "lowest" else []
-    pytest = [
-        venv / "bin/python",
-        "-m",
-        "pytest",
-        "-rs",
-        "--tb=short",
-        "-p",
-        "no:cacheprovider",
-        *SHARED,
-        *own,
-        *arguments,
-    ]
+    options = ["-rs", "--tb=short", "-p", "no:cacheprovider", *SHARED, *own, *arguments]
+    pytest = [venv / "bin/python", "-m", "pytest", *options]
     print(f"\n{name}: {shlex.join(map(str, pytest))}", file=sys.stderr, flush=True)
     status = subprocess.run([*pytest, f"--junit-xml={report}"], cwd=ROOT, stdout=sys.stderr).returncode
     if report.exists():

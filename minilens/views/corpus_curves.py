@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .corpus import CALIBRATION, QUANTILES, mean_and_error, names
-from .curves import INK, LEGEND, OUTPUT, Axes, Figure, FigureCanvasAgg, plain, scale_nats
+from .curves import INK, LEGEND, OUTPUT, Axes, Figure, FigureCanvasAgg, depths, plain, scale_nats
 from .figure import PLAIN, drawable
 from .tokens import text_label
 
@@ -32,7 +32,7 @@ COLOURS = (OUTPUT, "#c04f00", "#1a8a5f", "#9b59b6", "#8a6d00", "#c2185b")
 STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # of decoders
 BAND = 2  # standard errors to either side
 PANEL = 3.1, 1.9  # inches
-RANKS = ((0, "1"), (1, "2 to 3"), (2, "4 to 15"), (4, "16 to 255"), (8, "more"))  # the first bucket of each shade
+SHADES = ((0, "1"), (1, "2 to 3"), (2, "4 to 15"), (4, "16 to 255"), (8, "more"))  # of ranks: the first bucket of each
 
 
 def overview(records: Sequence[dict[str, Any]]) -> Figure:
@@ -105,10 +105,7 @@ def _ramp(n: int) -> list[Any]:
 
 
 def _depth(found: dict[str, Any]) -> list[float]:
-    """How many blocks are done at each row."""
-    part = {"resid_pre": 0.0, "resid_mid": 0.5}
-    rows = zip(found["layers"], found["rows"], strict=True)
-    return [layer + part.get(row.rpartition(".")[2], 1.0) for layer, row in rows]
+    return depths(found["rows"], found["layers"])
 
 
 def _curve(ax: Axes, found: dict[str, Any], group: dict[str, Any], value: str, **style: Any) -> None:
@@ -136,9 +133,9 @@ def _ranks(ax: Axes, found: dict[str, Any], whose: str, title: str) -> None:
     """The share of tokens at each rank, stacked."""
     counts = np.array(found["groups"][0]["ranks"][whose], float)
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
-    ends = [start for start, _ in RANKS[1:]] + [shares.shape[1]]
-    parts = [shares[:, start:end].sum(1) for (start, _), end in zip(RANKS, ends, strict=True)]
-    ax.stackplot(_depth(found), parts, labels=[name for _, name in RANKS], colors=_ramp(len(RANKS)), linewidth=0)
+    ends = [start for start, _ in SHADES[1:]] + [shares.shape[1]]
+    parts = [shares[:, start:end].sum(1) for (start, _), end in zip(SHADES, ends, strict=True)]
+    ax.stackplot(_depth(found), parts, labels=[name for _, name in SHADES], colors=_ramp(len(SHADES)), linewidth=0)
     ax.set_ylim(0, 1)
     _finish(ax, "", title)
 

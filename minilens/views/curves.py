@@ -25,6 +25,7 @@ __all__ = [
     "Axes",
     "Figure",
     "FigureCanvasAgg",
+    "depths",
     "plain",
     "rc_context",
     "scale_nats",
@@ -146,10 +147,14 @@ def _line(ax: Axes, study: Study, reading: str, values: Tensor, name: str, colou
 
 
 def _depth(study: Study, reading: str) -> list[float]:
-    """How many blocks are done at each row; the rows are the same for every prompt."""
-    table = study.tables["passage", reading]
-    pairs = zip(table.labels, table.layers, strict=True)
-    return [layer + (0.5 if label.endswith("resid_mid") else 1.0) for label, layer in pairs]
+    table = study.tables["passage", reading]  # the rows are the same for every prompt
+    return depths(table.labels, table.layers)
+
+
+def depths(labels: Iterable[str], layers: Iterable[int]) -> list[float]:
+    """How many blocks are done at each row."""
+    part = {"resid_pre": 0.0, "resid_mid": 0.5}
+    return [layer + part.get(label.rpartition(".")[2], 1.0) for label, layer in zip(labels, layers, strict=True)]
 
 
 def plain(ax: Axes) -> None:

@@ -206,6 +206,28 @@ MISTAKES = [
         "-found.standing.logprob[2]",
         ("sweep",),
     ),
+    Mistake("corpus: sums of the first part alone", "corpus_lens.py", "sorted({*turn.tolist()})", "[0]", ("sweep",)),
+    Mistake(
+        "corpus: documents torn between sums",
+        "corpus_lens.py",
+        "document.bincount().cumsum(0)[document] // AT_ONCE",
+        "torch.arange(len(document)) // AT_ONCE",
+        ("sweep",),
+    ),
+    Mistake(
+        "corpus: all that is rare alike",
+        "corpus_lens.py",
+        "[:, None]).sum(0) + splits",
+        "[:, None]).sum(0).clamp(max=2) + splits",
+        ("sweep",),
+    ),
+    Mistake(
+        "corpus: counts of any files",
+        "sweep.py",
+        "if len(shards) != len(self.files) or len(total) != 2 + d_vocab:",
+        "if False:",
+        ("sweep",),
+    ),
     Mistake("corpus: a shard done twice", "sweep.py", "if is_ours and not path.exists()", "if True", ("sweep",)),
     Mistake(
         "corpus: sums in the order of the files",
@@ -276,6 +298,9 @@ def first_red(mistake: Mistake | None, tests: Iterable[str]) -> str | None:
 
 def main() -> int:
     chosen = [mistake for mistake in MISTAKES if all(word in mistake.what for word in sys.argv[1:])]
+    if not chosen:
+        print(f"no mistake has {' and '.join(sys.argv[1:])} in its name")
+        return 1
     for mistake in chosen:
         if mistake.right not in (ROOT / "minilens" / mistake.file).read_text():
             print(f"{mistake.what}: {mistake.file} no longer holds {mistake.right!r}; mend this script")

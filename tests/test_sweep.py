@@ -159,7 +159,10 @@ PLANS = [
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "ctrl"])
 @pytest.mark.parametrize("plan", PLANS, ids=range(len(PLANS)))
-def test_every_number_is_that_of_the_plain_way(tiny: Tiny, tmp_path: Path, family: str, plan: Plan) -> None:
+def test_every_number_is_that_of_the_plain_way(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, plan: Plan
+) -> None:
+    monkeypatch.setattr(corpus_lens, "AT_ONCE", 40)  # so that the sums of even these few tokens are taken in parts
     model, tokenizer = loaded(tiny, tmp_path, family)
     texts = ["", *documents(3, n=5)]
     findings = swept(CorpusLens(model, tokenizer, plan), [text_file(tmp_path / "a.txt", texts)], tmp_path / "out")
@@ -210,6 +213,20 @@ def test_every_number_is_that_of_the_plain_way(tiny: Tiny, tmp_path: Path, famil
                 np.testing.assert_allclose(tally.calibration_error()[g, r].item(), error, rtol=1e-4, atol=1e-6)
                 assert tally.confident[g, r].tolist() == [int((bins == b).sum()) for b in range(10)]
                 assert tally.correct[g, r].tolist() == [int(right[bins == b].sum()) for b in range(10)]
+
+
+def test_tokens_go_by_how_frequent_the_next_one_is(gpt2: Loaded) -> None:
+    """A share on the edge counts as the more frequent; where nothing follows, there is none."""
+    lens = CorpusLens(*gpt2, Plan())
+    counts = torch.zeros(lens.model.W_U.shape[1], dtype=torch.long)
+    counts[:7] = torch.tensor([0, 10**6, 10**5, 10**4, 10**3, 10**2, 10])
+    counts[0] = 10**7 - counts.sum()
+    (found,) = lens.tallies([torch.tensor([9, 0, 1, 2, 3, 4, 5, 6])], counts)
+    assert [
+        (group.name, int(n))
+        for group, n in zip(lens.groups, found.tokens[:, 0], strict=True)
+        if group.split == "frequency"
+    ] == [("0.01 or more", 3), ("0.001 to 0.01", 1), ("0.0001 to 0.001", 1), ("1e-05 to 0.0001", 1), ("below 1e-05", 1)]
 
 
 def test_names_of_values() -> None:
@@ -343,12 +360,18 @@ def test_a_shard_that_cannot_be_read(gpt2: Loaded, tmp_path: Path, content: byte
     assert record(swept(lens, files, tmp_path / "out")) == whole
 
 
-def test_a_shard_whose_sums_are_not_finite(gpt2: Loaded, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["not finite", "one row for all", "another dtype"])
+def test_a_shard_whose_sums_are_no_tally(gpt2: Loaded, tmp_path: Path, fault: str) -> None:
     lens, files = CorpusLens(*gpt2, Plan()), [text_file(tmp_path / "a.txt", documents(1))]
     swept(lens, files, tmp_path / "out")
     (path,) = (tmp_path / "out" / "shards").iterdir()
     arrays = dict(np.load(path))
-    arrays["0.sums"][0, 1, 2] = np.nan
+    if fault == "not finite":
+        arrays["0.sums"][0, 1, 2] = np.nan
+    elif fault == "one row for all":
+        arrays["0.sums"] = arrays["0.sums"][:, :1]
+    else:
+        arrays["0.ranks"] = arrays["0.ranks"].astype(np.float64)
     np.savez(path, **arrays)
     with pytest.raises(ValueError, match=r"cannot be read \(broken, or of another sweep\): delete it"):
         Sweep(lens, files, tmp_path / "out").findings()
@@ -543,6 +566,15 @@ def test_counts_of_other_texts(gpt2: Loaded, tmp_path: Path) -> None:
     shutil.copy(tmp_path / "out2" / "counts.npz", tmp_path / "out1" / "counts.npz")
     with pytest.raises(ValueError, match=r"out1 hold [0-9]+ tokens, and its counts\.npz [0-9]+: give another"):
         Sweep(lens, [TextFile(tmp_path / "1.txt")], tmp_path / "out1").findings()
+
+
+def test_counts_of_more_files(gpt2: Loaded, tmp_path: Path) -> None:
+    lens, files = CorpusLens(*gpt2, Plan()), [text_file(tmp_path / "a.txt", documents(1))]
+    swept(lens, files, tmp_path / "out")
+    arrays = dict(np.load(tmp_path / "out" / "counts.npz"))
+    np.savez(tmp_path / "out" / "counts.npz", shards=[1, 1], total=arrays["total"])
+    with pytest.raises(ValueError, match=r"counts\.npz cannot be read \(broken, or of another sweep\): delete it"):
+        Sweep(lens, files, tmp_path / "out").count()
 
 
 def begin(lenses: Sequence[CorpusLens], n: int, files: Sequence[TextFile], folder: Path, log: Path, start: Any) -> None:

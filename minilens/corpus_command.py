@@ -74,7 +74,11 @@ def corpus(args: argparse.Namespace) -> None:
     finally:
         if worker.size > 1:
             dist.destroy_process_group()
-    _run(sweep, worker)
+    try:
+        _run(sweep, worker)
+    except KeyboardInterrupt:
+        say("interrupted: the same command goes on from here")
+        raise
     if worker.rank == 0:
         _show(args, corpus_record(args.model, sweep.findings()), beside)
 
@@ -86,10 +90,11 @@ def _run(sweep: Sweep, worker: Worker) -> None:
     name = f"worker {worker.rank + 1} of {worker.size}: " if worker.size > 1 else ""
     columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TextColumn("shards{task.fields[speed]}"))
     has_bar = worker.size == 1 and sys.stderr.isatty()
+    before = sweep.n_done()
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not has_bar) as progress:
-        task = progress.add_task("", total=n_shards, completed=sweep.n_done(), speed="")
+        task = progress.add_task("", total=n_shards, completed=before, speed="")
         start = said = time.monotonic()
-        n_read, before = 0, sweep.n_done()
+        n_read = 0
         for tokens in sweep.run():
             n_read, now = n_read + tokens, time.monotonic()
             if has_bar or now > said + PAUSE:
@@ -142,7 +147,8 @@ def _write(files: dict[Path, bytes], overwrite: bool) -> None:
         others = {path: new for path, new in files.items() if not path.is_file() or path.read_bytes() != new}
         for path in others:
             if path.is_file() and not overwrite:
-                raise ValueError(f"{path} is another report: --overwrite replaces it, and reads no text again")
+                why = "is there, with other names or other runs beside"
+                raise ValueError(f"{path} {why}: --overwrite replaces it, and reads no text again")
             check_new(path, overwrite)
         for path, content in others.items():
             with replacing(path) as new:

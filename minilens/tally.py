@@ -96,7 +96,7 @@ class Tally:
         return error.masked_fill(n_documents < 2, torch.nan)
 
     def quantile(self, number: str, q: float) -> Float[Tensor, "group row"]:
-        """Of one of NUMBERS, in nats: a straight line through the bucket that holds it."""
+        """Of one of NUMBERS, in nats: a straight line through the bucket that holds it; of the lowest bucket 0."""
         counts = self.buckets[:, :, NUMBERS.index(number)].double()
         total = counts.sum(-1, keepdim=True)
         upto = counts.cumsum(-1)
@@ -106,7 +106,7 @@ class Tally:
         part = (wanted - upto.gather(-1, bucket) + held) / held
         edges = torch.cat([torch.zeros(1), 2.0 ** (torch.arange(N_BUCKETS) / PER_OCTAVE + LOWEST)]).double()
         found = edges[bucket] + part * (edges[bucket + 1] - edges[bucket])
-        return found.masked_fill(total == 0, torch.nan)[..., 0]
+        return found.masked_fill(bucket == 0, 0).masked_fill(total == 0, torch.nan)[..., 0]
 
     def settled(self) -> Int[Tensor, "group row"]:
         """At how many tokens the row is the first from which on the best token is the model's own."""

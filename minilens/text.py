@@ -57,6 +57,10 @@ class Tokenizer(Protocol):
         """One sentence of advice for a prompt that the model was not trained for."""
         ...
 
+    def state(self) -> str:
+        """All that tokens depend on; tokenizers in which it is the same are the same."""
+        ...
+
 
 # GPT-2's alphabet for bytes (bytes_to_unicode in openai/gpt-2, src/encoder.py): a printable Latin-1 character stands
 # for its own byte; the other bytes, in order, have the characters from U+0100 on.
@@ -98,6 +102,10 @@ class ByteBPE:
 
     def hint(self, text: str) -> None:
         """None: any text will do."""
+
+    def state(self) -> str:
+        """See Tokenizer."""
+        return self._bpe.to_str()
 
     def _ids(self, text: str) -> list[int]:
         return self._bpe.encode(text, add_special_tokens=False).ids
@@ -160,6 +168,10 @@ class WordBPE:
             return None
         some = ", ".join(self.codes[:3])
         return f"CTRL was trained on texts that begin with a control code (such as {some}); this one does not."
+
+    def state(self) -> str:
+        """See Tokenizer."""
+        return repr((self._vocab, self._ranks))
 
     def _entry(self, token: int) -> str:
         if token not in self._entries:

@@ -84,5 +84,8 @@ class Letters:
             raise ValueError(f"token id {token} does not exist")
         return self.nightmares.get(token, self.form.format(token).encode())
 
+    def state(self) -> str:
+        return "letters"
+
     def hint(self, text: str) -> None:
         return None

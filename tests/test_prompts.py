@@ -327,7 +327,7 @@ PARTS_OF_VIEWS = """
     figure.save_figure figure.cell_size figure.add_axes figure.label_axes figure.write_cells
     figure.labels figure.drawable corpus.corpus_summary corpus.mean_and_error corpus.names corpus.nats
     corpus_page.corpus_picture curves.scale_nats
-    curves.plain report.as_image
+    curves.plain curves.depths report.as_image
     panels.of_one_text panels.long_name panels.spread panels.stats_for panels.stat panels.panel
     patches.cells patches.written patches.exact patches.columns patches.legend
     terminal.in_panels tokens.visible tokens.token_label tokens.text_label tokens.as_unicode tokens.printable

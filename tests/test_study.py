@@ -157,6 +157,9 @@ def test_a_vocabulary_without_any_of_the_words(tiny: Tiny) -> None:
         def piece(self, token: int) -> bytes:
             return bytes([token])
 
+        def state(self) -> str:
+            return "words"
+
         def hint(self, text: str) -> None:
             return None
 

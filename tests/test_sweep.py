@@ -405,31 +405,12 @@ def test_a_folder_belongs_to_one_sweep(gpt2: Loaded, tmp_path: Path, other: dict
         Sweep(CorpusLens(*gpt2, Plan(**other)), files, tmp_path / "out")
 
 
-class Swapped:
-    """A tokenizer with two of its ids swapped."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.size, self.codes, self._real = tokenizer.size, tokenizer.codes, tokenizer
-
-    def encode(self, text: str) -> Any:
-        return self._real.encode(text)
-
-    def decode(self, tokens: Any) -> str:
-        return self._real.decode(tokens)
-
-    def piece(self, token: int) -> bytes:
-        return self._real.piece({3: 4, 4: 3}.get(token, token))
-
-    def hint(self, text: str) -> str | None:
-        return None
-
-
 def test_other_files_weights_threads_or_folders(gpt2: Loaded, tiny: Tiny, tmp_path: Path) -> None:
     model, tokenizer = gpt2
     lens = CorpusLens(model, tokenizer, Plan())
     one, other = (text_file(tmp_path / f"{seed}.txt", documents(seed)) for seed in range(2))
     Sweep(lens, [one], tmp_path / "out").count()
-    with pytest.raises(ValueError, match="another value of files, lines, key:"):
+    with pytest.raises(ValueError, match="another value of files, json, lines, key:"):
         Sweep(lens, [one, other], tmp_path / "out")
     with pytest.raises(ValueError, match="another value of lines:"):
         Sweep(lens, [TextFile(one.path, lines=True)], tmp_path / "out")
@@ -437,9 +418,15 @@ def test_other_files_weights_threads_or_folders(gpt2: Loaded, tiny: Tiny, tmp_pa
     changed.blocks[2].b_out[0] += 1  # type: ignore[index]
     with pytest.raises(ValueError, match="another value of model"):
         Sweep(CorpusLens(changed, tokenizer, Plan()), [one], tmp_path / "out")
-    other_words = Swapped(tokenizer)
-    with pytest.raises(ValueError, match="another value of vocabulary"):
-        Sweep(CorpusLens(model, other_words, Plan()), [one], tmp_path / "out")
+    whole = json.loads(tokenizer_json())
+    whole["model"]["merges"].pop()  # the same vocabulary, and other tokens
+    (tmp_path / "fewer.json").write_text(json.dumps(whole))
+    fewer = minilens.hub.load_tokenizer(
+        lambda name: tmp_path / "fewer.json" if name == "tokenizer.json" else None, "gpt2"
+    )
+    assert fewer is not None
+    with pytest.raises(ValueError, match="another value of tokenizer:"):
+        Sweep(CorpusLens(model, fewer, Plan()), [one], tmp_path / "out")
     torch.set_num_threads(2)
     try:
         with pytest.raises(ValueError, match="another value of threads"):
@@ -480,6 +467,15 @@ def test_other_files_weights_threads_or_folders(gpt2: Loaded, tiny: Tiny, tmp_pa
 def test_plans_that_do_not_suit(gpt2: Loaded, plan: Plan, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CorpusLens(*gpt2, plan)
+
+
+def test_the_same_bytes_as_lines_of_json(gpt2: Loaded, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('"once"\n"upon"\n')
+    swept(CorpusLens(*gpt2, Plan()), [TextFile(path)], tmp_path / "out")
+    shutil.copy(path, tmp_path / "a.txt")
+    with pytest.raises(ValueError, match="another value of json:"):
+        Sweep(CorpusLens(*gpt2, Plan()), [TextFile(tmp_path / "a.txt")], tmp_path / "out")
 
 
 def test_a_folder_of_other_things(gpt2: Loaded, tmp_path: Path) -> None:
@@ -642,3 +638,12 @@ def test_decoders_share_the_forward_pass(gpt2: Loaded, tmp_path: Path, monkeypat
     plan = Plan(decoders=("final", "mlp", "block:1", "block:3"), batch=10**6)
     swept(CorpusLens(*gpt2, plan), [text_file(tmp_path / "a.txt", documents(1))], tmp_path / "out")
     assert passes == [1]
+
+
+def test_a_row_and_itself_are_no_distance_apart(gpt2: Loaded, tmp_path: Path) -> None:
+    """Neither the mean nor any quantile says otherwise."""
+    findings = swept(CorpusLens(*gpt2, Plan()), [text_file(tmp_path / "a.txt", documents(1))], tmp_path / "out")
+    tally = findings.decoders["final"].tally
+    for number, row in (("kl_final", -1), ("js", -1), ("kl_input", 0)):
+        assert tally.mean(number)[0, row] == tally.quantile(number, 0.95)[0, row] == 0
+        assert tally.quantile(number, 0.5)[0, -1 - row] > 0

@@ -254,7 +254,9 @@ def _of_tokenizer(tokenizer: Tokenizer, d_vocab: int) -> Iterator[Identity]:
         0,
         "each token of a text must have an embedding",
     )
-    text = " ".join([*tokenizer.codes[:1], PLAIN]) + HARD * isinstance(tokenizer, ByteBPE)
+    text = " ".join([*tokenizer.codes[:1], PLAIN])
+    if isinstance(tokenizer, ByteBPE):
+        text = f" {text}{HARD}"  # where a checkpoint asks for a space before each text, a second one is not added
     yield Identity(
         "a text that its tokens do not give back",
         float(tokenizer.decode(tokenizer.encode(text)[0]) != text),

@@ -21,22 +21,26 @@ except ModuleNotFoundError:  # on Windows two processes may read the same shard,
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool) -> Iterator[bool]:
-    """Whether this process has the lock of a file, X.lock beside it; without waiting, it may be another's."""
+    """Whether this process has the lock of a file, X.lock beside it; without waiting, it may be another's.
+
+    When the work is done the lock goes: whoever waits for it, or makes a new one, finds the file. When it fails the
+    lock stays, so that those who wait and those who come later ask for the same one.
+    """
     lock = path.with_suffix(".lock")
+    if not fcntl:
+        yield True
+        return
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(lock.open("w"))
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
             return
         except OSError as error:  # a full disk, or one that has no locks
             raise ValueError(f"{lock} cannot be locked: {error.strerror}") from error
-        try:
-            yield True
-        finally:
-            lock.unlink(missing_ok=True)  # whoever waits for it, or makes a new one, finds the work done
+        yield True
+        lock.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -25,8 +25,9 @@ import minilens
 from minilens import corpus_lens
 from minilens.corpus import SEPARATOR, TextFile
 from minilens.corpus_lens import CorpusLens, Plan
+from minilens.shared_files import locked
 from minilens.sweep import Findings, Sweep
-from minilens.tally import FREQUENCIES, LOWEST, NUMBERS, PER_OCTAVE, RANKS, SHARES, VALUES
+from minilens.tally import FREQUENCIES, LOWEST, NUMBERS, PER_OCTAVE, RANKS, VALUES
 from minilens.text import Tokenizer
 from minilens.views.corpus import corpus_record
 from minilens.views.corpus_page import corpus_page
@@ -41,7 +42,6 @@ def loaded(tiny: Tiny, tmp_path: Path, family: str, dtype: torch.dtype = torch.f
     (folder / "tokenizer.json").write_bytes(tokenizer_json())
     model, _ = minilens.load(folder, dtype=dtype)
     # CTRL reads tokenizer.json of no family; the byte-level one does for its ids, too.
-    (tmp_path / "bpe").mkdir(exist_ok=True)
     tokenizer = minilens.hub.load_tokenizer(lambda name: folder / name if name == "tokenizer.json" else None, "gpt2")
     assert tokenizer is not None
     return model, tokenizer
@@ -229,10 +229,6 @@ def test_tokens_go_by_how_frequent_the_next_one_is(gpt2: Loaded) -> None:
     ] == [("0.01 or more", 3), ("0.001 to 0.01", 1), ("0.0001 to 0.001", 1), ("1e-05 to 0.0001", 1), ("below 1e-05", 1)]
 
 
-def test_names_of_values() -> None:
-    assert VALUES == NUMBERS + SHARES
-
-
 def work(lens: CorpusLens, files: Sequence[TextFile], folder: Path, log: Path) -> None:
     """A process of its own; it notes each shard that it has done."""
     for n_tokens in Sweep(lens, files, folder).run():
@@ -312,6 +308,20 @@ def test_a_shard_that_another_is_at_is_waited_for(gpt2: Loaded, tmp_path: Path) 
     assert order == ["given up", "done"]
     assert n == len(list(tmp_path.glob("alone/shards/*")))
     assert record(sweep.findings()) == alone
+
+
+def test_a_lock_outlives_work_that_fails(tmp_path: Path) -> None:
+    """Who waited for it and who comes later ask for the same one."""
+    with pytest.raises(KeyError), locked(tmp_path / "a.npz", wait=True):
+        waiting = (tmp_path / "a.lock").open("w")
+        raise KeyError
+    fcntl.flock(waiting, fcntl.LOCK_EX)
+    with locked(tmp_path / "a.npz", wait=False) as is_ours:
+        assert not is_ours
+    waiting.close()
+    with locked(tmp_path / "a.npz", wait=False) as is_ours:
+        assert is_ours
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_there_is_not_read_again(gpt2: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -539,7 +549,7 @@ def test_a_file_that_changes_while_it_is_read(
     written_while(monkeypatch, path, documents(2, n=n))
     with pytest.raises(ValueError, match=r"a\.txt has changed while it was read"):
         list(sweep.run())
-    assert not list(tmp_path.glob("out/shards/*"))
+    assert not list(tmp_path.glob("out/shards/*.npz"))
     monkeypatch.undo()
     text_file(path, documents(1))  # the very same text again: what was begun can be gone on with
     assert record(swept(lens, [TextFile(path)], tmp_path / "out")) == record(
@@ -628,7 +638,7 @@ def test_weights_that_are_not_finite(gpt2: Loaded, tmp_path: Path) -> None:
     sweep = Sweep(CorpusLens(model, tokenizer, Plan()), [text_file(tmp_path / "a.txt", ["a cat"])], tmp_path / "out")
     with pytest.raises(ValueError, match="the logits of row embed are not finite"):
         list(sweep.run())
-    assert not list((tmp_path / "out" / "shards").iterdir())
+    assert not list((tmp_path / "out" / "shards").glob("*.npz"))
 
 
 def test_decoders_share_the_forward_pass(gpt2: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

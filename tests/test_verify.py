@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -620,6 +621,14 @@ def test_errors_end_in_status_2(capsys: Capture) -> None:
         assert out == "" and err.startswith(f"minilens: error: {sentence}")
 
 
+def test_a_space_that_a_checkpoint_asks_for_is_no_fault(tmp_path: Path) -> None:
+    folder = shutil.copytree(bundled()["tales-gpt2"], tmp_path / "spaced")
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["pre_tokenizer"]["add_prefix_space"] = True
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    assert minilens.verify(folder).faults == ()
+
+
 def test_nothing_in_the_report_is_for_the_terminal_to_obey(tiny: Tiny, tmp_path: Path, capsys: Capture) -> None:
     evil = "[red]\x1b[31m\u202egnp\n"
     folder = changed(
@@ -631,7 +640,9 @@ def test_nothing_in_the_report_is_for_the_terminal_to_obey(tiny: Tiny, tmp_path:
     assert cli.main(["verify", str(folder)]) == 1
     out = capsys.readouterr().out
     assert all(char.isprintable() or char == "\n" for char in out)
-    for part in "".join(out.split()).split("faults;"):  # the tables, and the sentences, wherever a line ends
+    parts = "".join(out.split()).split("faults;")  # the tables, and the sentences, wherever a line ends
+    assert len(parts) == 2
+    for part in parts:
         assert "[red]" in part and "[bold]" in part and "\\x1b" in part.replace("\\u00", "\\x")
     record = as_json(capsys, folder, status=1)
     assert evil in [key["key"] for key in record["config"]]

@@ -90,6 +90,7 @@ class Sweep:
         if n_workers > 1:  # another run may be writing it just now: the first worker says
             is_there = self._together(is_there, lambda values: dist.broadcast(values, 0))
         if is_there:
+            self._compare()  # another sweep may have begun here since this one looked
             with read_arrays(path) as found:
                 shards, total = found["shards"], found["total"]
                 if len(shards) != len(self.files) or len(total) != 2 + d_vocab:

@@ -613,6 +613,14 @@ def test_two_sweeps_that_begin_in_one_folder(gpt2: Loaded, tmp_path: Path) -> No
         assert sorted(path.name for path in folder.iterdir()) == ["counts.npz", "shards", "sweep.json"]
 
 
+def test_a_sweep_that_another_overtakes(gpt2: Loaded, tmp_path: Path) -> None:
+    files = [text_file(tmp_path / "a.txt", documents(1))]
+    late, early = (Sweep(CorpusLens(*gpt2, Plan(window=window)), files, tmp_path / "out") for window in (20, 30))
+    early.count()
+    with pytest.raises(ValueError, match="another value of window"):
+        late.count()
+
+
 def test_a_folder_that_cannot_be_made_or_locked(gpt2: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lens, files = CorpusLens(*gpt2, Plan()), [text_file(tmp_path / "a.txt", documents(1))]
     with pytest.raises(ValueError, match=r"a\.txt/out cannot be made: Not a directory"):

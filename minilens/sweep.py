@@ -205,7 +205,7 @@ class Sweep:
             "device": lens.model.W_U.device.type,
             "threads": torch.get_num_threads(),
             "model": _digest(lens.model),
-            "tokenizer": hashlib.sha256(lens.tokenizer.state().encode()).hexdigest(),
+            "tokenizer": _digest(lens.tokenizer.state()),
             "files": [file.digest for file in self.files],
             "json": [file.is_json for file in self.files],
             "lines": [file.lines for file in self.files],
@@ -251,7 +251,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _digest(whole: Any) -> str:
-    """sha256 of a model, with its config and all weights, or of other things in tuples."""
+    """sha256 of a model, with its config and all weights, or of a text."""
     digest = hashlib.sha256()
 
     def add(part: Any) -> None:

@@ -240,10 +240,8 @@ def test_other_sweeps_beside(model: Path, text: Path, tmp_path: Path, capsys: Ca
     assert "windows of up to 9 tokens" in both
     assert "windows of up to 40 tokens" in both
     assert cli.main(["corpus", *map(str, args[:-2])]) == 2
-    assert (
-        "report.html is there, with other names or other runs beside: --overwrite replaces it"
-        in capsys.readouterr().err
-    )
+    why = "report.html is there, with other names or other runs beside"
+    assert f"{why}: --overwrite replaces it, and reads no text again" in capsys.readouterr().err
     run(capsys, *args[:-2], "--overwrite")
     assert (tmp_path / "two" / "report.html").read_text().count("<section>") == 1
     assert (tmp_path / "one" / "report.html").read_bytes() == alone

@@ -1,19 +1,21 @@
 """GPT-2, GPT-Neo and CTRL line by line, with the logit lens built in: every intermediate value, no hooks."""
 
-from .attribution import Attribution, attribute
-from .checkpoint import CheckpointError
+from .checkpoint.settings import CheckpointError
+from .checks.verify import Report, verify
 from .edits import add, at, mean, patch, then, towards, zero
-from .geometry import Geometry, geometry
-from .heads import HeadScores, head_scores
-from .hub import load
-from .lens import LensRow, lens_rows, logit_lens, logit_lenses
-from .patching import Patching, log_probability, logit_difference, patching
-from .run import decode, run, trace
-from .table import LensTable
-from .trace import SITES, BlockTrace, Edit, Model, Site, Trace, untouched
-from .verify import Report, verify
+from .instruments.attribution import Attribution, attribute
+from .instruments.geometry import Geometry, geometry
+from .instruments.heads import HeadScores, head_scores
+from .instruments.patching import Patching, log_probability, logit_difference, patching
+from .lens import LensRow, lens_rows
+from .loading import load
+from .model import Model, decode, run, trace
+from .table import LensTable, logit_lens, logit_lenses
+from .traces import SITES, BlockTrace, Edit, Site, Trace, untouched
+from .version import __version__
+from .views.notebook import show_in_notebooks
 
-__version__ = "0.1.0"
+show_in_notebooks()
 
 __all__ = [
     "SITES",
@@ -30,6 +32,7 @@ __all__ = [
     "Report",
     "Site",
     "Trace",
+    "__version__",
     "add",
     "at",
     "attribute",

@@ -6,7 +6,7 @@ import sys
 def main() -> int:
     """Run the command. Ctrl-C ends it without a word, even while torch is still being imported."""
     try:
-        from .cli import main
+        from .command.main import main
 
         return main()
     except KeyboardInterrupt:

@@ -26,7 +26,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .checkpoint import Checkpoint, Settings
+from .checkpoint.settings import Settings
+from .checkpoint.tensors import Checkpoint
 from .ops import (
     LayerNorm,
     causal_mask,
@@ -40,7 +41,7 @@ from .ops import (
     upcast,
 )
 from .shapes import Logits, Resid, Tokens
-from .trace import BlockTrace, Edit, editable, untouched
+from .traces import BlockTrace, Edit, editable, untouched
 
 
 @dataclass(frozen=True)

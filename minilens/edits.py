@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .trace import HEAD_SITES, RESID_SITES, SITES, BlockTrace, Edit, Model, Site, kept
+from .model import Model
+from .traces import HEAD_SITES, RESID_SITES, SITES, BlockTrace, Edit, Site, kept
 
 Places = int | Iterable[int] | None
 """One of them, several, or all; negative ones are counted from the end."""

@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .checkpoint import Checkpoint, Settings, shown
+from .checkpoint.settings import Settings, shown
+from .checkpoint.tensors import Checkpoint
 from .ops import (
     ACTIVATIONS,
     LayerNorm,
@@ -36,7 +37,7 @@ from .ops import (
     split_heads,
 )
 from .shapes import Logits, Resid, Tokens
-from .trace import BlockTrace, Edit, editable, untouched
+from .traces import BlockTrace, Edit, editable, untouched
 
 
 @dataclass(frozen=True)

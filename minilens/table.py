@@ -1,13 +1,21 @@
 """What the lens found: numbers for every row and position, which the views show."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import index
 from typing import Any, Generic, TypeVar, cast
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .text import Tokenizer
-from .vocab import Standing, Top
+from .checkpoint.tokenizer import Tokenizer
+from .lens import lens_of
+from .model import Model
+from .ops import upcast
+from .shapes import Tokens
+from .traces import Edit, untouched
+from .vocab import KL, Standing, Top, survey
 
 T = TypeVar("T")
 
@@ -91,8 +99,114 @@ class LensTable:
         size, held = f"{len(self.labels)} rows and {len(self.positions)} positions", ", ".join(self.stats)
         return f"LensTable of {size}: {how}; {held or 'no statistics'}"
 
-    def _repr_html_(self) -> str | None:
-        """The table as a page to look around in, for a notebook."""
-        from .views.page import notebook_html  # upwards in the import graph, but only when a notebook asks
 
-        return notebook_html(self) if self.stats else None
+STATS = ("top", "final", "next", "input", "entropy", *KL, "js")
+DEFAULT_STATS = ("top", "final", "next", "entropy", "kl_final")
+
+
+def logit_lens(
+    model: Model,
+    tokens: Tokens,
+    *,
+    decoder: str = "final",
+    norm: str = "final",
+    centre: bool = False,
+    sites: Sequence[str] = ("resid_post",),
+    layers: Iterable[int] | None = None,
+    positions: Iterable[int] | None = None,
+    track: Iterable[int] = (),
+    top_k: int = 5,
+    stats: Iterable[str] = DEFAULT_STATS,
+    transport: Edit = untouched,
+    edit: Edit = untouched,
+    tokenizer: Tokenizer | None = None,
+) -> LensTable:
+    """The lens on one text, of shape [1, pos], in numbers; decoder to layers, transport and edit as in `lens_rows`.
+
+    positions: the columns to show, negative ones counted from the end; the model sees the whole text in any case.
+    track: tokens to follow everywhere. stats: which of STATS to compute, or "all"; the default is what one pass over
+    the vocabulary gives cheaply, and "js" takes another. tokenizer: how the table's views show tokens. Raises
+    ValueError for what does not exist, and where logits are not finite.
+
+    Logits are taken a tile of the vocabulary at a time, in float32 at least whatever the weights' dtype: see vocab.py.
+    """
+    if isinstance(tokens, Tensor) and tokens.ndim == 2 and tokens.shape[0] != 1:
+        raise ValueError(
+            f"logit_lens reads one text, of shape [1, pos]; got {tokens.shape[0]} of them: use logit_lenses"
+        )
+    wanted = {*STATS} if stats == "all" else {stats} if isinstance(stats, str) else {*stats}
+    if unknown := sorted(wanted - {*STATS}):
+        raise ValueError(f'there is no statistic "{unknown[0]}"; there are {", ".join(STATS)}')
+    d_vocab = model.W_U.shape[1]
+    if not 1 <= top_k <= d_vocab:
+        raise ValueError(f"top_k must be between 1 and the size of the vocabulary, {d_vocab}; it is {top_k}")
+    track = tuple(dict.fromkeys(index(token) for token in track))
+    if bad := [token for token in track if not 0 <= token < d_vocab]:
+        raise ValueError(f"token id {bad[0]} cannot be tracked: the model's ids go from 0 to {d_vocab - 1}")
+
+    lens = lens_of(model, tokens, decoder, norm, centre, sites, layers, transport, edit)
+    columns = _columns(positions, tokens.shape[1])
+    x = upcast(lens.embed.new_empty(len(lens.sites), len(columns), lens.embed.shape[-1]))
+    for r, (_, reader, resid) in enumerate(lens.rows()):
+        x[r] = reader.final_norm(resid)[0, columns]
+
+    text = tokens[0].to(x.device)
+    shown, follows = text[columns], torch.cat([text[1:], text.new_tensor([-1])])[columns]
+    asked = {"next": follows.clamp(min=0), "input": shown}
+    asked = {name: asked[name] for name in asked if name in wanted}
+    every = torch.stack([shown, *asked.values(), *(torch.full_like(shown, token) for token in track)])[1:]
+    found = survey(x, model.W_U, model.b_U, every, k=top_k, stats=frozenset(wanted & {"entropy", "js", *KL}))
+    found.check_finite(lens.labels, lens.embed.dtype)
+
+    values: dict[str, Any] = {name: number.cpu() for name, number in found.stats.items()}
+    standings = [Standing(*(part.cpu() for part in parts)) for parts in zip(*found.standing, strict=True)]
+    values |= zip(("final", *asked), standings, strict=False)
+    values["tracked"] = Standing(*(part[1 + len(asked) :].movedim(0, -1).cpu() for part in found.standing))
+    values["top"] = Top(*(part.cpu() for part in found.top))
+    if "next" in wanted:
+        nothing = (follows < 0).cpu()
+        logit, logprob, rank = values["next"]
+        values["next"] = Standing(
+            logit.masked_fill(nothing, torch.nan), logprob.masked_fill(nothing, torch.nan), rank.masked_fill(nothing, 0)
+        )
+    return LensTable(
+        labels=lens.labels,
+        layers=tuple(site.layer for site in lens.sites),
+        decoder=decoder,
+        norm=norm,
+        centre=centre,
+        positions=torch.tensor(columns),
+        tokens=shown.cpu(),
+        final_tokens=values["top"].tokens[-1, :, 0],
+        next_tokens=follows.cpu(),
+        track=track,
+        stats={name: values[name] for name in (*STATS, "tracked") if name in wanted or (name == "tracked" and track)},
+        tokenizer=tokenizer,
+    )
+
+
+def logit_lenses(
+    model: Model, tokens: Tokens, lengths: Int[Tensor, "batch"] | Sequence[int], **options: Any
+) -> list[LensTable]:
+    """The lens on several texts, as `tokenizer.encode` gives a list of them: a table for each, without the padding.
+
+    options: those of `logit_lens`. A causal model reads each text as if it stood alone. Raises ValueError as that does,
+    and where there is not one length for each text.
+    """
+    if len(tokens) != len(lengths):
+        raise ValueError(f"there are {len(tokens)} texts and {len(lengths)} lengths: give each text its own")
+    once: Any = {name: tuple(value) if isinstance(value, Iterator) else value for name, value in options.items()}
+    return [logit_lens(model, text[None, : int(n)], **once) for text, n in zip(tokens, lengths, strict=True)]
+
+
+def _columns(positions: Iterable[int] | None, n: int) -> list[int]:
+    """The positions to show of a text of n tokens, counted from 0."""
+    if positions is None:
+        return list(range(n))
+    chosen = [index(position) for position in positions]
+    if not chosen:
+        raise ValueError("positions is empty: choose at least one, or leave it out to see all")
+    for position in chosen:
+        if not -n <= position < n:
+            raise ValueError(f"position {position} does not exist: the text has {n} tokens, so positions 0 to {n - 1}")
+    return [position % n for position in chosen]

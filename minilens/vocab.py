@@ -16,6 +16,7 @@ In float32, against float64 on the same vectors, entropies, divergences and log-
 by no more than rounding. The tests hold these bounds.
 """
 
+from collections.abc import Sequence
 from math import log
 from typing import NamedTuple
 
@@ -80,6 +81,16 @@ class Survey(NamedTuple):
     top: Top  # [row, pos, k]
     standing: Standing  # [token, row, pos]: of the last row's best token, then of those asked for
     stats: dict[str, Float[Tensor, "row pos"]]
+
+    def check_finite(self, labels: Sequence[str], dtype: torch.dtype) -> None:
+        """Raise ValueError for the first row whose logits, of residuals in dtype, are not all finite."""
+        for label, finite in zip(labels, self.standing.logprob[0].isfinite().all(-1).tolist(), strict=True):
+            if not finite:
+                raise ValueError(
+                    f"the logits of row {label} are not finite: there is a NaN or an infinity in the weights, or "
+                    f"the numbers are too large for {dtype}; if so, load it in a wider dtype, torch.float32 or "
+                    "torch.float64"
+                )
 
 
 @torch.no_grad()

@@ -41,7 +41,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import minilens
-from minilens.lens import DEFAULT_STATS
+from minilens.table import DEFAULT_STATS
 from minilens.vocab import survey
 
 TOP_K = 5
@@ -546,7 +546,7 @@ def part_bfloat16(args: argparse.Namespace, folder: Path) -> None:
     print(f"{'':12}{'tokens':>6}{'logits':>7}{'/ max':>7}{'same top':>10}{'KL, lens':>17}{'all rows':>17}", end="")
     print(f"{'KL, logits':>17}{'transformers':>17}")
     sizes = {f"random {size.family}": size for size in map(args.size, (GPT2, GPT_NEO_125M))}
-    paths = minilens.hub.bundled() | {name: checkpoint(size, folder) for name, size in sizes.items()}
+    paths = minilens.checkpoint.hub.bundled() | {name: checkpoint(size, folder) for name, size in sizes.items()}
     for name, path in paths.items():
         (exact, tokenizer), (half, _) = minilens.load(path), minilens.load(path, dtype=torch.bfloat16)
         story = STORY if exact.family == "ctrl" else STORY.partition(" ")[2]

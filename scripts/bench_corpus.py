@@ -23,13 +23,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from minilens.corpus.batches.batches import windows
 from safetensors.torch import save_file
 
 import minilens
-from minilens.corpus import SEPARATOR, TextFile, windows
-from minilens.corpus_lens import STATS, CorpusLens, Plan
-from minilens.study import PASSAGE
-from minilens.sweep import Sweep
+from minilens.corpus.documents import SEPARATOR, TextFile
+from minilens.corpus.measure import STATS, CorpusLens, Plan
+from minilens.corpus.sweep import Sweep
+from minilens.study.experiments import PASSAGE
 
 MB = 10**6
 PARTS = ("throughput", "workers", "length", "memory")
@@ -99,7 +100,7 @@ def show(title: str, seconds: dict[str, float], tokens: dict[str, int], ratio: C
 
 def part_memory(root: Path, large: int) -> None:
     """The peak of a process that reads 1 MB, and of one that reads much more, of a model that is as quick as can be."""
-    source, tiny = minilens.hub.bundled()["tales-gpt2"], root / "tiny"
+    source, tiny = minilens.checkpoint.hub.bundled()["tales-gpt2"], root / "tiny"
     tiny.mkdir()
     shutil.copy(source / "tokenizer.json", tiny)
     d, d_vocab = 8, 4096

@@ -44,7 +44,7 @@ from fuzzing import KINDS, by_hand, write
 from fuzzing.second import TEXT, difference
 
 import minilens
-from minilens import cli
+from minilens.command.main import main as minilens_command
 
 SECONDS = 10
 SPARE = 768 * 2**20  # bytes: the longest text that minilens reads, 16 MiB, as Python's or Rust's objects
@@ -101,7 +101,7 @@ def command(folder: Path, *source: str) -> tuple[int | str, list[str]]:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            status: int | str = cli.main(["lens", *source, "--model", str(folder)])
+            status: int | str = minilens_command(["lens", *source, "--model", str(folder)])
         except BaseException as error:
             status = repr(error)
     return status, err.getvalue().splitlines()

@@ -40,10 +40,10 @@ import torch
 from torch import Tensor
 
 import minilens
-from minilens.hub import bundled
+from minilens.checkpoint.hub import bundled
+from minilens.checkpoint.tokenizer import Tokenizer
+from minilens.checks.published import PUBLISHED, check
 from minilens.ops import merge_heads
-from minilens.published import PUBLISHED, check
-from minilens.text import Tokenizer
 
 TOLERANCES = {"float32": 1e-5, "float64": 1e-10}
 SEED = 2021

@@ -18,7 +18,7 @@ from conftest import Tiny
 
 import minilens
 from minilens import CheckpointError, Site
-from minilens.cli import main
+from minilens.command.main import main
 
 Capture = pytest.CaptureFixture[str]
 

@@ -17,7 +17,7 @@ from test_vocab import EVERY, plainly, ranks, vectors
 from torch import Tensor
 
 import minilens
-from minilens.trace import HEAD_SITES, SITES
+from minilens.traces import HEAD_SITES, SITES
 from minilens.vocab import survey
 
 WITHIN = 1e-4  # float32, in the order of summation of any device, beside float64

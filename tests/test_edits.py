@@ -11,7 +11,7 @@ from conftest import FAMILIES, Tiny
 from jaxtyping import TypeCheckError
 
 import minilens
-from minilens.trace import HEAD_SITES, RESID_SITES, SITES, BlockTrace
+from minilens.traces import HEAD_SITES, RESID_SITES, SITES, BlockTrace
 
 FIELDS = [name for name in BlockTrace.__slots__ if name != "layer"]
 # What a block computes from each site: where an edit of it shows, itself included.

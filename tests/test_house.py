@@ -10,151 +10,75 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minilens"
 
-# What each file may import from minilens: arrows point down the chain only, and families never see each other.
-GRAPH = {
-    "shapes": set(),
-    "ops": {"shapes"},
-    "trace": {"ops", "shapes"},
-    "pickled": set(),
-    "checkpoint": {"pickled"},
-    "gpt2": {"trace", "ops", "checkpoint", "shapes"},
-    "gpt_neo": {"trace", "ops", "checkpoint", "shapes"},
-    "ctrl": {"trace", "ops", "checkpoint", "shapes"},
-    "run": {"trace", "shapes"},
-    "edits": {"trace"},
-    "vocab": set(),
-    "patching": {"ops", "run", "shapes", "text", "trace"},
-    "table": {"text", "vocab"},
-    "lens": {"run", "edits", "vocab", "ops", "table", "text", "trace", "shapes"},
-    "study": {"lens", "table", "text", "trace"},
-    "claims": {"study"},
-    "corpus": set(),
-    "tally": set(),
-    "corpus_lens": {"corpus", "lens", "ops", "tally", "text", "trace", "vocab"},
-    "shared_files": set(),
-    "sweep": {"corpus", "corpus_lens", "shared_files", "tally", "trace"},
-    "attribution": {"run", "edits", "ops", "trace", "shapes"},
-    "heads": {"run", "ops", "trace"},
-    "geometry": {"trace"},
-    "published": {"run", "text", "trace"},
-    "text": {"checkpoint", "shapes"},
-    "identities": {"lens", "ops", "run", "shapes", "text", "trace"},
-    "verify": {"checkpoint", "hub", "identities", "published", "text", "trace"},
-    "hub": {"gpt2", "gpt_neo", "ctrl", "checkpoint", "text", "trace"},
-    "views.tokens": {"text"},
-    "views.panels": {"table"},
-    "views.terminal": {"table", "trace", "views.panels", "views.tokens"},
-    "views.notebook": set(),
-    "views.export": {"patching", "table", "text", "views.tokens", "vocab"},
-    "views.page": {"lens", "shapes", "table", "trace", "views.notebook", "views.terminal", "views.tokens", "vocab"},
-    "views.patches": {"patching", "views.notebook", "views.terminal", "views.tokens"},
-    "views.patches_figure": {"patching", "views.figure", "views.patches"},
-    "views.curves": {"study", "views.figure"},
-    "views.report": {"claims", "study", "table", "views.curves", "views.figure", "views.tokens"},
-    "views.figure": {"table", "text", "views.panels", "views.tokens"},
-    "views.verify": {"identities", "verify", "views.tokens"},
-    "views.walk": {"ops", "shapes", "text", "trace", "views.tokens"},
-    "views.corpus": {"sweep", "tally", "views.tokens"},
-    "views.corpus_curves": {"views.corpus", "views.curves", "views.figure", "views.tokens"},
-    "views.corpus_page": {"tally", "views.corpus", "views.corpus_curves", "views.report", "views.tokens"},
-    "views": set(),
-    "arguments": {"edits", "ops", "run", "shapes", "text", "trace", "views.tokens"},
-    "corpus_command": {
-        "arguments",
-        "checkpoint",
-        "corpus",
-        "corpus_lens",
-        "hub",
-        "shared_files",
-        "sweep",
-        "views.corpus",
-        "views.corpus_page",
-    },
-    "commands": {
-        "arguments",
-        "corpus_command",
-        "geometry",
-        "hub",
-        "lens",
-        "ops",
-        "patching",
-        "run",
-        "shapes",
-        "study",
-        "text",
-        "trace",
-        "verify",
-        "views.export",
-        "views.figure",
-        "views.page",
-        "views.patches",
-        "views.patches_figure",
-        "views.report",
-        "views.panels",
-        "views.terminal",
-        "views.tokens",
-        "views.verify",
-        "views.walk",
-    },
-    "cli": {"arguments", "checkpoint", "commands", "corpus", "lens", "trace", "views.panels"},
-    "__init__": {
-        "attribution",
-        "checkpoint",
-        "edits",
-        "geometry",
-        "heads",
-        "hub",
-        "lens",
-        "patching",
-        "run",
-        "table",
-        "trace",
-        "verify",
-    },
-    "__main__": {"cli"},
-}
-# The only arrows that point up, drawn only where a notebook asks a table or a patching to show itself.
-LATE = {"table": {"views.page"}, "patching": {"views.patches"}}
+# A file imports from the lines above its own, or from its own wing. What stands on one line never meets.
+ORDER = """
+shapes | version
+ops | traces | vocab | checkpoint/
+gpt2 | gpt_neo | ctrl | model
+edits | loading
+lens
+table | instruments/ | corpus/
+study/ | checks/ | learned/
+views/
+__init__ | live/
+command/
+__main__
+"""
+LINE = {room.strip(" /"): number for number, line in enumerate(ORDER.split("\n")) for room in line.split("|")}
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
 }
 
 
-def imports(name: str, *, late: bool) -> set[str]:
-    """The modules of minilens that a file imports: at the top, or also within functions."""
-    here = ("minilens." + name).split(".")
-    package = here if FILES[name].name == "__init__.py" and name != "__init__" else here[:-1]
+def imports(name: str) -> set[str]:
+    """The modules of minilens that a file imports, within functions too; a name from the package's face is its face."""
+    parts = ("minilens." + name).split(".") if name != "__init__" else ["minilens", "__init__"]
+    package = parts if FILES[name].name == "__init__.py" and name != "__init__" else parts[:-1]
     found = set()
-    tree = ast.parse(FILES[name].read_text())
-    for node in ast.walk(tree) if late else tree.body:
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
         if isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*base, *(node.module or "").split(".")]).strip(".")
-            names = {f"{module}.{alias.name}" for alias in node.names} | {module}
+            module = ".".join([*base, *filter(None, [node.module])])
+            found |= {known(f"{module}.{alias.name}") or known(module) for alias in node.names}
         elif isinstance(node, ast.Import):
-            names = {alias.name for alias in node.names}
-        else:
-            continue
-        found |= {name.removeprefix("minilens.") for name in names if name.startswith("minilens.")}
-    return found & FILES.keys()
+            found |= {known(alias.name) for alias in node.names}
+    return found - {""}
+
+
+def known(module: str) -> str:
+    """The file of minilens with this name, or nothing."""
+    name = "__init__" if module == "minilens" else module.removeprefix("minilens.") if "." in module else ""
+    return name if module.startswith("minilens") and name in FILES else ""
 
 
 def test_every_file_has_its_place() -> None:
-    assert FILES.keys() == GRAPH.keys()
+    assert {name.partition(".")[0] for name in FILES} <= LINE.keys()
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_imports_follow_the_graph(name: str) -> None:
-    assert imports(name, late=False) <= GRAPH[name]
-    assert imports(name, late=True) <= GRAPH[name] | LATE.get(name, set())
+def test_imports_go_down_the_list(name: str) -> None:
+    room = name.partition(".")[0]
+    for other in imports(name):
+        theirs = other.partition(".")[0]
+        assert theirs == room or LINE[theirs] < LINE[room], f"{name} imports {other}"
 
 
-def test_the_graph_has_no_cycle() -> None:
-    done: set[str] = set()
-    while ready := [name for name in GRAPH if name not in done and GRAPH[name] <= done]:
-        done |= set(ready)
-    assert done == GRAPH.keys()
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    left = {name: imports(name) - {name} for name in FILES}
+    while ready := [name for name, needs in left.items() if not needs & left.keys()]:
+        for name in ready:
+            del left[name]
+    assert not left
+
+
+@pytest.mark.parametrize("line", ["from . import load", "from .. import __version__", "import minilens"])
+def test_the_face_is_seen_as_an_import(line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "measure.py"
+    path.write_text(line)
+    name = "measure" if "from . " in line else "corpus.measure"
+    monkeypatch.setitem(FILES, name, path)
+    assert imports(name) == {"__init__"}
 
 
 @pytest.mark.parametrize("name", FILES)

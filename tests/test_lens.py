@@ -8,8 +8,8 @@ import torch
 from conftest import FAMILIES, Tiny
 
 import minilens
-from minilens.lens import DEFAULT_STATS
-from minilens.trace import RESID_SITES
+from minilens.table import DEFAULT_STATS
+from minilens.traces import RESID_SITES
 from minilens.vocab import Standing
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import minilens
 from minilens import CheckpointError
-from minilens.checkpoint import Checkpoint
+from minilens.checkpoint.tensors import Checkpoint
 
 LAYERS = range(3)
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU that is there can be used")
@@ -279,12 +279,12 @@ def test_a_folder_may_be_named_in_any_way(tiny: Tiny, tmp_path: Path, monkeypatc
 
 def test_a_bundled_model_is_found_by_its_name(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     _, original = tiny("ctrl")
-    monkeypatch.setattr("minilens.hub.bundled", lambda: {"small": original})
+    monkeypatch.setattr("minilens.checkpoint.hub.bundled", lambda: {"small": original})
     assert torch.equal(logits(minilens.load("small")[0]), logits(minilens.load(original)[0]))
 
 
 def test_bundled_models_are_folders_with_a_config() -> None:
-    from minilens.hub import bundled
+    from minilens.checkpoint.hub import bundled
 
     for name, folder in bundled().items():
         assert folder.name == name

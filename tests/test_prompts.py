@@ -38,15 +38,16 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
 
 import minilens
-from minilens import cli
-from minilens.arguments import LARGEST
-from minilens.corpus import TextFile
-from minilens.corpus_lens import CorpusLens, Plan
-from minilens.patching import Patching, log_probability, patching
-from minilens.study import Study, study
-from minilens.sweep import Findings, Sweep
-from minilens.text import Tokenizer, WordBPE
-from minilens.verify import Report, verify
+from minilens.checkpoint.tokenizer import Tokenizer, WordBPE
+from minilens.checks.verify import Report, verify
+from minilens.command.inputs import LARGEST
+from minilens.command.main import _parser, main
+from minilens.command.outputs import FIGURES
+from minilens.corpus.documents import TextFile
+from minilens.corpus.measure import CorpusLens, Plan
+from minilens.corpus.sweep import Findings, Sweep
+from minilens.instruments.patching import Patching, log_probability, patching
+from minilens.study.experiments import Study, study
 from minilens.views import (
     corpus,
     corpus_curves,
@@ -437,7 +438,7 @@ def terminal_of_width_80(monkeypatch: pytest.MonkeyPatch) -> None:
 def ran(*args: str | Path) -> tuple[int, str, str]:
     """Status, stdout and stderr; no traceback, and nothing on either that a terminal would obey."""
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        status = cli.main([str(arg) for arg in args])
+        status = main([str(arg) for arg in args])
     assert_shown(out.getvalue())
     assert_shown(err.getvalue())
     assert all(line.startswith("minilens: ") for line in err.getvalue().splitlines())
@@ -469,8 +470,8 @@ COMMANDS = {
     ],
 }
 FIGURES = {
-    "lens": [[f"--{kind}", f"OUT.{kind}", "--patch", "0.z@0", "--from=TEXT", "--", "TEXT"] for kind in cli.FIGURES],
-    "patching": [[f"--{kind}", f"OUT.{kind}", "--right=TEXT", "--", "TEXT", "a"] for kind in cli.FIGURES],
+    "lens": [[f"--{kind}", f"OUT.{kind}", "--patch", "0.z@0", "--from=TEXT", "--", "TEXT"] for kind in FIGURES],
+    "patching": [[f"--{kind}", f"OUT.{kind}", "--right=TEXT", "--", "TEXT", "a"] for kind in FIGURES],
     "study": [["--word=TEXT", "--out", "OUT"]],
 }
 NO_TEXT = {"geometry", "models", "verify"}  # they show the vocabulary and names
@@ -478,10 +479,10 @@ FILES = {"corpus"}  # it reads whole files
 
 
 def test_every_command_and_every_output_is_among_them() -> None:
-    (commands,) = [each for each in cli._parser()._actions if isinstance(each, argparse._SubParsersAction)]
+    (commands,) = [each for each in _parser()._actions if isinstance(each, argparse._SubParsersAction)]
     assert commands.choices.keys() == COMMANDS.keys() | FIGURES.keys() | NO_TEXT | FILES
     for name in commands.choices.keys() - NO_TEXT - FILES:
-        outputs = {"--json", "--csv", "--html", "--out", *(f"--{kind}" for kind in cli.FIGURES)}
+        outputs = {"--json", "--csv", "--html", "--out", *(f"--{kind}" for kind in FIGURES)}
         options = {option for action in commands.choices[name]._actions for option in action.option_strings}
         used = {word for arguments in (*COMMANDS.get(name, []), *FIGURES.get(name, [])) for word in arguments}
         assert options & outputs <= used, name

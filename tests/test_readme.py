@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from minilens import cli
+from minilens.command.main import main
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
@@ -58,7 +58,7 @@ def test_commands(
                 status = runpy.run_path(str(ROOT / words[1]))["main"](words[2:])
             else:
                 assert words[0] in ("scripts/lens", "minilens"), command
-                status = cli.main(["lens", *words[1:]] if words[0] == "scripts/lens" else words[1:])
+                status = main(["lens", *words[1:]] if words[0] == "scripts/lens" else words[1:])
             assert status == 0, command
             real = capsys.readouterr().out
         # In an excerpt, ... stands for lines that are left out.

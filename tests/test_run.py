@@ -8,7 +8,7 @@ from conftest import FAMILIES, Tiny
 
 import minilens
 from minilens import ops
-from minilens.trace import BlockTrace
+from minilens.traces import BlockTrace
 
 FIELDS = [name for name in BlockTrace.__slots__ if name != "layer"]
 

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import minilens
-from minilens.hub import bundled
-from minilens.text import Tokenizer
+from minilens.checkpoint.hub import bundled
+from minilens.checkpoint.tokenizer import Tokenizer
 
 STORY = (
     "Once upon a time there was a little girl who lived in a small house near the wood with her mother and her old "

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .corpus import CALIBRATION, QUANTILES, mean_and_error, names
-from .curves import INK, LEGEND, OUTPUT, Axes, Figure, FigureCanvasAgg, depths, plain, scale_nats
-from .figure import PLAIN, drawable
+from .corpus_record import CALIBRATION, QUANTILES, mean_and_error
+from .corpus_terminal import names
+from .plots import INK, LEGEND, OUTPUT, PLAIN, Axes, Figure, FigureCanvasAgg, depths, drawable, plain, scale_nats
 from .tokens import text_label
 
 PANELS = {  # what the overview draws, three in a line

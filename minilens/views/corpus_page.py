@@ -7,14 +7,16 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from ..tally import SHARES
-from .corpus import CALIBRATION, COLUMNS, corpus_summary, mean_and_error, names, nats
+from ..corpus.tally import SHARES
 from .corpus_curves import details, overview
-from .report import FAMILIES, STYLE, as_image
+from .corpus_record import CALIBRATION, mean_and_error
+from .corpus_terminal import COLUMNS, corpus_summary, names, nats
+from .plots import as_image
+from .study_report import FAMILIES, STYLE
 from .tokens import text_label
 
 WIDE = {**COLUMNS, "js": "Jensen-\nShannon", CALIBRATION: "calibration\nerror"}  # of the table
-TEMPLATE = Path(__file__).with_name("corpus.html")
+TEMPLATE = Path(__file__).with_name("corpus_page.html")
 
 
 def corpus_page(records: Sequence[dict[str, Any]]) -> str:

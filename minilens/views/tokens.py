@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-from ..text import Tokenizer
+from ..checkpoint.tokenizer import Tokenizer
 
 _MARKS = {" ": "·", "\n": "↵", "\t": "⇥"}
 _ESCAPED = re.compile(

@@ -10,8 +10,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ..identities import Identity
-from ..verify import Key, Report, Weight
+from ..checks.config import Key
+from ..checks.identities import Identity
+from ..checks.tensors import Weight
+from ..checks.verify import Report
 from .tokens import as_unicode, printable, text_label
 
 DIGITS = 16, 8  # of a SHA-256 that are shown of a file, and of a tensor; JSON has all 64

@@ -21,10 +21,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from ..checkpoint.tokenizer import Tokenizer
+from ..model import Model
 from ..ops import upcast
 from ..shapes import Resid
-from ..text import Tokenizer
-from ..trace import RESID_SITES, BlockTrace, Model
+from ..traces import RESID_SITES, BlockTrace
 from .tokens import token_label
 
 FEW = 8  # numbers of a vector, or keys of a query, that are shown at most

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from minilens import hub
+from minilens.loading import IGNORED, ONLY
 
 from .good import (
     CONFIGS,
@@ -183,7 +183,7 @@ def draw_config(rng: random.Random, family: str) -> Files:
     config: dict[str, Any] = dict(CONFIGS[family])
     match rng.randrange(4):
         case 0:
-            config[rng.choice(sorted(hub.IGNORED | hub.ONLY.keys()))] = rng.choice(WRONG)
+            config[rng.choice(sorted(IGNORED | ONLY.keys()))] = rng.choice(WRONG)
             return {"config.json": encoded(config)}
         case 1:
             right = [1, 4, 5, 1e-3, "relu", "gelu", [[["local"], 2]], [["local", 2]]]

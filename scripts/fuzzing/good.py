@@ -14,8 +14,9 @@ import tokenizers
 import torch
 from safetensors.torch import save
 
-from minilens import hub
-from minilens.checkpoint import Checkpoint, Settings
+from minilens.checkpoint.settings import Settings
+from minilens.checkpoint.tensors import Checkpoint
+from minilens.loading import FAMILIES
 
 Tensors = dict[str, torch.Tensor]
 Content = bytes | None | Callable[[Path], object]
@@ -59,7 +60,7 @@ class Drawn(Checkpoint):
 
 @cache
 def weights(family: str) -> Tensors:
-    drawn, module = Drawn(), hub.FAMILIES[family]
+    drawn, module = Drawn(), FAMILIES[family]
     module.build(module.Config.read(Settings(CONFIGS[family], Path())), drawn)
     return {f"transformer.{name}": tensor for name, tensor in drawn.tensors.items()}
 

@@ -16,7 +16,8 @@ import tokenizers
 import torch
 
 import minilens
-from minilens import ctrl, gpt2, gpt_neo, hub, ops
+from minilens import ctrl, gpt2, gpt_neo, ops
+from minilens.loading import FAMILIES, IGNORED, ONLY
 
 from .good import CONFIGS, Drawn, Tensors, letters, programs_ends, unzipped
 
@@ -33,9 +34,9 @@ def second_family(c: dict[str, Any]) -> str:
 def second_config(c: dict[str, Any]) -> Any:
     """The sizes that a config.json stands for, without any of the checks."""
     family = second_family(c)
-    unknown = c.keys() - CONFIGS[family].keys() - hub.IGNORED - hub.ONLY.keys() - {"attention_layers", "n_inner"}
+    unknown = c.keys() - CONFIGS[family].keys() - IGNORED - ONLY.keys() - {"attention_layers", "n_inner"}
     unknown -= {"scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"}
-    if unknown or any(c.get(key) not in (None, only) for key, only in hub.ONLY.items()):
+    if unknown or any(c.get(key) not in (None, only) for key, only in ONLY.items()):
         raise ValueError(f"a key that may change the numbers: {unknown}")
     if family == "gpt_neo":
         kinds = c.get("attention_layers") or [kind for kinds, n in c["attention_types"] for kind in kinds * n]
@@ -223,7 +224,7 @@ def difference(folder: Path, model: Any, tokenizer: Any) -> str | None:
     """What is not as in the second reading; None where all is."""
     config = second_json((folder / "config.json").read_bytes())
     family = second_family(config)
-    second = hub.FAMILIES[family].build(second_config(config), Given(second_weights(folder)))
+    second = FAMILIES[family].build(second_config(config), Given(second_weights(folder)))
     if repr(model.config) != repr(second.config):
         return f"the config is {model.config}, and should be {second.config}"
     probe = PROBE[:, : model.config.n_ctx] % model.config.d_vocab

@@ -1,0 +1,171 @@
+"""Is a checkpoint what it says, and does minilens compute it rightly? Everything that is wrong, not only the first.
+
+`load` stops where something is wrong. Here each part is gone through to its end, whatever the others are like: the keys
+of config.json, the tensors as they are stored, the identities of the model that they make, and what others have
+published of it.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..checkpoint.hub import Find, bundled, locate, weight_file, weight_files
+from ..checkpoint.settings import read_json
+from ..checkpoint.tokenizer import Tokenizer
+from ..checkpoint.tokenizer_files import load_tokenizer
+from ..loading import FAMILIES
+from ..model import Model
+from .config import Key, audit, noted
+from .identities import Identity, identities
+from .published import PUBLISHED, Published, check
+from .tensors import Weight, built, stored_tensors
+
+
+class File(NamedTuple):
+    """A file of the checkpoint that was read."""
+
+    name: str
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found of a checkpoint."""
+
+    model: str
+    family: str | None
+    files: tuple[File, ...]
+    broken: tuple[str, ...]  # what is wrong with whole files, a sentence each
+    config: tuple[Key, ...]
+    tensors: tuple[Weight, ...]
+    identities: tuple[Identity, ...] | None  # None where the files make no model
+    published: tuple[dict[str, Any], ...]  # as `published.check` gives them; none where nothing is known
+
+    @property
+    def loads(self) -> bool:
+        """Whether `load` takes it."""
+        uses = {weight.use for weight in self.tensors}
+        return not self.broken and not any(key.fault for key in self.config) and uses <= {"read", "tied", "ignored"}
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Everything that is wrong, a sentence each; none where the checkpoint passes."""
+        differ = [
+            f"{each['measure']} of {each['prompt']!r} is {each['found']!r}; published is {each['published']!r}"
+            for each in self.published
+            if each["status"] != "OK"
+        ]
+        keys, tensors = [key.fault for key in self.config], [weight.fault for weight in self.tensors]
+        amiss = [identity.fault for identity in self.identities or ()]
+        return tuple(fault for fault in (*keys, *self.broken, *tensors, *amiss, *differ) if fault)
+
+
+def verify(
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    known_as: str | None = None,
+    each: Callable[[Sequence[str]], Iterable[str]] = iter,
+) -> Report:
+    """Everything that can be checked of a checkpoint, named as for `load`, in float32 on the CPU.
+
+    known_as: the repository whose published outputs it should give, where the name is not that repository's. each: goes
+    through the names of the tensors in a file, and may show how far it is. Weights stay in the memory-mapped file as
+    they do for `load`, and the files are read three times: for their own hash, for those of the tensors, and as a
+    model.
+
+    Raises ValueError for a name that leads nowhere and for a repository of which nothing was published, CheckpointError
+    where the Hub cannot be asked. All that is wrong with the files is in the report.
+
+    >>> report = minilens.verify("tales-gpt2")
+    >>> report.faults
+    ()
+    >>> report.tensors[0].name, report.tensors[0].dtype
+    ('transformer.h.0.attn.c_attn.bias', 'float16')
+    """
+    name = os.fspath(name)
+    known = _published(name, known_as)
+    paths: dict[str, Path] = {}
+    find = _noting(locate(name, revision), paths)
+    broken: list[str] = []
+
+    path = find("config.json")
+    family, config = None, None
+    keys: list[Key] = []
+    if path is None:
+        broken.append(f"{name!r} has no config.json, so it is not a model that minilens can read")
+    else:
+        with noted(broken):
+            family, config, keys = audit(read_json(path), path)
+
+    files: list[str] = []
+    with noted(broken):
+        index, files = weight_files(find, path.parent if path else Path(name))
+    stored: list[Weight] = []
+    weights: list[Path] = []
+    for file in files:
+        with noted(broken):
+            weight = weight_file(find, index, file)
+            stored += stored_tensors(weight, each)
+            weights.append(weight)
+    model = None
+    if family and config and files and len(weights) == len(files):
+        with noted(broken):
+            model, stored = built(FAMILIES[family].build, config, weights, stored)
+
+    tokenizer = None
+    if family:
+        with noted(broken):
+            tokenizer = load_tokenizer(find, family)
+    return Report(
+        model=name,
+        family=family,
+        files=tuple(_file(*item) for item in sorted(paths.items())),
+        broken=tuple(broken),
+        config=tuple(keys),
+        tensors=tuple(stored),
+        identities=identities(model, config, tokenizer) if model else None,
+        published=tuple(_checked(each, model, tokenizer) for each in known) if model else (),
+    )
+
+
+def _noting(find: Find, paths: dict[str, Path]) -> Find:
+    def noting(file: str) -> Path | None:
+        if file not in paths and (path := find(file)):
+            paths[file] = path
+        return paths.get(file)
+
+    return noting
+
+
+def _file(name: str, path: Path) -> File:
+    digest, size = sha256(), 0
+    with suppress(OSError), path.open("rb") as content:  # that it cannot be read, its reader has said
+        while chunk := content.read(2**20):
+            digest.update(chunk)
+            size += len(chunk)
+    return File(name, size, digest.hexdigest())
+
+
+def _published(name: str, known_as: str | None) -> list[Published]:
+    """What is known of a repository, which may go by its older name, without an owner; nothing of other folders."""
+    is_folder = name in bundled() or os.path.isdir(os.path.expanduser(name))
+    repo = (known_as or ("" if is_folder else name)).lower()
+    found = [each for each in PUBLISHED if repo in (each.repo.lower(), each.repo.lower().partition("/")[2])]
+    if known_as and not found:
+        known = ", ".join(dict.fromkeys(each.repo for each in PUBLISHED))
+        raise ValueError(f"no outputs of {known_as!r} are known; there are some of {known}")
+    return found
+
+
+def _checked(each: Published, model: Model, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    try:
+        return check(each, model, tokenizer)
+    except (IndexError, ValueError) as error:  # the model has no such token, or no such block
+        record = dict(model=each.repo, measure=each.measure.__name__, prompt=each.prompt, status="DIFF")
+        return record | dict(published=each.expected, found=str(error))

@@ -1,0 +1,1 @@
+"""The `minilens` command: a file for each command, with its options beside its code."""

@@ -1,0 +1,280 @@
+"""The logit lens over a corpus: shard by shard into a folder, by any number of processes.
+
+The tallies of a shard are a file of the folder, and what is there is not read again. A process takes a shard by locking
+a file beside it; the system takes the lock away when the process ends, however it ends. Processes know of each other
+through the folder alone, but for the counts of tokens, which torch's distributed processes take together. The sum over
+all shards is taken in the order of their names, which follow from what the files hold: who did what does not matter.
+
+In float32 the last bits of a product depend on how many threads it is spread over and on what else is in the batch, so
+both are part of what a folder is for.
+"""
+
+from .documents import TextFile
+from .measure import CorpusLens
+from .shared_files import explained
+from .shared_files import locked
+from .shared_files import read_arrays
+from .shared_files import replacing
+from .shared_files import write_arrays
+from .tally import Group
+from .tally import Tally
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import fields
+from dataclasses import is_dataclass
+from functools import cached_property
+from itertools import pairwise
+from jaxtyping import Int
+from pathlib import Path
+from torch import Tensor
+from typing import Any
+from typing import NamedTuple
+import hashlib
+import json
+import os
+import torch
+import torch.distributed as dist
+
+
+
+class Counted(NamedTuple):
+    """What the files hold."""
+
+    shards: Int[Tensor, "file"]
+    documents: int
+    empty: int  # of them, without a token
+    tokens: Int[Tensor, "d_vocab"]  # how often each occurs
+
+
+class Decoded(NamedTuple):
+    """What one decoder's rows say of a corpus."""
+
+    labels: tuple[str, ...]  # of the rows, as in LensTable
+    layers: tuple[int, ...]
+    tally: Tally
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What the lens says of a corpus."""
+
+    lens: CorpusLens
+    files: tuple[TextFile, ...]
+    counted: Counted
+    groups: tuple[Group, ...]
+    decoders: dict[str, Decoded]
+
+
+class Sweep:
+    """The lens over some files, and the folder of its results, which is made or gone on with.
+
+    Raises ValueError for the same text twice, and for a folder that holds something else. What its methods cannot read
+    or write is a ValueError, too, and so is a file that changes under their hands.
+    """
+
+    def __init__(self, lens: CorpusLens, files: Sequence[TextFile], folder: Path) -> None:
+        self.lens, self.folder = lens, folder
+        self.files = sorted(files, key=lambda file: file.digest)
+        for one, other in pairwise(self.files):
+            if one.digest == other.digest:
+                raise ValueError(f"{one.path} and {other.path} hold the same text: name it once")
+        self._counted: Counted | None = None
+        if (self.folder / "sweep.json").exists():
+            self._compare()
+        elif self.folder.exists() and not (self.folder.is_dir() and all(map(_is_ours, self.folder.iterdir()))):
+            raise ValueError(f"{self.folder} is there, and no sweep has begun in it: give another folder")
+        try:
+            (self.folder / "shards").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{self.folder} cannot be made: {error.strerror}") from error
+
+    def count(self, worker: int = 0, n_workers: int = 1) -> Counted:
+        """Tokens and documents of all files; with others of torch's distributed processes, each takes its share."""
+        path, d_vocab = self.folder / "counts.npz", self.lens.model.W_U.shape[1]
+        if self._counted:
+            return self._counted
+        is_there = torch.tensor(int(path.exists()))
+        if n_workers > 1:  # another run may be writing it just now: the first worker says
+            is_there = self._together(is_there, lambda values: dist.broadcast(values, 0))
+        if is_there:
+            self._compare()  # another sweep may have begun here since this one looked
+            with read_arrays(path) as found:
+                shards, total = found["shards"], found["total"]
+                if len(shards) != len(self.files) or len(total) != 2 + d_vocab:
+                    raise ValueError("it is of other files")
+        else:
+            shards = torch.zeros(len(self.files), dtype=torch.long)
+            total = torch.zeros(2 + d_vocab, dtype=torch.long)  # documents, empty ones, and each token
+            for n, file in enumerate(self.files):
+                for number, documents in enumerate(file.shards(self.lens.plan.shard)):
+                    shards[n] += 1
+                    for tokens in self._encoded(file, documents) if number % n_workers == worker else ():
+                        total[0] += 1
+                        total[1] += len(tokens) == 0
+                        total[2:] += tokens.bincount(minlength=d_vocab)
+            if n_workers > 1:
+                total = self._together(total, dist.all_reduce)
+            for file in self.files:
+                file.check_unchanged()
+            if total[2:].any():
+                self._claim()
+                write_arrays(path, {"shards": shards, "total": total})
+        if not total[2:].any():
+            raise ValueError("there is nothing to read: the files hold no tokens")
+        self._counted = Counted(shards, int(total[0]), int(total[1]), total[2:])
+        return self._counted
+
+    def _together(self, values: Tensor, share: Callable[[Tensor], Any]) -> Tensor:
+        """The values, shared by torch's distributed processes."""
+        on_device = values.to(self.lens.model.W_U.device)
+        try:
+            share(on_device)
+        except RuntimeError as error:  # of gloo, nccl or torch, several lines long
+            raise ValueError("another worker has stopped, or cannot be reached: run again") from error
+        return on_device.cpu()
+
+    def run(self) -> Iterator[int]:
+        """Read what is not there, shard by shard; after each, how many tokens it had.
+
+        Shards that another process is at are left to the end, when each is waited for.
+        """
+        counts = self.count().tokens
+        for wait in (False, True):
+            for path, file, documents in self._missing():
+                with locked(path, wait) as is_ours:
+                    if is_ours and not path.exists():
+                        tokens = self._encoded(file, documents)
+                        tallies = self.lens.tallies(tokens, counts)
+                        file.check_unchanged()
+                        arrays = {f"{n}.{name}": a for n, each in enumerate(tallies) for name, a in vars(each).items()}
+                        write_arrays(path, arrays)
+                        yield sum(map(len, tokens))
+
+    def n_done(self) -> int:
+        """How many shards are there."""
+        return sum(name.endswith(".npz") for name in os.listdir(self.folder / "shards"))
+
+    def findings(self) -> Findings:
+        """The sum of all shards. Raises ValueError where one is missing, or cannot be read, or is of other texts."""
+        whole = self.lens.empty()
+        for path in self._paths():
+            with read_arrays(path) as found:
+                for n, so_far in enumerate(whole):
+                    part = {name: found[f"{n}.{name}"] for name in vars(so_far)}
+                    if any((v.shape, v.dtype) != (part[k].shape, part[k].dtype) for k, v in vars(so_far).items()):
+                        raise ValueError("its arrays are of other shapes")
+                    if not all(array.isfinite().all() for array in part.values()):
+                        raise ValueError("its sums are not finite")
+                    whole[n] = so_far + Tally(**part)
+        n_tokens, n_counted = int(whole[0].tokens[0, 0]), int(self.count().tokens.sum())
+        if n_tokens != n_counted:
+            raise ValueError(
+                f"the shards of {self.folder} hold {n_tokens} tokens, and its counts.npz {n_counted}: give another "
+                "folder"
+            )
+        lens = self.lens
+        decoders = {
+            decoder: Decoded(lens.labels[decoder], lens.layers[decoder], each)
+            for decoder, each in zip(lens.plan.decoders, whole, strict=True)
+        }
+        return Findings(lens, tuple(self.files), self.count(), lens.groups, decoders)
+
+    def _claim(self) -> None:
+        """Make the folder this sweep's, now that its texts are known to be readable; another may just have done so."""
+        path = self.folder / "sweep.json"
+        with locked(path, wait=True):
+            if not path.exists():
+                with replacing(path) as new:
+                    new.write_text(json.dumps(self._identity, indent=1), encoding="utf-8")
+        self._compare()
+
+    def _compare(self) -> None:
+        """Refuse a folder that is another sweep's."""
+        path, ours = self.folder / "sweep.json", self._identity
+        with explained(path, "give another folder"):
+            begun = json.loads(path.read_text(encoding="utf-8"))
+            other = [key for key in ours if begun.get(key) != ours[key]]
+        if other:
+            raise ValueError(
+                f"{self.folder} holds a sweep with another value of {', '.join(other)}: give another folder, or go on "
+                "with that sweep"
+            )
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        """All that the numbers depend on."""
+        from ..version import __version__
+
+        lens, plan = self.lens, self.lens.plan
+        return {
+            "minilens": __version__,
+            "torch": torch.__version__,
+            "device": lens.model.W_U.device.type,
+            "threads": torch.get_num_threads(),
+            "model": _digest(lens.model),
+            "tokenizer": _digest(lens.tokenizer.state()),
+            "files": [file.digest for file in self.files],
+            "json": [file.is_json for file in self.files],
+            "lines": [file.lines for file in self.files],
+            "key": [file.key for file in self.files],
+            "decoder": list(plan.decoders),
+            "norm": plan.norm,
+            "sites": list(plan.sites),
+            "window": lens.window,
+            "prefix": lens.prefix.tolist(),
+            "batch": plan.batch,
+            "shard": plan.shard,
+        }
+
+    def _paths(self) -> list[Path]:
+        """Of all shards, in the order in which they are summed."""
+        return [path for file, n in self._n_shards() for path in self._paths_of(file, n)]
+
+    def _n_shards(self) -> list[tuple[TextFile, int]]:
+        return list(zip(self.files, self.count().shards.tolist(), strict=True))
+
+    def _paths_of(self, file: TextFile, n: int) -> list[Path]:
+        return [self.folder / "shards" / f"{file.digest[:16]}-{number:07}.npz" for number in range(n)]
+
+    def _missing(self) -> Iterator[tuple[Path, TextFile, list[str]]]:
+        for file, n in self._n_shards():
+            paths = self._paths_of(file, n)
+            if not all(path.exists() for path in paths):
+                # As many as were counted, unless the file has changed since: `check_unchanged` and `findings` see that.
+                for path, documents in zip(paths, file.shards(self.lens.plan.shard), strict=False):
+                    if not path.exists():
+                        yield path, file, documents
+
+    def _encoded(self, file: TextFile, documents: Sequence[str]) -> list[Tensor]:
+        try:
+            return [self.lens.encode(document) for document in documents]
+        except ValueError as error:
+            raise ValueError(f"{file.path} cannot be read: {error}") from error
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it may be what another process makes of a sweep that it has just begun."""
+    return path.name in ("shards", "sweep.lock") or path.name.startswith("sweep.json")
+
+
+def _digest(whole: Any) -> str:
+    """sha256 of a model, with its config and all weights, or of a text."""
+    digest = hashlib.sha256()
+
+    def add(part: Any) -> None:
+        if isinstance(part, Tensor):
+            digest.update(f"{part.shape} {part.dtype}".encode())
+            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        elif isinstance(part, tuple):
+            for each in part:
+                add(each)
+        elif is_dataclass(part):
+            for field in fields(part):
+                add(getattr(part, field.name))
+        else:
+            digest.update(getattr(part, "__name__", repr(part)).encode())  # a function's repr has its address
+
+    add(whole)
+    return digest.hexdigest()

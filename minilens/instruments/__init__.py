@@ -1,0 +1,1 @@
+"""Measurements on a model: patching, attribution, heads, the geometry of its embeddings."""

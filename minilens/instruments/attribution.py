@@ -1,0 +1,193 @@
+"""What each part of a model adds to a logit: direct logit attribution.
+
+The residual that the final norm reads is a sum of what was written to it: the token's embedding and the position's,
+each head, each MLP and each bias. The norm divides that sum by a scale which depends on all of it. With the scale held
+at the value that it has, the rest is linear, and every part has a contribution of its own:
+
+    logit = sum over parts of part @ direction + ln_final.b @ u + b_U[token],  u = W_U[:, token]
+    direction = (w - mean(w)) / sqrt(variance + eps),  w = ln_final.w * u
+
+The norm subtracts each part's mean; it is the same to subtract the direction's. The decomposition is that of Elhage et
+al. 2021, "A Mathematical Framework for Transformer Circuits". A contribution is what a part writes towards the logit
+directly. It is not what the logit would lose without that part: later blocks read it too, and may make up for it
+(McGrath et al. 2023, arXiv 2307.15771).
+"""
+
+from dataclasses import dataclass
+from math import isfinite
+from operator import index
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..edits import then
+from ..model import Model, run
+from ..ops import check_layer, upcast
+from ..shapes import Tokens
+from ..traces import Edit, Site, untouched
+
+STREAM = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")  # here an edit changes the sum itself
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """The parts of one logit, or of the difference of two, at one position: numbers on the CPU.
+
+    Labels: "embed", "positions"; for each block "3.head.5", "3.attn_bias", "3.mlp" (or "3.neuron.17") and "3.mlp_bias";
+    "final_norm_bias", and "unembed_bias" where the model has one. What an edit changed in the stream itself is a part
+    of its own, such as "3.attn_out_edit": the new value less the one it took the place of.
+    """
+
+    labels: tuple[str, ...]
+    layers: tuple[int, ...]  # for each part; -1 outside the blocks
+    contributions: Float[Tensor, "part"]
+    logit: float  # the model's own, of token, less that of against
+    position: int
+    token: int
+    against: int | None
+
+    @property
+    def error(self) -> float:
+        """The sum of all parts, less the logit: what rounding has done."""
+        return float(self.contributions.sum()) - self.logit
+
+    @property
+    def by_layer(self) -> Float[Tensor, "layer"]:
+        """All that each block adds: heads, MLP, biases and edits."""
+        layers = torch.tensor(self.layers)
+        return torch.stack([self.contributions[layers == layer].sum() for layer in range(1 + max(self.layers))])
+
+    @property
+    def by_head(self) -> Float[Tensor, "layer head"]:
+        """What each head adds. The bias of its values is in it, that of the attention's output is not."""
+        return self._all("head").view(1 + max(self.layers), -1)
+
+    @property
+    def by_neuron(self) -> Float[Tensor, "d_mlp"]:
+        """What each neuron adds, of the MLP that was asked for."""
+        if not any(".neuron." in label for label in self.labels):
+            raise AttributeError("this attribution was made without neurons: give attribute the layer of an MLP")
+        return self._all("neuron")
+
+    def largest(self, k: int = 10) -> list[tuple[str, float]]:
+        """The k parts that add or subtract the most, and what they add."""
+        order = self.contributions.abs().argsort(descending=True, stable=True)
+        return [(self.labels[part], float(self.contributions[part])) for part in order[:k].tolist()]
+
+    def _all(self, kind: str) -> Float[Tensor, "part"]:
+        return self.contributions[torch.tensor([f".{kind}." in label for label in self.labels])]
+
+    def __repr__(self) -> str:
+        what = f"token {self.token}" if self.against is None else f"token {self.token} less that of {self.against}"
+        return (
+            f"Attribution to {len(self.labels)} parts: logit {self.logit:.4f} of {what} at position {self.position}, "
+            f"which the sum misses by {self.error:+.1e}"
+        )
+
+
+@torch.no_grad()
+def attribute(
+    model: Model,
+    tokens: Tokens,
+    *,
+    position: int = -1,
+    token: int | None = None,
+    against: int | None = None,
+    neurons: int | None = None,
+    edit: Edit = untouched,
+) -> Attribution:
+    """What each part adds to a logit of the next token, in one text of shape [1, pos].
+
+    position: where, counted from the end if negative; the model sees the whole text before it. token: by default the
+    model's own best. against: a token whose logit is subtracted, so that the parts are those of a difference. neurons:
+    a layer whose MLP is shown neuron by neuron. edit: as for `run`; parts are those of the edited pass.
+
+    Nothing is folded or corrected: numbers are of the model's dtype (in half precision float32), and `error` says by
+    how much their sum misses the logit. In half precision that is much, since the stream is rounded at every sum.
+    Raises ValueError for what does not exist, and for a logit that is not finite.
+
+    >>> model, tokenizer = minilens.load("tales-gpt2")
+    >>> parts = minilens.attribute(model, tokenizer.encode("Once upon a time"), neurons=7)
+    >>> parts.by_layer.shape, parts.by_head.shape, parts.by_neuron.shape
+    (torch.Size([8]), torch.Size([8, 8]), torch.Size([1024]))
+    >>> abs(parts.error) < 1e-4
+    True
+    """
+    embed = model.embed(tokens)
+    n, d_vocab = tokens.shape[1], model.W_U.shape[1]
+    if len(tokens) != 1:
+        raise ValueError(f"attribute reads one text, of shape [1, pos]; got {len(tokens)} of them")
+    if not -n <= index(position) < n:
+        raise ValueError(f"position {position} does not exist: the text has {n} tokens, so positions 0 to {n - 1}")
+    place = index(position) % n
+    for name, id_ in (("token", token), ("against", against)):
+        if id_ is not None and not 0 <= index(id_) < d_vocab:
+            raise ValueError(f"{name} is {id_}, which is out of range: the model's ids go from 0 to {d_vocab - 1}")
+    if neurons is not None:
+        check_layer(neurons, model.n_layers)
+
+    def here(x: Float[Tensor, "1 *head pos d"]) -> Float[Tensor, "*head d"]:
+        """The position asked for, copied: a view would keep all of x."""
+        return upcast(x[0, ..., place, :].clone())
+
+    before: dict[str, Tensor] = {}
+
+    def note(site: Site, value: Tensor) -> Tensor:
+        before[site.name] = value
+        return value
+
+    writes = []
+    resid = embed
+    for block in run(model, embed, edit=then(note, edit)):
+        edited = [name for name in STREAM if getattr(block, name) is not before[name]]
+        changes = {name: here(getattr(block, name)) - here(before[name]) for name in edited}
+        writes.append((here(block.z), here(block.mlp_post), changes))
+        resid = block.resid_post[:, [place]]
+        before.clear()
+        del block
+
+    logits = model.unembed(resid)[0, 0]
+    token = int(logits.argmax()) if token is None else index(token)
+
+    def chosen(x: Float[Tensor, "*d d_vocab"]) -> Float[Tensor, "*d"]:
+        """Of the token, less of the one that it is held against."""
+        value = upcast(x[..., token])
+        return value if against is None else value - upcast(x[..., against])
+
+    logit, u = float(chosen(logits)), chosen(model.W_U)
+    if not isfinite(logit):
+        raise ValueError(
+            f"the logit at position {place} is not finite: there is a NaN or an infinity in the weights, or the "
+            f"numbers are too large for {embed.dtype}; if so, load it in a wider dtype, torch.float32 or torch.float64"
+        )
+    ln = model.ln_final
+    w = upcast(ln.w) * u
+    variance = upcast(resid[0, 0]).var(correction=0)
+    direction = (w - w.mean()) * (variance + model.ln_final_eps).rsqrt()
+
+    positions = here(model.positions(n)[None])
+    parts = {"embed": (here(embed) - positions) @ direction, "positions": positions @ direction}
+    for layer, (weights, (z, mlp_post, changes)) in enumerate(zip(model.blocks, writes, strict=True)):
+        heads = (z * (upcast(weights.W_O) @ direction).view_as(z)).sum(-1)
+        mlp = mlp_post * (upcast(weights.W_out) @ direction)
+        parts |= {f"{layer}.head.{head}": value for head, value in enumerate(heads)}
+        parts[f"{layer}.attn_bias"] = upcast(weights.b_O) @ direction
+        if layer == neurons:
+            parts |= {f"{layer}.neuron.{neuron}": value for neuron, value in enumerate(mlp)}
+        else:
+            parts[f"{layer}.mlp"] = mlp.sum()
+        parts[f"{layer}.mlp_bias"] = upcast(weights.b_out) @ direction
+        parts |= {f"{layer}.{name}_edit": change @ direction for name, change in changes.items()}
+    parts["final_norm_bias"] = upcast(ln.b) @ u
+    if model.b_U is not None:
+        parts["unembed_bias"] = chosen(model.b_U)
+    return Attribution(
+        labels=tuple(parts),
+        layers=tuple(int(label.split(".")[0]) if "." in label else -1 for label in parts),
+        contributions=torch.stack([*parts.values()]).cpu(),
+        logit=logit,
+        position=place,
+        token=token,
+        against=None if against is None else index(against),
+    )

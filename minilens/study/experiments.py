@@ -1,0 +1,230 @@
+"""The experiments of the logit lens on any model: three texts, each in five readings.
+
+nostalgebraist 2020, "interpreting GPT: the logit lens" (the post), and the notebook of 2021 that extends it to GPT-Neo
+and CTRL.
+"""
+
+from ..checkpoint.tokenizer import Tokenizer
+from ..model import Model
+from ..table import LensTable
+from ..table import logit_lens
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from jaxtyping import Float
+from jaxtyping import Int
+from torch import Tensor
+from typing import NamedTuple
+import torch
+
+
+
+class Reading(NamedTuple):
+    """One way to decode the rows: options of `logit_lens`."""
+
+    name: str
+    decoder: str = "final"
+    norm: str = "final"
+    centre: bool = False
+
+
+READINGS = (
+    Reading("final"),
+    Reading("plain norm", norm="plain"),
+    Reading("centred", centre=True),
+    Reading("mlp", decoder="mlp"),
+    Reading("block:1", decoder="block:1"),
+)
+SITES = ("resid_mid", "resid_post")
+PROMPTS = ("passage", "repetition", "extreme")
+
+# Written for this study, in words that a model of children's stories knows as well as GPT-2 does.
+PASSAGE = (
+    "Once upon a time there was a girl who lived with her grandmother in a small house near the sea. Every morning she "
+    "went down to the shore to see what the water had brought. One day she found a little box made of wood, and in the "
+    'box there was a key. "What does it open?" she asked. Her grandmother looked at the key for a long time and did '
+    "not say a word. Then she took the girl by the hand and they walked along the beach until they came to an old door "
+    "in the rocks. The girl was afraid, but she put the key into the lock and turned it. Behind the door there was a "
+    "garden full of flowers, and in the middle of the garden stood a tree with golden apples."
+)
+
+
+class Wording(NamedTuple):
+    """A text that ends with a rare word which it has had before, and one that says little else; {} is the word."""
+
+    repetition: str
+    extreme: str
+
+
+PLASMA = "plasma"  # the post's word
+PLASMA_WORDINGS = (
+    Wording(  # the post's; its extreme form is in the post's notebook
+        "Sometimes, when people say {}, they mean a state of matter. Other times, when people say {}",
+        "I love {}. I love {}. I love {}. I love {}.",
+    ),
+    Wording(  # CTRL cuts "plasma," into "plas@@ ma,", so here no sign follows the word
+        "Sometimes when people say {} they mean a state of matter. Other times when people say {}",
+        "I love {} and I love {} and I love {} and I love {}",
+    ),
+)
+# Words that a model of children's stories knows and seldom expects, and what it might read of them.
+WORDS = ("diamond", "elephant", "balloon", "turtle", "feather", "dragon", "castle", "crown", "rabbit", "monkey")
+STORY = Wording(
+    "Anna had a {} and she loved her {} very much. One day she could not find it anywhere. She asked her mother, "
+    '"Where is my {}',
+    "I love my {} and I love my {} and I love my {} and I love my {}",
+)
+
+
+class Word(NamedTuple):
+    """A rare word and the texts that repeat it."""
+
+    token: int
+    repetition: str
+    extreme: str
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """A model's tables, by prompt and reading, and what they say."""
+
+    name: str
+    family: str
+    n_layers: int
+    texts: dict[str, str]  # by prompt
+    word: int  # the rare word's token
+    tables: dict[tuple[str, str], LensTable]
+    others: dict[int, dict[str, LensTable]]  # other rare words: by token and prompt, in the final reading
+
+    def quartiles(self, prompt: str, reading: str, statistic: str) -> Float[Tensor, "3 row"]:
+        """The lower quartile, the median and the upper quartile of one of STATISTICS over the positions."""
+        values = STATISTICS[statistic](self.tables[prompt, reading]).double()
+        return values.nanquantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), dim=1)
+
+    def share(self, prompt: str, reading: str, share: str) -> Float[Tensor, "row"]:
+        """The share of positions, 0 to 1, for which one of SHARES is true."""
+        return SHARES[share](self.tables[prompt, reading]).double().mean(1)
+
+    def word_ranks(self, prompt: str, reading: str = "final") -> Int[Tensor, "row place"]:
+        """The rank of the rare word as the next token, wherever it is the true one."""
+        return _ranks_before(self.word, self.tables[prompt, reading])
+
+    def other_ranks(self, prompt: str) -> dict[int, Int[Tensor, "row place"]]:
+        """The same of each other word, in the final reading."""
+        return {token: _ranks_before(token, tables[prompt]) for token, tables in self.others.items()}
+
+    def word_as_input(self, prompt: str, reading: str = "final") -> Int[Tensor, "row place"]:
+        """The rank of the rare word where it is the input."""
+        table = self.tables[prompt, reading]
+        return table.tracked.rank[:, table.tokens == self.word, 0]
+
+    def __repr__(self) -> str:
+        return f"Study of {self.name!r}: {', '.join(PROMPTS)}; {1 + len(self.others)} rare words"
+
+
+def _ranks_before(token: int, table: LensTable) -> Int[Tensor, "row place"]:
+    return table.tracked.rank[:, table.next_tokens == token, 0]
+
+
+STATISTICS: dict[str, Callable[[LensTable], Tensor]] = {
+    "kl_final": lambda table: table.kl_final,
+    "kl_input": lambda table: table.kl_input,
+    "final_rank": lambda table: table.final.rank,
+    "input_rank": lambda table: table.input.rank,
+    "entropy": lambda table: table.entropy,
+    "cross_entropy": lambda table: table.cross_entropy,
+}
+SHARES: dict[str, Callable[[LensTable], Tensor]] = {
+    "agrees": lambda table: table.agrees,
+    "settled": lambda table: table.settled <= torch.arange(len(table.labels))[:, None],
+    "input_first": lambda table: table.input.rank == 1,
+}
+
+Job = tuple[str, int, str, Reading]  # a prompt, the word it is about, its text, and how to read it
+
+
+def study(
+    name: str,
+    model: Model,
+    tokenizer: Tokenizer,
+    *,
+    passage: str = PASSAGE,
+    word: str | None = None,
+    each: Callable[[Sequence[Job]], Iterable[Job]] = iter,
+) -> Study:
+    """Read the passage, and two texts that repeat a rare word, in all READINGS, with rows after attention as well.
+
+    name: what to call the model. word: the rare word; by default plasma where the vocabulary has it as one token, else
+    the first of WORDS, and then the others of WORDS are read as well, in the final reading. Where the model has control
+    codes, each text without one gets the first. each: goes through the jobs in order, and may show how far it is.
+
+    Raises ValueError where a text is too short or too long, where no word suits the vocabulary, and for a model of
+    fewer than three blocks.
+    """
+    if model.n_layers < 3:
+        raise ValueError(f"a study compares first, middle and last blocks: it needs three, not {model.n_layers}")
+    if (n := tokenizer.encode(passage).shape[1]) < 2:
+        raise ValueError(f"the passage has {n} token{'s' * (n != 1)}: a study needs at least two")
+
+    def coded(text: str) -> str:
+        return f"{tokenizer.codes[0]} {text}" if tokenizer.codes and tokenizer.hint(text) else text
+
+    first, *others = _words(tokenizer, word)
+    texts = dict(zip(PROMPTS, map(coded, (passage, first.repetition, first.extreme)), strict=True))
+    jobs = [(prompt, first.token, text, reading) for prompt, text in texts.items() for reading in READINGS]
+    for other in others:
+        pairs = zip(PROMPTS[1:], (other.repetition, other.extreme), strict=True)
+        jobs += [(prompt, other.token, coded(text), READINGS[0]) for prompt, text in pairs]
+    tables: dict[tuple[str, str], LensTable] = {}
+    found: dict[int, dict[str, LensTable]] = {other.token: {} for other in others}
+    for prompt, token, text, reading in each(jobs):
+        try:
+            table = logit_lens(
+                model,
+                tokenizer.encode(text),
+                decoder=reading.decoder,
+                norm=reading.norm,
+                centre=reading.centre,
+                sites=SITES,
+                track=(token,),
+                top_k=1,
+                stats=("top", "final", "next", "input", "entropy", "kl_final", "kl_input"),
+                tokenizer=tokenizer,
+            )
+        except ValueError as error:
+            raise ValueError(f"the {prompt} cannot be read: {error}") from error
+        if token == first.token:
+            tables[prompt, reading.name] = table
+        else:
+            found[token][prompt] = table
+    return Study(name, model.family, model.n_layers, texts, first.token, tables, found)
+
+
+def _words(tokenizer: Tokenizer, word: str | None) -> list[Word]:
+    """The rare words that suit the vocabulary, with their texts: plasma or the first of WORDS, then the others."""
+    if word is not None:
+        own = _suiting(tokenizer, word, STORY)
+        if own is None:
+            raise ValueError(
+                f'the rare word must be one token of this model, and none that the text has already; "{word}" is not'
+            )
+        return [own]
+    plasma = [_suiting(tokenizer, PLASMA, wording) for wording in PLASMA_WORDINGS]
+    stories = [_suiting(tokenizer, each, STORY) for each in WORDS]
+    found = [each for each in plasma if each][:1] + [each for each in stories if each]
+    if not found:
+        raise ValueError(f"none of the words {PLASMA}, {', '.join(WORDS)} is one token of this model: name one that is")
+    return found
+
+
+def _suiting(tokenizer: Tokenizer, word: str, wording: Wording) -> Word | None:
+    """The word in this wording, if it is one and the same token wherever it stands, and nothing else is that token."""
+    if not word.strip():
+        return None
+    texts = [form.replace("{}", word) for form in wording]
+    tokens = [tokenizer.encode(text)[0].tolist() for text in texts]
+    last = tokens[0][-1]
+    counts = [each.count(last) for each in tokens]
+    fits = tokenizer.decode([last]).strip() == word and counts == [form.count("{}") for form in wording]
+    return Word(last, *texts) if fits else None

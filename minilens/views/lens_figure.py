@@ -1,0 +1,170 @@
+"""The lens as a still picture: heat maps, residuals upwards with the output on top, positions to the right.
+
+These are the pictures of the 2020 post and of the 2021 code (nostalgebraist/transformer-utils), drawn from a LensTable
+with matplotlib's objects alone: nothing of a caller's own pyplot session is touched.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..table import LensTable
+from .heatmap import (
+    ABOVE,
+    BELOW,
+    FOOT,
+    LABELS,
+    LEFT,
+    LETTERS,
+    LONGEST,
+    LONGEST_LABEL,
+    RIGHT,
+    add_axes,
+    cell_size,
+    label_axes,
+    write_cells,
+)
+from .lens_panels import long_name, of_one_text, panel, spread, stat
+from .plots import (
+    PLAIN,
+    Axes,
+    Figure,
+    FigureCanvasAgg,
+    LogNorm,
+    Normalize,
+    PatchCollection,
+    Rectangle,
+    colormaps,
+    drawable,
+    labels,
+)
+
+KEY = (
+    "below: input tokens; above: true next tokens,",
+    "after a * where the output's token is that one;",
+    "outlined: the row's best token is the output's",
+)
+
+
+def lens_figure(
+    tables: LensTable | Sequence[LensTable],
+    *,
+    show: str | Sequence[str] = "logit",
+    style: str = "2021",
+    every: int = 1,
+    embed: bool = True,
+    title: str = "",
+) -> Figure:
+    """A table, or several of one text, as heat maps, one above the other: a matplotlib Figure unknown to pyplot.
+
+    show: the name of a panel (see panels.py), or several: logit, prob, rank, kl; one of MEASURES; or who and what, of
+    top, final, next, input, tracked and token17 (a tracked one) with _logit, _prob, _logprob and _rank, as in the CSV.
+    Each is drawn of table after table, on one scale. Cells hold the row's best token, or the number where that is a
+    rank or in nats. style: "2020", logit and prob of the row's own best token, ranks cut at 100 (the output's) or 1000,
+    KL at 30; "2021", logit and prob of the output's token, ranks cut at 2000, KL whole. Logits run from the 5th to the
+    95th percentile of the cells drawn. every: 2 leaves out every second block; the output is always there. embed:
+    whether the input row is. title: goes before each panel's own.
+
+    Raises ValueError for a panel or a style that does not exist, for what a table was made without, and for tables that
+    are not of the same columns of one run.
+    """
+    tables = of_one_text(tables)
+    first = tables[0]
+    names = [long_name(name, style) for name in spread(show, first.track)]
+    if every < 1:
+        raise ValueError(f"every must be at least 1; got {every}")
+    chosen = [_rows(table, every, embed) for table in tables]
+    n_pos = len(first.tokens)
+    tallest = max(map(len, chosen))
+    cell = cell_size(n_pos, tallest)
+    across, ups = n_pos * cell[0], [len(rows) * cell[1] for rows in chosen]
+    page = LEFT + across + RIGHT, FOOT + len(names) * sum(BELOW + up + ABOVE for up in ups)
+
+    label = labels(first.tokenizer)
+    right = (first.next_tokens == first.final_tokens).tolist()
+    above = [label(token, LONGEST_LABEL) if token >= 0 else "" for token in first.next_tokens.tolist()]
+    above = ["* " * star + text for star, text in zip(right, above, strict=True)]
+    below = [label(token, LONGEST_LABEL) for token in first.tokens.tolist()]
+
+    figure = Figure(page, dpi=150)
+    FigureCanvasAgg(figure)
+    bottom = page[1]
+    for name in names:
+        panels = [panel(table, name, lambda token: label(token, LONGEST_LABEL)) for table in tables]
+        masked = [np.ma.masked_invalid(each.value[rows].numpy()) for each, rows in zip(panels, chosen, strict=True)]
+        drawn = np.concatenate([numbers.compressed() for numbers in masked])
+        for table, rows, up, (_, caption, kind), numbers in zip(tables, chosen, ups, panels, masked, strict=True):
+            bottom -= BELOW + up + ABOVE
+            ax, bar = add_axes(figure, bottom + BELOW, across, up)
+            best = stat(table, "top").tokens[rows, :, 0]
+            tokens = [[label(token, LONGEST) for token in row] for row in best.tolist()]
+            agrees = (best == table.final_tokens).nonzero().tolist()
+            _draw(ax, bar, kind, numbers, _norm(name, style, drawn), tokens, agrees, cell)
+            how = f"decoder {table.decoder}, norm {table.norm}" + ", centred" * table.centre
+            heading = f"{drawable()(title)}\n{caption}; {how}" if title else f"{caption}\n{how}"
+            x, pad = (0.1 - LEFT) / across, 72 * ABOVE - 26
+            ax.set_title(heading, loc="left", x=x, y=1, pad=pad, fontsize=LETTERS, **PLAIN)
+            label_axes(ax, cell, below, above, [table.labels[r] for r in rows])
+    for k, line in enumerate(KEY):
+        figure.text(0.1 / page[0], (0.36 - 0.13 * k) / page[1], line, fontsize=6.5, **PLAIN)
+    return figure
+
+
+def _rows(table: LensTable, every: int, embed: bool) -> list[int]:
+    """The rows to draw, the output's always."""
+    last = len(table.labels) - 1
+    return [r for r, b in enumerate(table.layers) if r == last or (embed if b < 0 else b % every == 0)]
+
+
+def _draw(
+    ax: Axes,
+    bar: Axes,
+    kind: str,
+    numbers: np.ma.MaskedArray[Any, Any],
+    norm: Normalize,
+    tokens: list[list[str]],
+    agrees: list[list[int]],
+    cell: tuple[float, float],
+) -> None:
+    """The cells of one panel, their colours, texts and outlines, and the scale beside them."""
+    is_rank, is_nats = kind == "rank", kind in ("nats", "js")
+    # The bright end is where a row is close to what it is compared with, or sure.
+    colours = colormaps["cividis_r" if is_rank or is_nats else "cividis"].with_extremes(bad="0.85")
+    image = ax.imshow(numbers, colours, norm, origin="lower", aspect="auto", interpolation="nearest")
+    found, low, high = numbers.compressed(), cast(float, norm.vmin), cast(float, norm.vmax)
+    extend = ("neither", "min", "max", "both")[bool((found < low).any()) + 2 * bool((found > high).any())]
+    scale = ax.figure.colorbar(image, cax=bar, extend=extend, extendfrac=0.1 / cell[1] / len(numbers), format="%g")
+    scale.ax.tick_params(labelsize=LABELS)
+
+    # Black or white, whichever stands out more: they are alike at a relative luminance of 0.18 (WCAG 2).
+    rgb = np.asarray(colours(norm(numbers)))[..., :3]
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    ink = np.where(linear @ [0.2126, 0.7152, 0.0722] > 0.18, "black", "white").tolist()
+
+    texts = tokens
+    if is_rank or is_nats:
+        form = {"rank": "{:.0f}", "js": "{:.2f}"}.get(kind, "{:.1f}")
+        texts = [["" if v is None else form.format(v) for v in row] for row in numbers.tolist()]
+    write_cells(ax, cell, texts, ink)
+
+    line = min(1.0, 72 * min(cell) / 10)  # in points, and as far inside the cell, so that neighbours stay apart
+    dx, dy = line / 72 / cell[0], line / 72 / cell[1]
+    boxes = [Rectangle((x - 0.5 + dx, y - 0.5 + dy), 1 - 2 * dx, 1 - 2 * dy) for y, x in agrees]
+    outlines = PatchCollection(boxes, facecolor="none", edgecolor=[ink[y][x] for y, x in agrees], linewidth=line)
+    ax.add_collection(outlines, autolim=False)
+
+
+def _norm(name: str, style: str, found: NDArray[np.float64]) -> Normalize:
+    """The scale of a panel's colours, from the numbers that are drawn."""
+    part = name.rpartition("_")[2]
+    if part == "rank":
+        return LogNorm(1, 2000 if style == "2021" else 100 if name == "final_rank" else 1000)
+    if part in ("prob", "agrees") or not found.size:
+        return Normalize(0, 1)
+    if part in ("logit", "logprob"):
+        low, high = np.percentile(found, [5, 95])
+    else:
+        low, high = 0, 30 if style == "2020" and name.startswith("kl_") else found.max()
+    return Normalize(low, max(high, low + 1e-6))  # a scale has two ends, though all numbers may be one

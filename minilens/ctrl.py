@@ -2,18 +2,17 @@
 
 Keskar et al. 2019, "CTRL: A Conditional Transformer Language Model for Controllable Generation", arXiv 1909.05858; code
 at github.com/salesforce/ctrl, weights converted for transformers, whose `CTRLModel` is the reference here. The same
-computation as gpt2.py, line for line, but for these departures:
+computation as gpt2.py, line for line, but for these departures, by the name of the value or the method:
 
-- Positions are not learned but sines and cosines, as in the 2017 Transformer; the sines fill the first half of the
-  vector and the cosines the second, not taking turns (salesforce/ctrl, `positional_encoding`).
-- The embedding is multiplied by sqrt(d_model) before the positions are added, but not in the unembedding.
-- The unembedding is the embedding, with a bias for each token.
-- Queries, keys and values come from three matrices, each with a bias.
-- The MLP's activation is ReLU, and its width is a setting of its own (8192 for d_model 1280 in the paper).
-- The norms inside the blocks have the epsilon 1e-6; only that of the final norm is a setting.
-
-Here as in gpt2.py, scores and their softmax are taken in float32 at least; transformers takes those of weights in half
-precision in half precision.
+- `embed`: the embedding is multiplied by sqrt(d_model) before the positions are added. The unembedding is not.
+- `positions`: not learned but sines and cosines, as in the Transformer of 2017. The sines fill the first half of the
+  vector and the cosines the second. They do not take turns (salesforce/ctrl, `positional_encoding`).
+- `q, k, v`: three matrices, each with a bias.
+- `scores`: divided by sqrt(d_head) in every checkpoint. As in gpt2.py they are taken in float32 at least, where
+  transformers takes those of weights in half precision in half precision.
+- `mlp_post`: the activation is ReLU. The width of the MLP is a setting of its own (8192 for d_model 1280 in the paper).
+- `ln_eps`: the norms inside the blocks have the epsilon 1e-6. Only that of the final norm is a setting.
+- `b_U`: the unembedding is the embedding, with a bias for each token.
 
 A prompt begins with a control code, such as `Links` or `Wikipedia`: the model has never seen one without.
 """
@@ -30,6 +29,7 @@ from .checkpoint.settings import Settings
 from .checkpoint.tensors import Checkpoint
 from .ops import (
     LayerNorm,
+    attention_scores,
     causal_mask,
     check_layer,
     check_tokens,
@@ -38,7 +38,6 @@ from .ops import (
     merge_heads,
     softmax,
     split_heads,
-    upcast,
 )
 from .shapes import Logits, Resid, Tokens
 from .traces import BlockTrace, Edit, editable, untouched
@@ -118,6 +117,13 @@ class CTRL:
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         return self.W_E.mT
 
+    def __call__(self, tokens: Tokens) -> Logits:
+        """The whole forward pass: logits of the next token. Raises ValueError for tokens that it cannot read."""
+        resid = self.embed(tokens)
+        for layer in range(self.n_layers):
+            resid = self.block(layer, resid).resid_post
+        return self.unembed(resid)
+
     def embed(self, tokens: Tokens) -> Resid:
         """The stream entering block 0. Raises ValueError for tokens that the model cannot read."""
         check_tokens(tokens, self.config.d_vocab, self.config.n_ctx)
@@ -134,48 +140,40 @@ class CTRL:
         at = editable(edit, layer)  # marks the places where a caller may replace a value
 
         # Attention reads the residual stream...
-        resid_pre = at("resid_pre", resid)
-        ln1_out = layer_norm(resid_pre, w.ln1, cfg.ln_eps)
-        q = at("q", split_heads(linear(ln1_out, w.W_Q, w.b_Q), cfg.n_heads))
-        k = at("k", split_heads(linear(ln1_out, w.W_K, w.b_K), cfg.n_heads))
-        v = at("v", split_heads(linear(ln1_out, w.W_V, w.b_V), cfg.n_heads))
-        scores = upcast(q) @ upcast(k).mT * q.shape[-1] ** -0.5
-        visible = causal_mask(resid)
+        resid_pre = at("resid_pre", resid)  # batch pos d_model
+        ln1_out = layer_norm(resid_pre, w.ln1, cfg.ln_eps)  # batch pos d_model
+        q, k, v = (
+            linear(ln1_out, w.W_Q, w.b_Q),
+            linear(ln1_out, w.W_K, w.b_K),
+            linear(ln1_out, w.W_V, w.b_V),
+        )  # batch pos d_model
+        q = at("q", split_heads(q, cfg.n_heads))  # batch head pos d_head
+        k = at("k", split_heads(k, cfg.n_heads))  # batch head pos d_head
+        v = at("v", split_heads(v, cfg.n_heads))  # batch head pos d_head
+        scores = attention_scores(q, k) * q.shape[-1] ** -0.5  # batch head query key
+        visible = causal_mask(resid)  # query key
         scores = scores.masked_fill(~visible, -torch.inf)
-        pattern = at("pattern", softmax(scores, v.dtype))
-        z = at("z", pattern @ v)
-        attn_out = at("attn_out", linear(merge_heads(z), w.W_O, w.b_O))
+        pattern = at("pattern", softmax(scores, v.dtype))  # batch head query key
+        z = at("z", pattern @ v)  # batch head pos d_head
+        attn_out = at("attn_out", linear(merge_heads(z), w.W_O, w.b_O))  # batch pos d_model
         # ...and adds to it; the MLP reads the sum...
-        resid_mid = at("resid_mid", resid_pre + attn_out)
-        ln2_out = layer_norm(resid_mid, w.ln2, cfg.ln_eps)
-        mlp_pre = linear(ln2_out, w.W_in, w.b_in)
-        mlp_post = at("mlp_post", mlp_pre.relu())
-        mlp_out = at("mlp_out", linear(mlp_post, w.W_out, w.b_out))
+        resid_mid = at("resid_mid", resid_pre + attn_out)  # batch pos d_model
+        ln2_out = layer_norm(resid_mid, w.ln2, cfg.ln_eps)  # batch pos d_model
+        mlp_pre = linear(ln2_out, w.W_in, w.b_in)  # batch pos d_mlp
+        mlp_post = at("mlp_post", mlp_pre.relu())  # batch pos d_mlp
+        mlp_out = at("mlp_out", linear(mlp_post, w.W_out, w.b_out))  # batch pos d_model
         # ...and adds to it in turn.
-        resid_post = at("resid_post", resid_mid + mlp_out)
+        resid_post = at("resid_post", resid_mid + mlp_out)  # batch pos d_model
 
+        # Everything, in the order in which it was computed.
         return BlockTrace(
-            layer=layer,
-            resid_pre=resid_pre,
-            ln1_out=ln1_out,
-            q=q,
-            k=k,
-            v=v,
-            scores=scores,
-            pattern=pattern,
-            z=z,
-            attn_out=attn_out,
-            resid_mid=resid_mid,
-            ln2_out=ln2_out,
-            mlp_pre=mlp_pre,
-            mlp_post=mlp_post,
-            mlp_out=mlp_out,
-            resid_post=resid_post,
-        )
+            layer, resid_pre, ln1_out, q, k, v, scores, pattern, z, attn_out,
+            resid_mid, ln2_out, mlp_pre, mlp_post, mlp_out, resid_post,
+        )  # fmt: skip
 
     def final_norm(self, resid: Resid) -> Resid:
         """What the unembedding reads."""
-        return layer_norm(resid, self.ln_final, self.config.ln_final_eps)
+        return layer_norm(resid, self.ln_final, self.ln_final_eps)
 
     def unembed(self, resid: Resid) -> Logits:
         """The final norm and the unembedding: logits of the next token."""

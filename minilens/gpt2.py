@@ -1,18 +1,18 @@
 """GPT-2, from the first line to the last.
 
-Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; code at github.com/openai/gpt-2. GPT-Neo and
-CTRL are told as departures from this file. What may surprise here:
+Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; code at github.com/openai/gpt-2. gpt_neo.py
+and ctrl.py are told as departures from this file. What may surprise, by the name of the value or the method:
 
-- The norms stand before attention and MLP, inside the branches, so nothing but sums touches the residual stream; one
-  more norm follows the last block (section 2.3 of the paper).
-- Positions are learned, one vector for each place in the context.
-- One matrix makes queries, keys and values, side by side in this order (openai/gpt-2, `attn`).
-- GELU is the tanh approximation (openai/gpt-2, `gelu`).
-- The unembedding is the embedding, without a bias (openai/gpt-2, `model`).
-- A checkpoint may leave out the division of the scores by sqrt(d_head), or divide those of layer n by n + 1 as well
-  (transformers' `scale_attn_weights` and `scale_attn_by_inverse_layer_idx`; Stanford's Mistral uses the second).
-- Scores and their softmax are taken in float32 at least, whatever the dtype of the weights. transformers does that for
-  weights in half precision only where a checkpoint sets `reorder_and_upcast_attn`.
+- `ln1_out`, `ln2_out`: the norms stand before attention and MLP, inside the branches. Only sums touch the residual
+  stream. One more norm follows the last block (section 2.3 of the paper).
+- `positions`: learned, one vector for each place in the context.
+- `q, k, v`: one matrix makes queries, keys and values, side by side in this order (openai/gpt-2, `attn`).
+- `scores`: multiplied by `score_scale`, which is 1 / sqrt(d_head). A few checkpoints leave that out, or divide the
+  scores of layer n by n + 1 as well (transformers, `scale_attn_weights` and `scale_attn_by_inverse_layer_idx`; Mistral,
+  the GPT-2s of Stanford, uses the second). They are taken in float32 at least. transformers does that for weights in
+  half precision only where a checkpoint sets `reorder_and_upcast_attn`.
+- `mlp_post`: GELU is the tanh approximation (openai/gpt-2, `gelu`).
+- `W_U`: the unembedding is the embedding, without a bias (openai/gpt-2, `model`).
 """
 
 from collections.abc import Callable
@@ -28,6 +28,7 @@ from .checkpoint.tensors import Checkpoint
 from .ops import (
     ACTIVATIONS,
     LayerNorm,
+    attention_scores,
     causal_mask,
     check_layer,
     check_tokens,
@@ -36,7 +37,6 @@ from .ops import (
     merge_heads,
     softmax,
     split_heads,
-    upcast,
 )
 from .shapes import Logits, Resid, Tokens
 from .traces import BlockTrace, Edit, editable, untouched
@@ -54,13 +54,13 @@ class Config:
     d_mlp: int
     ln_eps: float
     activation: Callable[[Tensor], Tensor]
-    scale_by_d_head: bool
-    scale_by_layer: bool
+    score_scale: tuple[float, ...]  # for each layer
 
     @classmethod
     def read(cls, settings: Settings) -> "Config":
         """The sizes in a config.json, under their names on the Hub."""
         d_model = settings.integer("n_embd")
+        n_layers = settings.integer("n_layer", most=10_000)  # score_scale has as many
         n_heads = settings.integer("n_head")
         if d_model % n_heads:
             raise settings.refusal("n_head", n_heads, f"a divisor of n_embd, {d_model}")
@@ -69,20 +69,20 @@ class Config:
             d_vocab=settings.integer("vocab_size"),
             n_ctx=settings.integer("n_positions"),
             d_model=d_model,
-            n_layers=settings.integer("n_layer"),
+            n_layers=n_layers,
             n_heads=n_heads,
             d_mlp=settings.integer("n_inner", 4 * d_model),
             ln_eps=settings.number("layer_norm_epsilon", 1e-5),
             activation=settings.choice("activation_function", ACTIVATIONS, "gelu_new"),
-            scale_by_d_head=settings.flag("scale_attn_weights", True),
-            scale_by_layer=settings.flag("scale_attn_by_inverse_layer_idx", False),
+            score_scale=_score_scale(settings, d_model // n_heads, n_layers),
         )
 
-    def score_scale(self, layer: int) -> float:
-        """What the scores of a layer are multiplied by."""
-        d_head = self.d_model // self.n_heads
-        scale = d_head**-0.5 if self.scale_by_d_head else 1.0
-        return scale / (layer + 1) if self.scale_by_layer else scale
+
+def _score_scale(settings: Settings, d_head: int, n_layers: int) -> tuple[float, ...]:
+    """The factor of the scores of each layer: 1 / sqrt(d_head), but in the few checkpoints that say otherwise."""
+    scale = d_head**-0.5 if settings.flag("scale_attn_weights", True) else 1.0
+    by_layer = settings.flag("scale_attn_by_inverse_layer_idx", False)
+    return tuple(scale / (layer + 1) if by_layer else scale for layer in range(n_layers))
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +125,13 @@ class GPT2:
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         return self.W_E.mT
 
+    def __call__(self, tokens: Tokens) -> Logits:
+        """The whole forward pass: logits of the next token. Raises ValueError for tokens that it cannot read."""
+        resid = self.embed(tokens)
+        for layer in range(self.n_layers):
+            resid = self.block(layer, resid).resid_post
+        return self.unembed(resid)
+
     def embed(self, tokens: Tokens) -> Resid:
         """The stream entering block 0. Raises ValueError for tokens that the model cannot read."""
         check_tokens(tokens, self.config.d_vocab, self.config.n_ctx)
@@ -141,49 +148,36 @@ class GPT2:
         at = editable(edit, layer)  # marks the places where a caller may replace a value
 
         # Attention reads the residual stream...
-        resid_pre = at("resid_pre", resid)
-        ln1_out = layer_norm(resid_pre, w.ln1, cfg.ln_eps)
-        q, k, v = linear(ln1_out, w.W_QKV, w.b_QKV).chunk(3, -1)
-        q = at("q", split_heads(q, cfg.n_heads))
-        k = at("k", split_heads(k, cfg.n_heads))
-        v = at("v", split_heads(v, cfg.n_heads))
-        scores = upcast(q) @ upcast(k).mT * cfg.score_scale(layer)
-        visible = causal_mask(resid)
+        resid_pre = at("resid_pre", resid)  # batch pos d_model
+        ln1_out = layer_norm(resid_pre, w.ln1, cfg.ln_eps)  # batch pos d_model
+        q, k, v = linear(ln1_out, w.W_QKV, w.b_QKV).chunk(3, -1)  # batch pos d_model
+        q = at("q", split_heads(q, cfg.n_heads))  # batch head pos d_head
+        k = at("k", split_heads(k, cfg.n_heads))  # batch head pos d_head
+        v = at("v", split_heads(v, cfg.n_heads))  # batch head pos d_head
+        scores = attention_scores(q, k) * cfg.score_scale[layer]  # batch head query key
+        visible = causal_mask(resid)  # query key
         scores = scores.masked_fill(~visible, -torch.inf)
-        pattern = at("pattern", softmax(scores, v.dtype))
-        z = at("z", pattern @ v)
-        attn_out = at("attn_out", linear(merge_heads(z), w.W_O, w.b_O))
+        pattern = at("pattern", softmax(scores, v.dtype))  # batch head query key
+        z = at("z", pattern @ v)  # batch head pos d_head
+        attn_out = at("attn_out", linear(merge_heads(z), w.W_O, w.b_O))  # batch pos d_model
         # ...and adds to it; the MLP reads the sum...
-        resid_mid = at("resid_mid", resid_pre + attn_out)
-        ln2_out = layer_norm(resid_mid, w.ln2, cfg.ln_eps)
-        mlp_pre = linear(ln2_out, w.W_in, w.b_in)
-        mlp_post = at("mlp_post", cfg.activation(mlp_pre))
-        mlp_out = at("mlp_out", linear(mlp_post, w.W_out, w.b_out))
+        resid_mid = at("resid_mid", resid_pre + attn_out)  # batch pos d_model
+        ln2_out = layer_norm(resid_mid, w.ln2, cfg.ln_eps)  # batch pos d_model
+        mlp_pre = linear(ln2_out, w.W_in, w.b_in)  # batch pos d_mlp
+        mlp_post = at("mlp_post", cfg.activation(mlp_pre))  # batch pos d_mlp
+        mlp_out = at("mlp_out", linear(mlp_post, w.W_out, w.b_out))  # batch pos d_model
         # ...and adds to it in turn.
-        resid_post = at("resid_post", resid_mid + mlp_out)
+        resid_post = at("resid_post", resid_mid + mlp_out)  # batch pos d_model
 
+        # Everything, in the order in which it was computed.
         return BlockTrace(
-            layer=layer,
-            resid_pre=resid_pre,
-            ln1_out=ln1_out,
-            q=q,
-            k=k,
-            v=v,
-            scores=scores,
-            pattern=pattern,
-            z=z,
-            attn_out=attn_out,
-            resid_mid=resid_mid,
-            ln2_out=ln2_out,
-            mlp_pre=mlp_pre,
-            mlp_post=mlp_post,
-            mlp_out=mlp_out,
-            resid_post=resid_post,
-        )
+            layer, resid_pre, ln1_out, q, k, v, scores, pattern, z, attn_out,
+            resid_mid, ln2_out, mlp_pre, mlp_post, mlp_out, resid_post,
+        )  # fmt: skip
 
     def final_norm(self, resid: Resid) -> Resid:
         """What the unembedding reads."""
-        return layer_norm(resid, self.ln_final, self.config.ln_eps)
+        return layer_norm(resid, self.ln_final, self.ln_final_eps)
 
     def unembed(self, resid: Resid) -> Logits:
         """The final norm and the unembedding: logits of the next token."""

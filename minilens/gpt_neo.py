@@ -1,17 +1,16 @@
 """GPT-Neo, from the first line to the last.
 
 Black et al. 2021; code at github.com/EleutherAI/gpt-neo, weights converted for transformers, whose `GPTNeoModel` is the
-reference here. The same computation as gpt2.py, line for line, but for these departures:
+reference here. The same computation as gpt2.py, line for line, but for these departures, by the name of the value:
 
-- Layers take turns between global attention and local attention: a query of a local layer sees itself and the
-  `window - 1` positions before it (transformers, `GPTNeoSelfAttention`).
-- Scores are not divided by sqrt(d_head): mesh-tensorflow, in which the model was trained, does not do it either
-  (transformers issue 20828).
-- Scores are taken in float32, whatever the dtype of the weights: unscaled, they overflow float16. The reference does
-  so even where the weights are float64.
-- float16 is refused: at 2048 tokens it is reported to give NaN even with the scores in float32 (transformers issue
-  11076).
-- Queries, keys and values come from three matrices without a bias.
+- `q, k, v`: three matrices without a bias.
+- `scores`: not divided by sqrt(d_head), since mesh-tensorflow, in which the model was trained, does not do it either
+  (transformers issue 20828). Unscaled, they overflow float16, so they are taken in float32. The reference takes them so
+  even where the weights are float64.
+- `visible`: layers take turns between global attention and local attention. A query of a local layer sees itself and
+  the `window - 1` positions before it (transformers, `GPTNeoSelfAttention`).
+- `build`: float16 is refused. At 2048 tokens it is reported to give NaN even with the scores in float32 (transformers
+  issue 11076).
 """
 
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from .checkpoint.tensors import Checkpoint
 from .ops import (
     ACTIVATIONS,
     LayerNorm,
+    attention_scores,
     causal_mask,
     check_layer,
     check_tokens,
@@ -59,7 +59,7 @@ class Config:
     def read(cls, settings: Settings) -> "Config":
         """The sizes in a config.json, under their names on the Hub."""
         d_model = settings.integer("hidden_size")
-        n_layers = settings.integer("num_layers", most=10_000)  # attention_types names that many without their weights
+        n_layers = settings.integer("num_layers", most=10_000)  # is_local has as many
         n_heads = settings.integer("num_heads")
         if d_model % n_heads:
             raise settings.refusal("num_heads", n_heads, f"a divisor of hidden_size, {d_model}")
@@ -139,6 +139,13 @@ class GPTNeo:
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         return self.W_E.mT
 
+    def __call__(self, tokens: Tokens) -> Logits:
+        """The whole forward pass: logits of the next token. Raises ValueError for tokens that it cannot read."""
+        resid = self.embed(tokens)
+        for layer in range(self.n_layers):
+            resid = self.block(layer, resid).resid_post
+        return self.unembed(resid)
+
     def embed(self, tokens: Tokens) -> Resid:
         """The stream entering block 0. Raises ValueError for tokens that the model cannot read."""
         check_tokens(tokens, self.config.d_vocab, self.config.n_ctx)
@@ -155,50 +162,38 @@ class GPTNeo:
         at = editable(edit, layer)  # marks the places where a caller may replace a value
 
         # Attention reads the residual stream...
-        resid_pre = at("resid_pre", resid)
-        ln1_out = layer_norm(resid_pre, w.ln1, cfg.ln_eps)
-        q = at("q", split_heads(linear(ln1_out, w.W_Q), cfg.n_heads))
-        k = at("k", split_heads(linear(ln1_out, w.W_K), cfg.n_heads))
-        v = at("v", split_heads(linear(ln1_out, w.W_V), cfg.n_heads))
-        scores = q.float() @ k.float().mT
-        visible = causal_mask(resid)
+        resid_pre = at("resid_pre", resid)  # batch pos d_model
+        ln1_out = layer_norm(resid_pre, w.ln1, cfg.ln_eps)  # batch pos d_model
+        q, k, v = linear(ln1_out, w.W_Q), linear(ln1_out, w.W_K), linear(ln1_out, w.W_V)  # batch pos d_model
+        q = at("q", split_heads(q, cfg.n_heads))  # batch head pos d_head
+        k = at("k", split_heads(k, cfg.n_heads))  # batch head pos d_head
+        v = at("v", split_heads(v, cfg.n_heads))  # batch head pos d_head
+        scores = attention_scores(q.float(), k.float())  # batch head query key
+        visible = causal_mask(resid)  # query key
         if cfg.is_local[layer]:
             visible = visible.triu(1 - cfg.window)  # nothing further back than the window
         scores = scores.masked_fill(~visible, -torch.inf)
-        pattern = at("pattern", softmax(scores, v.dtype))
-        z = at("z", pattern @ v)
-        attn_out = at("attn_out", linear(merge_heads(z), w.W_O, w.b_O))
+        pattern = at("pattern", softmax(scores, v.dtype))  # batch head query key
+        z = at("z", pattern @ v)  # batch head pos d_head
+        attn_out = at("attn_out", linear(merge_heads(z), w.W_O, w.b_O))  # batch pos d_model
         # ...and adds to it; the MLP reads the sum...
-        resid_mid = at("resid_mid", resid_pre + attn_out)
-        ln2_out = layer_norm(resid_mid, w.ln2, cfg.ln_eps)
-        mlp_pre = linear(ln2_out, w.W_in, w.b_in)
-        mlp_post = at("mlp_post", cfg.activation(mlp_pre))
-        mlp_out = at("mlp_out", linear(mlp_post, w.W_out, w.b_out))
+        resid_mid = at("resid_mid", resid_pre + attn_out)  # batch pos d_model
+        ln2_out = layer_norm(resid_mid, w.ln2, cfg.ln_eps)  # batch pos d_model
+        mlp_pre = linear(ln2_out, w.W_in, w.b_in)  # batch pos d_mlp
+        mlp_post = at("mlp_post", cfg.activation(mlp_pre))  # batch pos d_mlp
+        mlp_out = at("mlp_out", linear(mlp_post, w.W_out, w.b_out))  # batch pos d_model
         # ...and adds to it in turn.
-        resid_post = at("resid_post", resid_mid + mlp_out)
+        resid_post = at("resid_post", resid_mid + mlp_out)  # batch pos d_model
 
+        # Everything, in the order in which it was computed.
         return BlockTrace(
-            layer=layer,
-            resid_pre=resid_pre,
-            ln1_out=ln1_out,
-            q=q,
-            k=k,
-            v=v,
-            scores=scores,
-            pattern=pattern,
-            z=z,
-            attn_out=attn_out,
-            resid_mid=resid_mid,
-            ln2_out=ln2_out,
-            mlp_pre=mlp_pre,
-            mlp_post=mlp_post,
-            mlp_out=mlp_out,
-            resid_post=resid_post,
-        )
+            layer, resid_pre, ln1_out, q, k, v, scores, pattern, z, attn_out,
+            resid_mid, ln2_out, mlp_pre, mlp_post, mlp_out, resid_post,
+        )  # fmt: skip
 
     def final_norm(self, resid: Resid) -> Resid:
         """What the unembedding reads."""
-        return layer_norm(resid, self.ln_final, self.config.ln_eps)
+        return layer_norm(resid, self.ln_final, self.ln_final_eps)
 
     def unembed(self, resid: Resid) -> Logits:
         """The final norm and the unembedding: logits of the next token."""

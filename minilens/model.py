@@ -64,6 +64,10 @@ class Model(Protocol):
     @property
     def b_U(self) -> Float[Tensor, "d_vocab"] | None: ...
 
+    def __call__(self, tokens: Tokens) -> Logits:
+        """The whole forward pass: logits of the next token. Raises ValueError for tokens that it cannot read."""
+        ...
+
     def embed(self, tokens: Tokens) -> Resid:
         """The stream entering block 0. Raises ValueError for tokens that the model cannot read."""
         ...

@@ -57,6 +57,11 @@ def upcast(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def attention_scores(q: Heads, k: Heads) -> Grid:
+    """q @ k.mT: how much each query asks for each key, in float32 at least, which half precision could overflow."""
+    return upcast(q) @ upcast(k).mT
+
+
 def softmax(scores: Grid, dtype: torch.dtype) -> Grid:
     """exp(score) / sum of exp over the keys, in this dtype but taken in float32 at least."""
     return scores.softmax(-1, dtype=torch.promote_types(dtype, torch.float32)).to(dtype)

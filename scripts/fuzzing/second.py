@@ -66,8 +66,11 @@ def second_config(c: dict[str, Any]) -> Any:
         d_mlp=c.get("n_inner") or 4 * c["n_embd"],
         ln_eps=float(c.get("layer_norm_epsilon", 1e-5)),
         activation=ops.ACTIVATIONS[c.get("activation_function", "gelu_new")],
-        scale_by_d_head=c.get("scale_attn_weights", True),
-        scale_by_layer=c.get("scale_attn_by_inverse_layer_idx", False),
+        score_scale=tuple(
+            ((c["n_head"] / c["n_embd"]) ** 0.5 if c.get("scale_attn_weights", True) else 1.0)
+            / (layer + 1 if c.get("scale_attn_by_inverse_layer_idx", False) else 1)
+            for layer in range(c["n_layer"])
+        ),
     )
 
 

@@ -106,9 +106,7 @@ def test_what_is_returned_is_what_was_assigned_last(family: str) -> None:
     """Which is why a value may stand at its name's last assignment."""
     end = block_of(family)[1].body[-1]
     assert isinstance(end, ast.Return) and isinstance(end.value, ast.Call)
-    assert {keyword.arg: ast.unparse(keyword.value) for keyword in end.value.keywords} == {
-        name: name for name in ("layer", *NAMES)
-    }
+    assert [ast.unparse(value) for value in end.value.args] == ["layer", *NAMES]
 
 
 class Odd:

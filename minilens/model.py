@@ -59,6 +59,9 @@ class Model(Protocol):
     def ln_final_eps(self) -> float: ...
 
     @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]: ...
+
+    @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]: ...
 
     @property

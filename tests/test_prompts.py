@@ -49,20 +49,22 @@ from minilens.corpus.sweep import Findings, Sweep
 from minilens.instruments.patching import Patching, log_probability, patching
 from minilens.study.experiments import Study, study
 from minilens.views import (
-    corpus,
     corpus_curves,
     corpus_page,
-    curves,
-    export,
-    figure,
+    corpus_record,
+    corpus_terminal,
+    lens_figure,
+    lens_page,
+    lens_terminal,
     notebook,
-    page,
-    patches,
-    patches_figure,
-    report,
-    terminal,
+    patching_figure,
+    plots,
+    records,
+    study_curves,
+    study_report,
     walk,
 )
+from minilens.views import patching as patching_views
 from minilens.views import verify as verify_views
 from minilens.views.tokens import as_unicode, printable, text_label, token_label
 
@@ -249,7 +251,7 @@ def same_figure(drawn: Figure, tmp_path: Path) -> None:
     path = tmp_path / "figure.svg"
     for fonttype in ("none", "path"):  # "path" has the texts as comments
         with matplotlib.rc_context({"svg.fonttype": fonttype}):
-            figure.save_figure(path, drawn)
+            plots.save_figure(path, drawn)
         text = path.read_text(encoding="utf-8")
         assert_shown(text)
         names = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(text).iter()}
@@ -289,55 +291,69 @@ def same_lines(lines: list[list[Any]]) -> None:
 
 Shown = SimpleNamespace  # table, patched, walked, studied and a title
 VIEWS: dict[str, Callable[[Shown], Any]] = {
-    "terminal.lens_view": lambda it: terminal.lens_view(it.table, show=["prob", "kl", "tracked_rank"], width=WIDTH),
-    "page.lens_page": lambda it: page.lens_page(
+    "lens_terminal.lens_view": lambda it: lens_terminal.lens_view(
+        it.table, show=["prob", "kl", "tracked_rank"], width=WIDTH
+    ),
+    "lens_page.lens_page": lambda it: lens_page.lens_page(
         it.table, title=it.title, tokens=it.walked.tokens, patterns=[it.walked.block]
     ),
-    "page.notebook_html": lambda it: page.notebook_html(it.table),
+    "notebook.lens_html": lambda it: notebook.lens_html(it.table),
     "notebook.in_frame": lambda it: notebook.in_frame(printable(it.title), "<p></p>"),
-    "export.as_record": lambda it: export.as_record(it.table),
-    "export.as_lines": lambda it: list(export.as_lines(it.table)),
-    "export.patching_record": lambda it: export.patching_record(it.patched),
-    "export.token_record": lambda it: export.token_record(it.table.tokenizer, 0),
-    "corpus.corpus_record": lambda it: corpus.corpus_record(it.title, it.findings),
-    "corpus.corpus_lines": lambda it: list(corpus.corpus_lines(corpus.corpus_record(it.title, it.findings))),
+    "records.as_record": lambda it: records.as_record(it.table),
+    "records.as_lines": lambda it: list(records.as_lines(it.table)),
+    "records.patching_record": lambda it: records.patching_record(it.patched),
+    "records.token_record": lambda it: records.token_record(it.table.tokenizer, 0),
+    "corpus_record.corpus_record": lambda it: corpus_record.corpus_record(it.title, it.findings),
+    "corpus_record.corpus_lines": lambda it: list(
+        corpus_record.corpus_lines(corpus_record.corpus_record(it.title, it.findings))
+    ),
     "verify.verify_record": lambda it: verify_views.verify_record(named(it.verified, as_unicode(it.title))),
-    "patches.patching_view": lambda it: patches.patching_view(it.patched, title=it.title, width=WIDTH),
-    "patches.patching_page": lambda it: patches.patching_page(it.patched, title=it.title),
-    "patches.notebook_html": lambda it: patches.notebook_html(it.patched),
+    "patching.patching_view": lambda it: patching_views.patching_view(it.patched, title=it.title, width=WIDTH),
+    "patching.patching_page": lambda it: patching_views.patching_page(it.patched, title=it.title),
+    "notebook.patching_html": lambda it: notebook.patching_html(it.patched),
     "walk.walk_view": lambda it: walk.walk_view(
+        it.walked.model, it.walked.tokens, tokenizer=it.table.tokenizer, width=WIDTH
+    ),
+    "walk.block_view": lambda it: walk.block_view(
         it.walked.model, it.walked.tokens, it.walked.block, tokenizer=it.table.tokenizer, width=WIDTH
     ),
 }
 SLOW: dict[str, Callable[[Shown], Any]] = {
-    "figure.lens_figure": lambda it: figure.lens_figure(it.table, show=["prob", "tracked_rank"], title=it.title),
-    "patches_figure.patching_figure": lambda it: patches_figure.patching_figure(it.patched, title=it.title),
-    "corpus.corpus_tables": lambda it: Group(*corpus.corpus_tables(corpus.corpus_record(it.title, it.findings))),
-    "corpus_curves.overview": lambda it: corpus_curves.overview([corpus.corpus_record(it.title, it.findings)] * 2),
-    "corpus_curves.details": lambda it: corpus_curves.details(corpus.corpus_record(it.title, it.findings), "final"),
-    "corpus_page.corpus_page": lambda it: corpus_page.corpus_page([corpus.corpus_record(it.title, it.findings)]),
+    "lens_figure.lens_figure": lambda it: lens_figure.lens_figure(
+        it.table, show=["prob", "tracked_rank"], title=it.title
+    ),
+    "patching_figure.patching_figure": lambda it: patching_figure.patching_figure(it.patched, title=it.title),
+    "corpus_terminal.corpus_tables": lambda it: Group(
+        *corpus_terminal.corpus_tables(corpus_record.corpus_record(it.title, it.findings))
+    ),
+    "corpus_curves.overview": lambda it: corpus_curves.overview(
+        [corpus_record.corpus_record(it.title, it.findings)] * 2
+    ),
+    "corpus_curves.details": lambda it: corpus_curves.details(
+        corpus_record.corpus_record(it.title, it.findings), "final"
+    ),
+    "corpus_page.corpus_page": lambda it: corpus_page.corpus_page([corpus_record.corpus_record(it.title, it.findings)]),
     "verify.verify_view": lambda it: verify_views.verify_view(named(it.verified, it.title)),
-    "curves.study_figure": lambda it: curves.study_figure([(it.title, it.studied, "final")]),
-    "report.overview": lambda it: report.overview([it.studied]),
-    "report.study_report": lambda it: report.study_report([it.studied]),
-    "report.study_lines": lambda it: list(report.study_lines([it.studied])),
-    "report.verdict_tables": lambda it: Group(*report.verdict_tables([it.studied], width=WIDTH)),
+    "study_curves.study_figure": lambda it: study_curves.study_figure([(it.title, it.studied, "final")]),
+    "study_report.overview": lambda it: study_report.overview([it.studied]),
+    "study_report.study_report": lambda it: study_report.study_report([it.studied]),
+    "study_report.study_lines": lambda it: list(study_report.study_lines([it.studied])),
+    "study_report.verdict_tables": lambda it: Group(*study_report.verdict_tables([it.studied], width=WIDTH)),
 }
 # What the views are made of: it gives numbers, names of panels, or parts that only a view prints.
 PARTS_OF_VIEWS = """
-    figure.save_figure figure.cell_size figure.add_axes figure.label_axes figure.write_cells
-    figure.labels figure.drawable corpus.corpus_summary corpus.mean_and_error corpus.names corpus.nats
-    corpus_page.corpus_picture curves.scale_nats
-    curves.plain curves.depths report.as_image
-    panels.of_one_text panels.long_name panels.spread panels.stats_for panels.stat panels.panel
-    patches.cells patches.written patches.exact patches.columns patches.legend
-    terminal.in_panels tokens.visible tokens.token_label tokens.text_label tokens.as_unicode tokens.printable
-    walk.source_lines
+    corpus_page.corpus_picture corpus_record.mean_and_error corpus_terminal.corpus_summary corpus_terminal.names
+    corpus_terminal.nats grid.in_panels heatmap.add_axes heatmap.cell_size heatmap.label_axes
+    heatmap.write_cells lens_panels.long_name lens_panels.of_one_text lens_panels.panel lens_panels.spread
+    lens_panels.stat lens_panels.stats_for patching.cells patching.columns patching.exact patching.legend
+    patching.written plots.as_image plots.depths plots.drawable plots.labels plots.plain plots.save_figure
+    plots.scale_nats tokens.as_unicode tokens.printable tokens.text_label tokens.token_label tokens.visible
+    walk.source_lines walk.body_lines walk.check_place walk.fitting notebook.show_in_notebooks
 """.split()
 
 
 def test_every_view_is_among_them() -> None:
-    folder = Path(terminal.__file__).parent
+    folder = Path(lens_terminal.__file__).parent
     modules = {path.stem: import_module(f"minilens.views.{path.stem}") for path in folder.glob("[!_]*.py")}
     public = {
         f"{stem}.{name}"
@@ -408,7 +424,7 @@ def test_all_that_is_hostile_in_every_view(everything: Shown, name: str, tmp_pat
 def test_columns_stay_below_one_another(table: minilens.LensTable, pieces: list[bytes]) -> None:
     """All lines of a grid are as wide, counted in terminal cells, and no pile of marks has no width."""
     letters = Letters(dict(enumerate(pieces)))
-    text = printed(terminal.lens_view(replace(table, tokenizer=letters), width=WIDTH))
+    text = printed(lens_terminal.lens_view(replace(table, tokenizer=letters), width=WIDTH))
     grids = re.split(r"\n *\n", text)[:-1]
     assert grids
     for grid in grids:
@@ -491,7 +507,9 @@ def test_every_command_and_every_output_is_among_them() -> None:
 @pytest.fixture
 def same_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loaded once in each test: hundreds of prompts are read."""
-    monkeypatch.setattr("minilens.commands.load", cache(minilens.load))
+    load = cache(minilens.load)
+    for name in ("lens", "trace", "walk", "patching", "study"):
+        monkeypatch.setattr(f"minilens.command.{name}.load", load)
 
 
 def run_with(text: str, name: str, arguments: list[str], model: Path, folder: Path) -> None:

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilens.corpus import documents as corpus
+from minilens.corpus.batches import batches, windows
 from minilens.corpus.documents import SEPARATOR, TextFile
-from minilens.corpus.batches.batches import batches, windows
 
 DOCUMENTS = ["once upon\n\na time", "", "caf\u00e9 \u2603\r\nnext", "the end"]
 

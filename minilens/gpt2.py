@@ -12,7 +12,7 @@ and ctrl.py are told as departures from this file. What may surprise, by the nam
   the GPT-2s of Stanford, uses the second). They are taken in float32 at least. transformers does that for weights in
   half precision only where a checkpoint sets `reorder_and_upcast_attn`.
 - `mlp_post`: GELU is the tanh approximation (openai/gpt-2, `gelu`).
-- `W_U`: the unembedding is the embedding, without a bias (openai/gpt-2, `model`).
+- `b_U`: the unembedding is the embedding, without a bias (openai/gpt-2, `model`).
 """
 
 from collections.abc import Callable
@@ -150,7 +150,7 @@ class GPT2:
         # Attention reads the residual stream...
         resid_pre = at("resid_pre", resid)  # batch pos d_model
         ln1_out = layer_norm(resid_pre, w.ln1, cfg.ln_eps)  # batch pos d_model
-        q, k, v = linear(ln1_out, w.W_QKV, w.b_QKV).chunk(3, -1)  # batch pos d_model
+        q, k, v = linear(ln1_out, w.W_QKV, w.b_QKV).chunk(3, -1)
         q = at("q", split_heads(q, cfg.n_heads))  # batch head pos d_head
         k = at("k", split_heads(k, cfg.n_heads))  # batch head pos d_head
         v = at("v", split_heads(v, cfg.n_heads))  # batch head pos d_head

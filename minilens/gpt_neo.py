@@ -164,7 +164,7 @@ class GPTNeo:
         # Attention reads the residual stream...
         resid_pre = at("resid_pre", resid)  # batch pos d_model
         ln1_out = layer_norm(resid_pre, w.ln1, cfg.ln_eps)  # batch pos d_model
-        q, k, v = linear(ln1_out, w.W_Q), linear(ln1_out, w.W_K), linear(ln1_out, w.W_V)  # batch pos d_model
+        q, k, v = linear(ln1_out, w.W_Q), linear(ln1_out, w.W_K), linear(ln1_out, w.W_V)
         q = at("q", split_heads(q, cfg.n_heads))  # batch head pos d_head
         k = at("k", split_heads(k, cfg.n_heads))  # batch head pos d_head
         v = at("v", split_heads(v, cfg.n_heads))  # batch head pos d_head

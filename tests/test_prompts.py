@@ -348,7 +348,7 @@ PARTS_OF_VIEWS = """
     lens_panels.stat lens_panels.stats_for patching.cells patching.columns patching.exact patching.legend
     patching.written plots.as_image plots.depths plots.drawable plots.labels plots.plain plots.save_figure
     plots.scale_nats tokens.as_unicode tokens.printable tokens.text_label tokens.token_label tokens.visible
-    walk.source_lines walk.body_lines walk.check_place walk.fitting notebook.show_in_notebooks
+    walk.source_lines walk.body_lines diff.diff_view diff.departures walk.check_place walk.fitting notebook.show_in_notebooks
 """.split()
 
 
@@ -490,7 +490,7 @@ FIGURES = {
     "patching": [[f"--{kind}", f"OUT.{kind}", "--right=TEXT", "--", "TEXT", "a"] for kind in FIGURES],
     "study": [["--word=TEXT", "--out", "OUT"]],
 }
-NO_TEXT = {"geometry", "models", "verify"}  # they show the vocabulary and names
+NO_TEXT = {"diff", "geometry", "models", "verify"}  # they show the vocabulary, names, or the source
 FILES = {"corpus"}  # it reads whole files
 
 

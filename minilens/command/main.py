@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..checkpoint.settings import CheckpointError
-from . import corpus, geometry, lens, models, patching, study, trace, verify, walk
+from . import corpus, diff, geometry, lens, models, patching, study, trace, verify, walk
 from .outputs import say
 
-COMMANDS = (lens, trace, walk, patching, study, corpus, geometry, verify, models)
+COMMANDS = (lens, trace, walk, diff, patching, study, corpus, geometry, verify, models)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -184,21 +184,21 @@ def source_lines(method: Callable[..., BlockTrace]) -> Iterator[Line]:
     returned = first + function.body[-1].lineno
     for line in body_lines(method):
         if line.number < returned:
-            source, _, comment = line.source.partition("  # ")
-            is_shape = set(comment.split()) <= WORDS
-            gives = [name for name in AXES if last.get(name) == line.number]
-            yield Line(line.number, source if is_shape else line.source, gives)
+            yield line._replace(gives=[name for name in AXES if last.get(name) == line.number])
     yield Line(returned, ast.unparse(function.body[-1]).partition("(")[0] + "(...)", [])
 
 
 def body_lines(method: Callable[..., Any]) -> Iterator[Line]:
-    """The lines of a method below its docstring, comments too, but no blank ones."""
+    """The lines of a method below its docstring, without blank ones, and without comments that tell a shape."""
     lines, first = inspect.getsourcelines(method)
     lines = dedent("".join(lines)).splitlines()
     function = ast.parse("\n".join(lines)).body[0]
     assert isinstance(function, ast.FunctionDef)
     for number in range((function.body[0].end_lineno or 0) + 1, len(lines) + 1):
-        if source := lines[number - 1].removeprefix("    ").rstrip():
+        source, _, comment = lines[number - 1].removeprefix("    ").rstrip().partition("  # ")
+        if comment and not set(comment.split()) <= WORDS:
+            source += f"  # {comment}"
+        if source:
             yield Line(first + number - 1, source, [])
 
 

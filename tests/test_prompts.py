@@ -343,12 +343,13 @@ SLOW: dict[str, Callable[[Shown], Any]] = {
 # What the views are made of: it gives numbers, names of panels, or parts that only a view prints.
 PARTS_OF_VIEWS = """
     corpus_page.corpus_picture corpus_record.mean_and_error corpus_terminal.corpus_summary corpus_terminal.names
-    corpus_terminal.nats grid.in_panels heatmap.add_axes heatmap.cell_size heatmap.label_axes
-    heatmap.write_cells lens_panels.long_name lens_panels.of_one_text lens_panels.panel lens_panels.spread
-    lens_panels.stat lens_panels.stats_for patching.cells patching.columns patching.exact patching.legend
-    patching.written plots.as_image plots.depths plots.drawable plots.labels plots.plain plots.save_figure
-    plots.scale_nats tokens.as_unicode tokens.printable tokens.text_label tokens.token_label tokens.visible
-    walk.source_lines walk.body_lines diff.diff_view diff.departures walk.check_place walk.fitting notebook.show_in_notebooks
+    corpus_terminal.nats diff.departures diff.diff_view grid.in_panels heatmap.add_axes heatmap.cell_size
+    heatmap.label_axes heatmap.write_cells lens_panels.long_name lens_panels.of_one_text lens_panels.panel
+    lens_panels.spread lens_panels.stat lens_panels.stats_for notebook.show_in_notebooks patching.cells
+    patching.columns patching.exact patching.legend patching.written plots.as_image plots.depths plots.drawable
+    plots.labels plots.plain plots.save_figure plots.scale_nats tokens.as_unicode tokens.printable
+    tokens.text_label tokens.token_label tokens.visible walk.body_lines walk.check_place walk.fitting
+    walk.source_lines
 """.split()
 
 

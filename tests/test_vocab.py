@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minilens import vocab
-from minilens.vocab import KL, survey
+from minilens.vocab import KL, Standing, first_alike, survey
 
 EVERY = frozenset({"entropy", "js", *KL})
 
@@ -105,21 +105,41 @@ def test_ties_share_the_better_rank(n_rows: int, d_vocab: int, highest: int, see
         assert torch.equal(rank, ranks(logits, tokens))
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("d_model", [64, 256, 768])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_equal_embeddings_tie_whatever_the_rounding(d_model: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_equal_embeddings_tie_whatever_the_rounding(d_model: int, dtype: torch.dtype, bias: bool) -> None:
     """Each token has a twin elsewhere in the vocabulary, in another tile and in another group."""
-    x, half, _ = vectors(6, 50, d_model, 1500, 0.3, 0, dtype)
-    W_U = torch.cat([half, half], 1)
+    x, half, half_bias = vectors(6, 50, d_model, 1500, 0.3, 0, dtype)
+    x, W_U, b_U = x.to(torch.promote_types(dtype, torch.float32)), torch.cat([half, half], 1), half_bias.repeat(2)
     asked = torch.randint(0, 3000, (2, 50), generator=torch.Generator().manual_seed(0))
-    found = survey(x, W_U, None, asked, k=4, stats=frozenset())
-    again = survey(x, W_U, None, torch.cat([found.top.tokens[-1, :, :1].mT, asked]) % 3000, k=4, stats=frozenset())
-    assert torch.equal(again.standing.rank[1], found.standing.rank[0])
-    twins = survey(
-        x, W_U, None, (torch.cat([found.top.tokens[-1, :, :1].mT, asked]) + 1500) % 3000, k=4, stats=frozenset()
-    )
-    assert torch.equal(twins.standing.rank[1:], found.standing.rank)
-    assert (found.standing.rank % 2 == 1).all()  # the tokens above come in pairs
+
+    def standing(tokens: Tensor) -> Standing:
+        return survey(x, W_U, b_U if bias else None, tokens % 3000, k=4, stats=frozenset()).standing
+
+    best = survey(x, W_U, b_U if bias else None, asked, k=4, stats=frozenset()).top.tokens[-1, :, :1].mT
+    found, again, twins = (standing(torch.cat([best, asked]) + shift) for shift in (0, 3000, 1500))
+    for one, other in zip(found, again, strict=True):  # asked for once more, and alone or in the company of others
+        assert torch.equal(one[0], one[1]) and torch.equal(one, other)
+    assert torch.equal(standing(asked[1:]).logit[1], found.logit[3])
+    for one, twin in zip(found, twins, strict=True):
+        assert torch.equal(one, twin)
+    assert (found.rank % 2 == 1).all()  # the tokens above come in pairs
+    assert (found.rank[0, -1] == 1).all()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_tokens_alike_are_found_and_no_others(bias: bool) -> None:
+    """Among many whose first numbers are the same; -0.0 is equal to 0.0, and NaN to nothing."""
+    W_U = torch.randint(-1, 1, (12, 300), generator=torch.Generator().manual_seed(0)).float()
+    W_U[:9] = 1
+    W_U[11] *= -0.0
+    W_U[10, 7] = torch.nan
+    b_U = torch.arange(300) // 2 % 3 if bias else torch.zeros(300)
+    first = first_alike(W_U, b_U.float() if bias else None).tolist()
+    for token in range(300):
+        alike = W_U.eq(W_U[:, token, None]).all(0) & b_U.eq(b_U[token])
+        assert first[token] == (token if token == 7 else int(alike.nonzero()[0]))
 
 
 @pytest.mark.parametrize("scale", [0.01, 0.3, 3.0])

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from bounds import near
 from conftest import FAMILIES, Tiny
 from jaxtyping import TypeCheckError
+from rounding import near
 
 import minilens
 from minilens.traces import HEAD_SITES, RESID_SITES, SITES, BlockTrace

@@ -11,9 +11,13 @@ The rank of the last row's best token in the other rows can be counted only when
 runs ahead of the others by some positions: of it alone logits are whole, for those positions, and no product is taken
 twice. Information is in nats. Logits are taken in float32 at least, and the sums over tiles in float64.
 
+A product of matrices rounds a logit in its own way wherever it stands, and in another way on another processor. So what
+must be equal is made equal and not computed twice: of tokens with one embedding and one bias, the logit of the first
+serves all. Then they tie on every machine, and the last row's best token is first in it.
+
 In float32, against float64 on the same vectors, entropies, divergences and log-probabilities are within 2e-6 of
-1 + the largest logit, and 1e-5 of their size; in float64 within 1e-11 and 1e-9. Ranks are exact but where logits differ
-by no more than rounding. The tests hold these bounds.
+1 + the largest logit, and 1e-5 of their size; in float64 within 1e-11 and 1e-9. Ranks are exact but where logits of
+other tokens differ by no more than rounding. The tests hold these bounds.
 """
 
 from collections.abc import Sequence
@@ -35,6 +39,7 @@ WIDTH = 576  # tokens in a tile
 TILE = {"cpu": 600_000}  # logits in a tile, of all rows and some positions: 2.4 MB in float32, which the caches hold
 TILE_ELSEWHERE = 2**26
 WHOLE = 2**23  # whole logits of the last row, in each of two buffers
+SAMPLE = 4  # numbers of an embedding that are looked at to find others like it
 GROUP = 64  # neighbours in the vocabulary of which the pass keeps only the best, to find the top k afterwards
 
 ALL, FIRST, LAST = slice(None), slice(0, 1), slice(-1, None)
@@ -63,7 +68,8 @@ class Standing(NamedTuple):
     """How one token per position stands among all tokens.
 
     The rank is 1 + the number of tokens with a strictly higher logit: 1 is best, and tokens that tie share the better
-    rank.
+    rank. Tokens with the same embedding and bias tie, whatever the processor. Of the last row's best token the rank
+    there is 1.
     """
 
     logit: PerPos
@@ -112,10 +118,11 @@ def survey(
     for buffer in (whole, ahead):
         buffer[:, d_vocab:] = torch.finfo(x.dtype).min  # past the vocabulary, all is too low to count
     _logits(x[-1, :n], W_U, b_U, ALL, out=whole[:, :d_vocab])
+    first = first_alike(W_U, b_U)
     chunks = []
     for p in range(0, n_pos, n):
         here, after = slice(p, p + n), slice(p + n, p + 2 * n)
-        chunks.append(_survey(x[:, here], whole, x[-1, after], ahead, W_U, b_U, asked[:, here], k, stats))
+        chunks.append(_survey(x[:, here], whole, x[-1, after], ahead, W_U, b_U, first, asked[:, here], k, stats))
         whole, ahead = ahead, whole
 
     lse = torch.cat([chunk.lse for chunk in chunks], 1)
@@ -150,6 +157,7 @@ def _survey(
     ahead: Float[Tensor, "n padded"],
     W_U: Unembedding,
     b_U: Bias | None,
+    first: Int[Tensor, "d_vocab"],
     asked: Ids,
     k: int,
     stats: frozenset[str],
@@ -157,16 +165,18 @@ def _survey(
     """The survey of some positions, given the last row's logits there; `ahead` is filled with those further on."""
     n_rows, n_pos, _ = x.shape
     whole, ahead = whole[:n_pos], ahead[: len(x_ahead)]
+    later = (first != torch.arange(len(first), device=x.device)).nonzero()[:, 0]
+    whole[:, later] = whole[:, first[later]]
     best = _top_of_whole(whole, k)
-    asked = torch.cat([best[1].mT[:1], asked])
-    queries = torch.cat([x[:-1].flatten(0, 1), x_ahead])
-    own = _own_logits(queries, n_rows - 1, W_U, b_U, asked)
-    own = torch.cat([own, whole.gather(1, asked.mT).mT[:, None]], 1)
-    token, order = asked.flatten().sort()
-    at, value = order % n_pos, own.movedim(1, 0).flatten(1)[:, order]
+    # Each token at each position is taken once, so that it has one logit whoever asks for it.
+    asked = first[torch.cat([best[1].mT[:1], asked])] * n_pos + torch.arange(n_pos, device=x.device)
+    once, place = torch.unique(asked, return_inverse=True)
+    token, at = once // n_pos, once % n_pos
+    value = torch.cat([_own_logits(x[:-1, at], W_U, b_U, token), whole[at, token][None]])
+    own = value[:, place].movedim(0, 1)
 
+    queries = torch.cat([x[:-1].flatten(0, 1), x_ahead])
     n_tiles = whole.shape[1] // WIDTH
-    cuts = torch.searchsorted(token, WIDTH * torch.arange(n_tiles + 1, device=x.device)).tolist()
     groups = x.new_empty(n_tiles, n_rows, n_pos, WIDTH // GROUP)
     high, Z, ED = x.new_empty(3, n_tiles, n_rows, n_pos)
     better, logits_asked = torch.zeros_like(own), own[..., None]
@@ -181,10 +191,9 @@ def _survey(
         _logits(queries, W_U, b_U, tokens, out=logits[:, : W_U.shape[1] - tokens.start])
         ahead[:, tokens] = logits[last]
         D[-1] = whole[:, tokens]
-        # Should another product have rounded the logits asked for in another way, no token is above itself even so.
-        if cuts[tile] < cuts[tile + 1]:
-            here = slice(cuts[tile], cuts[tile + 1])
-            D[:, at[here], token[here] - tokens.start] = value[:, here]
+        # The logits asked for stand where their tokens do, and those like them: none is above itself by rounding.
+        column, which = (first[tokens, None] == token).nonzero(as_tuple=True)
+        D[:, at[which], column] = value[:, which]
         for count, logit in zip(better, logits_asked, strict=True):
             count += torch.gt(D, logit, out=E).sum(-1)
 
@@ -222,20 +231,33 @@ def _logits(x: Queries, W_U: Unembedding, b_U: Bias | None, tokens: slice, out: 
 
 
 def _own_logits(
-    queries: Queries, n_rows: int, W_U: Unembedding, b_U: Bias | None, asked: Int[Tensor, "token pos"]
-) -> Float[Tensor, "token row pos"]:
-    """The logits of the tokens asked for at each position, in the rows that come first in `queries`.
+    x: Float[Tensor, "row query d_model"], W_U: Unembedding, b_U: Bias | None, token: Int[Tensor, "query"]
+) -> Float[Tensor, "row query"]:
+    """The logit of one token for each query."""
+    logits = torch.einsum("rqd,qd->rq", x, W_U.mT[token].to(x.dtype))
+    return logits if b_U is None else logits + b_U[token].to(x.dtype)
 
-    They are taken as one more tile would be: a product of the same shape rounds alike, but for some wide models, so
-    that tokens that tie in a tile tie with these.
-    """
-    n_tokens, n_pos = asked.shape
-    products = [
-        _logits(queries, W_U.mT[ids].mT, None if b_U is None else b_U[ids], ALL)[: n_rows * n_pos]
-        for ids in torch.split(torch.nn.functional.pad(asked.flatten(), (0, -asked.numel() % WIDTH)), WIDTH)
-    ]
-    every = torch.cat(products, 1)[:, : asked.numel()].view(n_rows, n_pos, n_tokens, n_pos)
-    return every.diagonal(dim1=1, dim2=3).movedim(1, 0)
+
+def first_alike(W_U: Unembedding, b_U: Bias | None) -> Int[Tensor, "d_vocab"]:
+    """For each token the first one that has the same embedding and the same bias: as a rule the token itself."""
+
+    def bits(numbers: Tensor) -> Tensor:
+        """Whole numbers, the same for the same numbers; with their sum, -0.0 is 0.0."""
+        return (numbers.cpu().double() + 0.0).view(torch.int64)
+
+    d_model, d_vocab = W_U.shape
+    first = torch.arange(d_vocab, device="cpu")
+    key = torch.zeros_like(first)
+    for numbers in W_U[:: -(-d_model // SAMPLE)]:
+        key = key * 0x5851F42D4C957F2D + bits(numbers)  # Knuth's multiplier: what differs seldom has the same key
+    key, order = key.sort()
+    is_again = torch.nn.functional.pad(key[1:] == key[:-1], (1, 1))
+    if len(maybe := order[is_again[1:] | is_again[:-1]]):
+        there = maybe.to(W_U.device)
+        numbers = W_U[:, there] if b_U is None else torch.cat([W_U[:, there], b_U[None, there]])
+        _, group = torch.unique(bits(numbers), dim=1, return_inverse=True)
+        first[maybe] = torch.full_like(maybe, d_vocab).scatter_reduce(0, group, maybe, "amin")[group]
+    return first.to(W_U.device)
 
 
 class _Gap:

@@ -283,7 +283,7 @@ def first_red(mistake: Mistake | None, tests: Iterable[str]) -> str | None:
     """The first of the tests that fails with this mistake planted, or None where all pass."""
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name)
-        for part in ("minilens", "tests"):
+        for part in ("minilens", "tests", "scripts"):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", copy)
         (copy / "weights").symlink_to(ROOT / "weights")

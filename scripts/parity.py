@@ -9,7 +9,7 @@ MODEL is whatever minilens.load takes. transformers reads the same files, with e
 pattern, and until 2026 they left out two of GPT-2's settings (its pull request 44397). Its values are heard by hooks on
 its modules.
 
-OK       the largest difference is within the tolerance; "equal" counts those where no number differs at all
+OK       the largest difference is within the tolerance
 DIFF     it is not, or a number is not finite
 SHAPE    the shapes differ
 MISSING  no module gives such a value: the scores are made and used within one function of transformers
@@ -18,8 +18,12 @@ The tolerance is relative to the largest number of the value, or absolute where 
 hold numbers in the thousands, and there float32 has steps of 2e-4.
 
 float32  1e-5, a hundred roundings: room for a sum in another order, not for another formula
-float64  1e-10: CTRL needs no more, since both libraries have its positions as float32 numbers; nor does GPT-Neo, whose
-         scores are float32 numbers in either dtype, while both make them of the same queries and keys
+float64  1e-10: CTRL needs no more, since both libraries have its positions as float32 numbers. The scores of GPT-Neo
+         are float32 numbers in either dtype, which would hide all else: here both libraries leave them in float64
+
+Beneath stands what was seen on this machine and may be otherwise on the next: "equal" counts the values in which no
+number differs, and "largest" is the largest difference. Both libraries take the same products, but their operands may
+be laid out or aligned in another way, and each processor rounds those in its own.
 
 By default the tokens are two texts of random ones, longer than GPT-Neo's window where the context is. The exit status
 is 1 where anything is DIFF or SHAPE, 2 for what the user can mend, else 0.
@@ -29,6 +33,8 @@ import argparse
 import json
 import math
 import os
+import platform
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +44,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import minilens
 from minilens.checkpoint.hub import bundled
@@ -48,6 +55,7 @@ from minilens.ops import merge_heads
 TOLERANCES = {"float32": 1e-5, "float64": 1e-10}
 SEED = 2021
 N_TOKENS = 128  # by default, besides GPT-Neo's window
+CHOOSING = ("MKL_", "ONEDNN_", "OPENBLAS_", "ATEN_CPU_")  # variables with which a user has libraries take another path
 BAD = ("DIFF", "SHAPE")
 STATUSES = ("OK", "MISSING", *BAD)  # the worst last
 FIELDS = tuple(field.name for field in fields(minilens.BlockTrace))[1:]  # all but its layer
@@ -177,6 +185,14 @@ def load_reference(name: str, revision: str | None, dtype: torch.dtype) -> Any:
         raise ValueError(f"transformers cannot load {name}: {error}") from error
 
 
+class Float64Stays(TorchFunctionMode):
+    """What is in float64 is not taken to float32, whatever the code between says."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        narrows = func is Tensor.float or (func is Tensor.to and args[1:] == (torch.float32,))
+        return args[0] if narrows and args[0].dtype == torch.float64 else func(*args, **(kwargs or {}))
+
+
 @torch.no_grad()
 def reference_values(reference: Any, family: str, tokens: Tensor) -> dict[Key, Tensor]:
     """All that the hooks hear in one forward pass; a module that is not there, or not run, gives nothing."""
@@ -197,7 +213,7 @@ def reference_values(reference: Any, family: str, tokens: Tensor) -> dict[Key, T
     listen(reference, AROUND_BLOCKS[family], None)
     for layer, block in enumerate(reference.transformer.h):
         listen(block, IN_BLOCKS[family], layer)
-    reference(tokens)
+    reference(tokens, use_cache=False)  # a cache would lay out the keys in another way
     return heard
 
 
@@ -230,8 +246,10 @@ def report(name: str, dtype: str, args: argparse.Namespace) -> Report:
     model, tokenizer = minilens.load(name, revision=args.revision, dtype=getattr(torch, dtype))
     tokens = prompt(name, model, tokenizer, args)
     model.embed(tokens)  # refuses what it cannot read, before transformers does in its own way
-    theirs = reference_values(load_reference(name, args.revision, getattr(torch, dtype)), model.family, tokens)
-    rows = [compare(key, ours, theirs.pop(key, None), TOLERANCES[dtype]) for key, ours in own_values(model, tokens)]
+    reference = load_reference(name, args.revision, getattr(torch, dtype))
+    with Float64Stays():
+        theirs = reference_values(reference, model.family, tokens)
+        rows = [compare(key, ours, theirs.pop(key, None), TOLERANCES[dtype]) for key, ours in own_values(model, tokens)]
     return Report(name, dtype, tuple(tokens.shape), rows)
 
 
@@ -284,16 +302,37 @@ def digits(number: float) -> str:
 
 
 def summary_table(found: list[Report]) -> None:
-    """The counts of each model and dtype, and the largest difference as a power of ten, which is the same anywhere."""
-    lines = []
+    """What holds on any machine: the counts of each model and dtype. Then what was seen on this one."""
+    lines, seen = [], []
     for each in found:
-        largest = max((row.largest for row in each.rows if not math.isnan(row.largest)), default=0)
-        bound = f"< 1e{math.floor(math.log10(largest)) + 1:+03d}" if 0 < largest < math.inf else f"{largest:.0f}"
-        equal = sum(row.equal for row in each.rows)
-        counts = [len(each.rows), equal, *(each.count(status) for status in ("OK", *BAD))]
+        counts = map(str, (len(each.rows), *(each.count(status) for status in ("OK", *BAD))))
         missing = ", ".join(dict.fromkeys(row.name for row in each.rows if row.status == "MISSING"))
-        lines.append([each.model, each.dtype, *map(str, counts), bound, f"{each.count('MISSING')} {missing}"])
-    table([["model", "dtype", "values", "equal", "OK", *BAD, "largest", "MISSING"], *lines])
+        tolerance = f"{TOLERANCES[each.dtype]:.0e}"
+        lines.append([each.model, each.dtype, *counts, tolerance, f"{each.count('MISSING')} {missing}"])
+        largest = max((row.largest for row in each.rows if not math.isnan(row.largest)), default=math.nan)
+        equal = sum(row.equal for row in each.rows)
+        seen.append([each.model, each.dtype, str(equal), digits(largest)])
+    table([["model", "dtype", "values", "OK", *BAD, "within", "MISSING"], *lines])
+    print(f"\nseen on {machine()}")
+    table([["model", "dtype", "equal", "largest"], *seen])
+
+
+def machine() -> str:
+    """What decides how products and sums are rounded: the processor, and the libraries that compute."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            named = [line.partition(":")[2].strip() for line in file if line.startswith(("model name", "CPU part"))]
+    except OSError:
+        named = []
+    processor = named[0] if named else platform.processor() or platform.machine()
+    built = torch.__config__.show()
+    blas = re.findall(r"Math Kernel Library Version \S+|BLAS_INFO=\w+", built)
+    threads = f"{torch.get_num_threads()} thread" + "s" * (torch.get_num_threads() > 1)
+    capability = torch.backends.cpu.get_cpu_capability()
+    chosen = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(CHOOSING)]
+    return "; ".join(
+        [f"{processor}, {capability}, {threads}", f"torch {torch.__version__}, {', '.join(blas)}", *chosen]
+    )
 
 
 def as_record(found: Report) -> dict[str, Any]:

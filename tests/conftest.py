@@ -5,7 +5,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the Hub's client: no test touches a network
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,9 +14,11 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 import transformers
+from rounding import OtherRounding
 from transformers import CTRLConfig, CTRLLMHeadModel, GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM
 
-torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for one another
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for one another
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
@@ -59,6 +62,14 @@ def make_reference(family: str, **overrides: Any) -> transformers.PreTrainedMode
         for parameter in model.parameters():
             parameter.normal_(0, 0.3, generator=generator)
     return model.double()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """OTHER_ROUNDING=1, or another seed, has products of matrices rounded as on another processor."""
+    seed = os.environ.get("OTHER_ROUNDING")
+    with OtherRounding(int(seed)) if seed else nullcontext():
+        return (yield)
 
 
 Tiny = Callable[..., tuple[transformers.PreTrainedModel, Path]]

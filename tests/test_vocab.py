@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minilens import vocab
-from minilens.vocab import KL, survey
+from minilens.vocab import KL, Standing, first_alike, survey
 
 EVERY = frozenset({"entropy", "js", *KL})
 
@@ -105,34 +105,56 @@ def test_ties_share_the_better_rank(n_rows: int, d_vocab: int, highest: int, see
         assert torch.equal(rank, ranks(logits, tokens))
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("d_model", [64, 256, 768])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_equal_embeddings_tie_whatever_the_rounding(d_model: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_equal_embeddings_tie_whatever_the_rounding(d_model: int, dtype: torch.dtype, bias: bool) -> None:
     """Each token has a twin elsewhere in the vocabulary, in another tile and in another group."""
-    x, half, _ = vectors(6, 50, d_model, 1500, 0.3, 0, dtype)
-    W_U = torch.cat([half, half], 1)
+    x, half, half_bias = vectors(6, 50, d_model, 1500, 0.3, 0, dtype)
+    x, W_U, b_U = x.to(torch.promote_types(dtype, torch.float32)), torch.cat([half, half], 1), half_bias.repeat(2)
     asked = torch.randint(0, 3000, (2, 50), generator=torch.Generator().manual_seed(0))
-    found = survey(x, W_U, None, asked, k=4, stats=frozenset())
-    again = survey(x, W_U, None, torch.cat([found.top.tokens[-1, :, :1].mT, asked]) % 3000, k=4, stats=frozenset())
-    assert torch.equal(again.standing.rank[1], found.standing.rank[0])
-    twins = survey(
-        x, W_U, None, (torch.cat([found.top.tokens[-1, :, :1].mT, asked]) + 1500) % 3000, k=4, stats=frozenset()
-    )
-    assert torch.equal(twins.standing.rank[1:], found.standing.rank)
-    assert (found.standing.rank % 2 == 1).all()  # the tokens above come in pairs
+
+    def standing(tokens: Tensor) -> Standing:
+        return survey(x, W_U, b_U if bias else None, tokens % 3000, k=4, stats=frozenset()).standing
+
+    best = survey(x, W_U, b_U if bias else None, asked, k=4, stats=frozenset()).top.tokens[-1, :, :1].mT
+    found, again, twins = (standing(torch.cat([best, asked]) + shift) for shift in (0, 3000, 1500))
+    for one, other, twin in zip(found, again, twins, strict=True):
+        assert torch.equal(one[0], one[1])  # asked for once more
+        assert torch.equal(one, other) and torch.equal(one, twin)
+    assert (found.rank % 2 == 1).all()  # the tokens above come in pairs
+    assert (found.rank[0, -1] == 1).all()
 
 
-@pytest.mark.parametrize("scale", [0.01, 0.3, 3.0])
-def test_float32_is_as_near_as_promised(scale: float) -> None:
-    """The bounds that vocab.py states, where logits reach 90 and divergences run from 1e-6 to 100 nats."""
-    x, W_U, b_U = vectors(8, 40, 64, 3000, scale, 0, torch.float32)
+@pytest.mark.parametrize("bias", [False, True])
+def test_tokens_alike_are_found_and_no_others(bias: bool) -> None:
+    """Among many whose first numbers are the same; -0.0 is equal to 0.0, and NaN to nothing."""
+    W_U = torch.randint(-1, 1, (12, 300), generator=torch.Generator().manual_seed(0)).float()
+    W_U[:9] = 1
+    W_U[11] *= -0.0
+    W_U[10, 7] = torch.nan
+    b_U = torch.arange(300) // 2 % 3 if bias else torch.zeros(300)
+    first = first_alike(W_U, b_U.float() if bias else None).tolist()
+    for token in range(300):
+        alike = W_U.eq(W_U[:, token, None]).all(0) & b_U.eq(b_U[token])
+        assert first[token] == (token if token == 7 else int(alike.nonzero()[0]))
+
+
+def check_float32(x: Tensor, W_U: Tensor, b_U: Tensor) -> None:
+    """The bounds that vocab.py states, against float64 on the same vectors and weights."""
     logits = x.double() @ W_U.double() + b_U.double()
-    found = survey(x, W_U, b_U, torch.zeros(0, 40, dtype=torch.long), k=5, stats=EVERY)
+    found = survey(x, W_U, b_U, torch.zeros(0, x.shape[1], dtype=torch.long), k=5, stats=EVERY)
     for name, expected in plainly(logits).items():
         error = (found.stats[name] - expected)[1:].abs()
         assert (error <= 2e-6 * (1 + logits.abs().max()) + 1e-5 * expected[1:]).all(), name
     logprob = logits.log_softmax(-1).gather(-1, found.top.tokens)
     assert (found.top.logprob - logprob).abs().max() < 2e-6 * (1 + logits.abs().max())
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.3, 3.0])
+def test_float32_is_as_near_as_promised(scale: float) -> None:
+    """Where logits reach 90 and divergences run from 1e-6 to 100 nats."""
+    check_float32(*vectors(8, 40, 64, 3000, scale, 0, torch.float32))
 
 
 def test_large_and_small_divergences() -> None:
@@ -160,10 +182,7 @@ def test_a_divergence_is_never_negative_and_none_from_itself() -> None:
 
 def test_weights_in_half_precision_are_read_in_float32() -> None:
     x, W_U, b_U = vectors(3, 5, 16, 700, 0.3, 0, torch.float32)
-    half = survey(x, W_U.bfloat16(), b_U.bfloat16(), torch.zeros(0, 5).long(), k=3, stats=EVERY)
-    whole = survey(x, W_U.bfloat16().float(), b_U.bfloat16().float(), torch.zeros(0, 5).long(), k=3, stats=EVERY)
-    assert torch.equal(half.top.tokens, whole.top.tokens)
-    assert torch.equal(half.stats["kl_final"], whole.stats["kl_final"])
+    check_float32(x, W_U.bfloat16(), b_U.bfloat16())
 
 
 def test_no_row_of_logits_is_whole() -> None:

@@ -78,7 +78,6 @@ def test_transformers_gives_the_same_logits(
             expected = reference(tokens).logits
         logits = minilens.trace(model, tokens).logits
         assert (logits - expected).abs().max() < 1e-4
-        assert torch.equal(logits.argmax(-1), expected.argmax(-1))
         lengths.append(tokens.shape[1])
     assert len(lengths) == 20
     assert sum(length > WINDOW for length in lengths) >= 15

@@ -2,14 +2,17 @@
 
 `at` says where and takes any function; those after it are ready-made. All but `then` can be limited to some positions
 and, where a value is split into heads, to some heads.
+
+Texts side by side in a batch are padded on the right. An edit does not see where a text ends unless it is told with
+`lengths`, as `tokenizer.encode` gives them for a list of texts.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import index
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .model import Model
@@ -18,17 +21,28 @@ from .traces import HEAD_SITES, RESID_SITES, SITES, BlockTrace, Edit, Site, kept
 Places = int | Iterable[int] | None
 """One of them, several, or all; negative ones are counted from the end."""
 
+Lengths = Int[Tensor, "batch"] | Sequence[int] | None
+"""How many tokens each text of a padded batch has; None where nothing is padded."""
+
 
 def at(
-    layer: int, site: str, fn: Callable[[Tensor], Tensor], *, positions: Places = None, heads: Places = None
+    layer: int,
+    site: str,
+    fn: Callable[[Tensor], Tensor],
+    *,
+    positions: Places = None,
+    heads: Places = None,
+    lengths: Lengths = None,
 ) -> Edit:
     """The edit that replaces the value at one site of one layer by fn(value), a new tensor of the same shape.
 
     positions, heads: what fn gets and gives back, as [batch (head) pos ...]; all else stays as it is. The positions of
-    `pattern` are its queries. Raises ValueError for a site that cannot be edited or has no heads, and for a negative
-    layer; what the model or the text does not have is refused when it runs.
+    `pattern` are its queries. lengths: of the texts that are edited; a position is then one of each text, and -1 the
+    last of each. Without positions the padding is edited, too, which no text sees. Raises ValueError for a site that
+    cannot be edited or has no heads, and for a negative layer; what the model or a text does not have is refused when
+    it runs.
     """
-    return _At(_site(layer, site), fn, _Part(site, positions, heads))
+    return _At(_site(layer, site), fn, _Part(site, positions, heads, lengths))
 
 
 def then(*edits: Edit) -> Edit:
@@ -36,35 +50,57 @@ def then(*edits: Edit) -> Edit:
     return _Then(edits)
 
 
-def zero(layer: int, site: str, *, positions: Places = None, heads: Places = None) -> Edit:
-    """Nothing in its place: zero ablation. Raises ValueError as `at` does."""
-    return at(layer, site, torch.zeros_like, positions=positions, heads=heads)
+def zero(layer: int, site: str, *, positions: Places = None, heads: Places = None, lengths: Lengths = None) -> Edit:
+    """Nothing in its place: zero ablation. All else as in `at`."""
+    return at(layer, site, torch.zeros_like, positions=positions, heads=heads, lengths=lengths)
 
 
-def mean(reference: BlockTrace, site: str, *, positions: Places = None, heads: Places = None) -> Edit:
+def mean(
+    reference: BlockTrace,
+    site: str,
+    *,
+    reference_lengths: Lengths = None,
+    positions: Places = None,
+    heads: Places = None,
+    lengths: Lengths = None,
+) -> Edit:
     """The mean over a reference's texts and positions in its place: mean ablation, in the reference's layer.
 
-    Raises ValueError as `at` does, and for `pattern`, whose positions have different keys.
+    reference_lengths: of the reference's texts, whose padding is then left out of the mean. All else as in `at`; raises
+    ValueError also for `pattern`, whose positions have different keys.
     """
-    place, part = _site(reference.layer, site), _Part(site, positions, heads)
+    place, part = _site(reference.layer, site), _Part(site, positions, heads, lengths)
     if site == "pattern":
         raise ValueError('"pattern" has no mean over the positions, since they have different keys; edit z instead')
-    value = getattr(reference, site).mean(dim=(0, -2), keepdim=True)
-    value = value[_Part(site, None, heads).of(value, place)]
+    value: Tensor = getattr(reference, site)
+    if reference_lengths is not None:
+        texts = zip(value, _ends(reference_lengths, value, place), strict=True)
+        value = torch.cat([text[..., :end, :] for text, end in texts], -2)[None]  # one long text, without the padding
+    value = value.mean(dim=(0, -2), keepdim=True)
+    value = value[_Part(site, None, heads, None).of(value, place)]
     return _At(place, lambda old: value.expand(len(old), *value.shape[1:-2], old.shape[-2], -1), part)
 
 
 def patch(
-    source: BlockTrace, site: str, *, layer: int | None = None, positions: Places = None, heads: Places = None
+    source: BlockTrace,
+    site: str,
+    *,
+    layer: int | None = None,
+    source_lengths: Lengths = None,
+    positions: Places = None,
+    heads: Places = None,
+    lengths: Lengths = None,
 ) -> Edit:
     """The value of another run in its place: activation patching, by default in the layer that the value is from.
 
-    positions: in either text, so that -1 is the last of each. A source of one text serves a batch of any size. Raises
-    ValueError as `at` does, also for what the source does not have.
+    positions: in either text, so that -1 is the last of each. source_lengths: of the source's texts, as lengths are of
+    those that are edited. A source of one text serves a batch of any size. All else as in `at`; raises ValueError also
+    for what the source does not have.
     """
-    place, part = _site(source.layer if layer is None else layer, site), _Part(site, positions, heads)
+    place = _site(source.layer if layer is None else layer, site)
+    part = _Part(site, positions, heads, lengths)
     value: Tensor = getattr(source, site)
-    value = value[part.of(value, place)]
+    value = value[_Part(site, positions, heads, source_lengths).of(value, place)]
 
     def fn(old: Tensor) -> Tensor:
         ours, theirs = value.shape[-2], old.shape[-2]
@@ -79,11 +115,17 @@ def patch(
 
 
 def add(
-    layer: int, site: str, direction: Float[Tensor, "width"], *, positions: Places = None, heads: Places = None
+    layer: int,
+    site: str,
+    direction: Float[Tensor, "width"],
+    *,
+    positions: Places = None,
+    heads: Places = None,
+    lengths: Lengths = None,
 ) -> Edit:
     """A direction, of the site's width (d_model, d_head, d_mlp), added to the value: steering.
 
-    Raises ValueError as `at` does, and when it runs for a direction of another width.
+    All else as in `at`; raises ValueError also when it runs for a direction of another width.
     """
 
     def fn(old: Tensor) -> Tensor:
@@ -92,15 +134,24 @@ def add(
             raise ValueError(f"a direction to add at {layer}.{site} has the shape {list(old.shape[-1:])}; got {found}")
         return old + direction.to(old)
 
-    return at(layer, site, fn, positions=positions, heads=heads)
+    return at(layer, site, fn, positions=positions, heads=heads, lengths=lengths)
 
 
-def towards(model: Model, layer: int, site: str, token: int, amount: float, *, positions: Places = None) -> Edit:
+def towards(
+    model: Model,
+    layer: int,
+    site: str,
+    token: int,
+    amount: float,
+    *,
+    positions: Places = None,
+    lengths: Lengths = None,
+) -> Edit:
     """The residual moved towards a token's embedding: amount 0 leaves it, 1 makes it the embedding.
 
     The embedding is the token's column of W_U, with the residual's own norm. Asked for under the post of 2020: let late
-    layers see a token as if it were their own guess. Raises ValueError as `at` does, and for what is no residual
-    or token.
+    layers see a token as if it were their own guess. All else as in `at`; raises ValueError also for what is no
+    residual or token.
     """
     if site not in RESID_SITES:
         raise ValueError(f'"{site}" is no residual; {", ".join(RESID_SITES)} are')
@@ -112,29 +163,35 @@ def towards(model: Model, layer: int, site: str, token: int, amount: float, *, p
         norms = torch.linalg.vector_norm(old, dim=-1, keepdim=True) / torch.linalg.vector_norm(embedding)
         return old.lerp(norms * embedding, amount)
 
-    return at(layer, site, fn, positions=positions)
+    return at(layer, site, fn, positions=positions, lengths=lengths)
 
 
 class _Part:
     """The positions and heads of an edit."""
 
-    def __init__(self, site: str, positions: Places, heads: Places) -> None:
+    def __init__(self, site: str, positions: Places, heads: Places, lengths: Lengths) -> None:
         if heads is not None and site not in HEAD_SITES:
             raise ValueError(f'"{site}" is not split into heads; {", ".join(HEAD_SITES)} are')
         self.has_heads = site in HEAD_SITES
         self.positions, self.heads = _listed("positions", positions), _listed("heads", heads)
+        self.lengths = _listed("lengths", lengths)
 
     @property
     def is_all(self) -> bool:
-        return self.positions is None and self.heads is None
+        return self.positions is None and self.heads is None and self.lengths is None
 
-    def of(self, value: Tensor, site: Site) -> tuple[slice | Tensor, ...]:
+    def of(self, value: Tensor, site: Site) -> tuple[Tensor, ...]:
         """What takes the part out of a value: an index for batch, perhaps head, and position."""
-        positions = _within(self.positions, value.shape[-2], "position", site)
+        n, device = value.shape[-2], value.device
+        ends = [n] if self.lengths is None else _ends(self.lengths, value, site)
+        if self.positions is None:
+            ends = [n]  # with the padding
+        positions = torch.tensor([_within(self.positions, end, "position", site) for end in ends], device=device)
+        texts = torch.arange(len(value), device=device)
         if not self.has_heads:
-            return slice(None), positions
-        heads = _within(self.heads, value.shape[1], "head", site)
-        return slice(None), heads[:, None], positions
+            return texts[:, None], positions
+        heads = torch.tensor(_within(self.heads, value.shape[1], "head", site), device=device)
+        return texts[:, None, None], heads[:, None], positions[:, None]
 
 
 @dataclass(frozen=True)
@@ -182,7 +239,7 @@ def _site(layer: int, site: str) -> Site:
     return Site(layer, site)
 
 
-def _listed(what: str, places: Places) -> list[int] | None:
+def _listed(what: str, places: Places | Lengths) -> list[int] | None:
     if places is None:
         return None
     found = places.tolist() if isinstance(places, Tensor) else places
@@ -194,14 +251,27 @@ def _listed(what: str, places: Places) -> list[int] | None:
     return [index(place) for place in found]
 
 
-def _within(places: list[int] | None, n: int, what: str, site: Site) -> Tensor:
-    """The places, or all, as an index of a dimension of size n."""
+def _within(places: list[int] | None, n: int, what: str, site: Site) -> list[int]:
+    """The places, or all, of a dimension of size n, counted from 0."""
     if places is None:
-        return torch.arange(n)
+        return list(range(n))
     for place in places:
         if not -n <= place < n:
             raise ValueError(f"the edit at {site.layer}.{site.name} has no {what} {place}: there are {n}")
     found = [place % n for place in places]
     if len({*found}) < len(found):
         raise ValueError(f"the edit at {site.layer}.{site.name} names a {what} twice, of {n}: {places}")
-    return torch.tensor(found)
+    return found
+
+
+def _ends(lengths: Lengths, value: Tensor, site: Site) -> list[int]:
+    """The lengths of the texts of a value, one for each."""
+    ends, n = _listed("lengths", lengths) or [], value.shape[-2]
+    if len(ends) != len(value):
+        raise ValueError(
+            f"the edit at {site.layer}.{site.name} has lengths for {len(ends)} texts, and {len(value)} are run"
+        )
+    for end in ends:
+        if not 1 <= end <= n:
+            raise ValueError(f"the edit at {site.layer}.{site.name} has the length {end}: the texts have 1 to {n}")
+    return ends

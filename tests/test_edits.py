@@ -239,6 +239,82 @@ def test_towards_a_token(model: minilens.Model, tokens: torch.Tensor) -> None:
         minilens.towards(model, 1, "resid_post", 101, 0.5)
 
 
+# ---- Texts of different lengths, side by side
+
+
+LENGTHS = (33, 9)
+
+
+def padded(tokens: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Two texts as `tokenizer.encode` gives them, and each by itself."""
+    texts = [text[None, :n] for text, n in zip(tokens, LENGTHS, strict=True)]
+    return torch.cat([torch.nn.functional.pad(text, (0, 33 - text.shape[1])) for text in texts]), texts
+
+
+@pytest.mark.parametrize("site", [site for site in SITES if site != "pattern"])
+def test_an_edit_of_a_padded_batch_is_that_of_each_text(model: minilens.Model, tokens: torch.Tensor, site: str) -> None:
+    """Whatever the builder, and wherever a position is counted from."""
+    batch, texts = padded(tokens)
+    other, others = padded(tokens.flip(0, 1))
+    whole, parts = (
+        minilens.trace(model, other).blocks[1],
+        [minilens.trace(model, text).blocks[1] for text in others],
+    )
+    direction = torch.linspace(-1, 1, WIDTHS[site])
+    heads: dict[str, Any] = dict(heads=[3, 1]) if site in HEAD_SITES else {}
+
+    def edits(source: BlockTrace, lengths: Any, **where: Any) -> list[minilens.Edit]:
+        alike = dict(lengths=lengths, **heads, **where)
+        found = [
+            minilens.zero(1, site, **alike),
+            minilens.mean(whole, site, reference_lengths=torch.tensor(LENGTHS), **alike),
+            minilens.patch(source, site, source_lengths=lengths, **alike),
+            minilens.add(1, site, direction, **alike),
+        ]
+        if site in RESID_SITES:
+            found.append(minilens.towards(model, 1, site, 17, 0.5, lengths=lengths, **where))
+        return found
+
+    for where in (dict(positions=[-1, -9, 4]), dict(positions=-2), {}):
+        together = edits(whole, LENGTHS, **where)
+        alone = [edits(part, None, **where) for part in parts]
+        for n, edit in enumerate(together):
+            edited = getattr(minilens.trace(model, batch, edit=edit).blocks[1], site)
+            for text, found, of_text in zip(texts, edited, alone, strict=True):
+                plain = getattr(minilens.trace(model, text).blocks[1], site)[0]
+                expected = getattr(minilens.trace(model, text, edit=of_text[n]).blocks[1], site)[0]
+                assert not torch.allclose(expected, plain, atol=1e-3)
+                assert torch.allclose(found[..., : text.shape[1], :], expected, atol=1e-5)
+
+
+def test_the_mean_leaves_the_padding_out(model: minilens.Model, tokens: torch.Tensor) -> None:
+    batch, texts = padded(tokens)
+    together = minilens.trace(model, batch).blocks[1]
+    apart = torch.cat([minilens.trace(model, text).blocks[1].z for text in texts], 2)[0].mean(1)
+    for lengths, is_right in ((LENGTHS, True), (None, False)):
+        edit = minilens.mean(together, "z", reference_lengths=lengths)
+        edited = minilens.trace(model, tokens, edit=edit).blocks[1].z
+        assert torch.allclose(edited, apart[:, None].expand_as(edited), atol=1e-5) == is_right
+
+
+@pytest.mark.parametrize(
+    ("lengths", "positions", "message"),
+    [
+        ([33], -1, r"the edit at 1\.z has lengths for 1 texts, and 2 are run"),
+        ([33, 34], None, r"the edit at 1\.z has the length 34: the texts have 1 to 33"),
+        ([33, 0], -1, r"the edit at 1\.z has the length 0: the texts have 1 to 33"),
+        ([33, 9], 9, r"the edit at 1\.z has no position 9: there are 9"),
+        ([33, 9], -10, r"the edit at 1\.z has no position -10: there are 9"),
+        ([33, 9], [0, -9], r"the edit at 1\.z names a position twice, of 9: \[0, -9\]"),
+    ],
+)
+def test_lengths_that_do_not_fit(
+    model: minilens.Model, tokens: torch.Tensor, lengths: Any, positions: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        minilens.trace(model, tokens, edit=minilens.zero(1, "z", positions=positions, lengths=lengths))
+
+
 # ---- Nowhere else, for nobody else
 
 

@@ -90,6 +90,11 @@ def add_to(subparsers: Subparsers) -> None:
         help="characters of text that one worker takes at a time (default: %(default)s)",
     )
     parser.add_argument("--threads", type=int, default=1, help="of each worker (default: %(default)s)")
+    parser.add_argument(
+        "--any-machine",
+        action="store_true",
+        help="go on with what another kind of machine began; the numbers then agree within rounding",
+    )
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU for each worker, where there is one)")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub repository")
 
@@ -118,7 +123,7 @@ def corpus(args: argparse.Namespace) -> None:
     plan = Plan(
         tuple(words(args.decoder)), args.norm, tuple(words(args.sites)), args.window, prefix, args.batch, args.shard
     )
-    sweep = Sweep(CorpusLens(model, tokenizer, plan), files, args.out)
+    sweep = Sweep(CorpusLens(model, tokenizer, plan), files, args.out, any_machine=args.any_machine)
     if worker.size > 1:
         if device.startswith("cuda"):
             torch.cuda.set_device(device)
@@ -198,12 +203,14 @@ def _drawn(records: list[dict[str, Any]]) -> dict[str, bytes]:
 def _write(files: dict[Path, bytes], overwrite: bool) -> None:
     """Each file, where the same is not there; raises ValueError where another is, and may not be replaced."""
     try:
-        others = {path: new for path, new in files.items() if not path.is_file() or path.read_bytes() != new}
+        # Each is looked at once: another worker may write the same files just now.
+        there = {path: path.read_bytes() if path.is_file() else None for path in files}
+        others = {path: new for path, new in files.items() if there[path] != new}
         for path in others:
-            if path.is_file() and not overwrite:
+            if there[path] is not None and not overwrite:
                 why = "is there, with other names or other runs beside"
                 raise ValueError(f"{path} {why}: --overwrite replaces it, and reads no text again")
-            check_new(path, overwrite)
+            check_new(path, overwrite=True)
         for path, content in others.items():
             with replacing(path) as new:
                 new.write_bytes(content)

@@ -8,19 +8,15 @@ A shard is some documents of one file that follow one another. Where shards end 
 any number of workers cut it alike.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from dataclasses import field
-from pathlib import Path
-from typing import BinaryIO
-from typing import cast
 import gzip
 import hashlib
 import io
 import json
 import zlib
-
-
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, cast
 
 SEPARATOR = "<|endoftext|>"
 SHARD = 2**17  # characters: some 30,000 tokens of English

@@ -1,32 +1,20 @@
 """The logit lens on documents: what each decoder's rows say of all their tokens, summed up."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
 from ..checkpoint.tokenizer import Tokenizer
-from ..lens import Lens
-from ..lens import lens_of
-from ..lens import residuals
+from ..lens import Lens, lens_of, residuals
 from ..model import Model
 from ..ops import upcast
 from ..vocab import survey
-from .batches import Batch
-from .batches import batches
-from .batches import windows
+from .batches import Batch, batches, windows
 from .documents import SHARD
-from .tally import FREQUENCIES
-from .tally import NUMBERS
-from .tally import RANKS
-from .tally import SPLITS
-from .tally import Said
-from .tally import Tally
-from .tally import empty
-from .tally import groups
-from .tally import tally
-from collections.abc import Sequence
-from dataclasses import dataclass
-from jaxtyping import Int
-from torch import Tensor
-import torch
-
-
+from .tally import FREQUENCIES, NUMBERS, RANKS, SPLITS, Said, Tally, empty, groups, tally
 
 AT_ONCE = 2**13  # tokens whose sums are taken together, or those of one document
 STATS = frozenset(NUMBERS) - {"cross_entropy"}  # the others come of a token's standing

@@ -3,44 +3,40 @@
 What cannot be locked, written or read is a ValueError.
 """
 
-from collections.abc import Iterator
-from collections.abc import Mapping
-from pathlib import Path
-from torch import Tensor
 import contextlib
-import numpy as np
 import os
 import socket
-import torch
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
-try:
-    import fcntl
-except ModuleNotFoundError:  # on Windows two processes may read the same shard, and write the same file
-    fcntl = None  # type: ignore[assignment]
+import filelock
+import numpy as np
+import torch
+from torch import Tensor
 
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool) -> Iterator[bool]:
     """Whether this process has the lock of a file, X.lock beside it; without waiting, it may be another's.
 
-    When the work is done the lock goes: whoever waits for it, or makes a new one, finds the file. When it fails the
-    lock stays, so that those who wait and those who come later ask for the same one.
+    The lock goes with the work, whether that is done or fails, and with the process, however that ends. A link in its
+    place is not followed, and nothing is written to it.
     """
-    lock = path.with_suffix(".lock")
-    if not fcntl:
-        yield True
+    lock = filelock.FileLock(path.with_suffix(".lock"), blocking=wait, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        yield False
         return
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(lock.open("w"))
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:  # a full disk, or one that has no locks
-            raise ValueError(f"{lock} cannot be locked: {error.strerror}") from error
+    except OSError as error:  # a full disk, or one that has no locks
+        raise ValueError(f"{lock.lock_file} cannot be locked: {error.strerror}") from error
+    try:
         yield True
-        lock.unlink(missing_ok=True)
+    finally:
+        # While it is held: who waits for a file that is gone asks for the new one. Windows takes it away by itself.
+        with contextlib.suppress(OSError):
+            os.unlink(lock.lock_file)
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -5,38 +5,31 @@ a file beside it; the system takes the lock away when the process ends, however 
 through the folder alone, but for the counts of tokens, which torch's distributed processes take together. The sum over
 all shards is taken in the order of their names, which follow from what the files hold: who did what does not matter.
 
-In float32 the last bits of a product depend on how many threads it is spread over and on what else is in the batch, so
-both are part of what a folder is for.
+The last bits of a product depend on the processor, on the libraries that take it, on how many threads it is spread over
+and on what else is in the batch. So a folder is for machines of one kind, unless its user says otherwise.
 """
 
-from .documents import TextFile
-from .measure import CorpusLens
-from .shared_files import explained
-from .shared_files import locked
-from .shared_files import read_arrays
-from .shared_files import replacing
-from .shared_files import write_arrays
-from .tally import Group
-from .tally import Tally
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import fields
-from dataclasses import is_dataclass
-from functools import cached_property
-from itertools import pairwise
-from jaxtyping import Int
-from pathlib import Path
-from torch import Tensor
-from typing import Any
-from typing import NamedTuple
 import hashlib
 import json
 import os
+import platform
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
 import torch
 import torch.distributed as dist
+from jaxtyping import Int
+from torch import Tensor
 
+from .documents import TextFile
+from .measure import CorpusLens
+from .shared_files import explained, locked, read_arrays, replacing, write_arrays
+from .tally import Group, Tally
 
 
 class Counted(NamedTuple):
@@ -70,25 +63,26 @@ class Findings:
 class Sweep:
     """The lens over some files, and the folder of its results, which is made or gone on with.
 
+    any_machine: also go on with a sweep that began on another kind of machine; the shards then agree within rounding.
     Raises ValueError for the same text twice, and for a folder that holds something else. What its methods cannot read
     or write is a ValueError, too, and so is a file that changes under their hands.
     """
 
-    def __init__(self, lens: CorpusLens, files: Sequence[TextFile], folder: Path) -> None:
-        self.lens, self.folder = lens, folder
+    def __init__(self, lens: CorpusLens, files: Sequence[TextFile], folder: Path, *, any_machine: bool = False) -> None:
+        self.lens, self.folder, self.any_machine = lens, folder, any_machine
         self.files = sorted(files, key=lambda file: file.digest)
         for one, other in pairwise(self.files):
             if one.digest == other.digest:
                 raise ValueError(f"{one.path} and {other.path} hold the same text: name it once")
         self._counted: Counted | None = None
+        _make(self.folder)
+        with explained(self.folder, "give another folder"):
+            others = [name for name in os.listdir(self.folder) if not _is_of_a_beginning(name)]
+        # Looked for after them: another worker that begins just now makes this one first, so it is never missed.
         if (self.folder / "sweep.json").exists():
             self._compare()
-        elif self.folder.exists() and not (self.folder.is_dir() and all(map(_is_ours, self.folder.iterdir()))):
+        elif others:
             raise ValueError(f"{self.folder} is there, and no sweep has begun in it: give another folder")
-        try:
-            (self.folder / "shards").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"{self.folder} cannot be made: {error.strerror}") from error
 
     def count(self, worker: int = 0, n_workers: int = 1) -> Counted:
         """Tokens and documents of all files; with others of torch's distributed processes, each takes its share."""
@@ -123,6 +117,7 @@ class Sweep:
                 write_arrays(path, {"shards": shards, "total": total})
         if not total[2:].any():
             raise ValueError("there is nothing to read: the files hold no tokens")
+        _make(self.folder / "shards")
         self._counted = Counted(shards, int(total[0]), int(total[1]), total[2:])
         return self._counted
 
@@ -191,15 +186,19 @@ class Sweep:
         self._compare()
 
     def _compare(self) -> None:
-        """Refuse a folder that is another sweep's."""
+        """Refuse a folder that is another sweep's, or another kind of machine's."""
         path, ours = self.folder / "sweep.json", self._identity
         with explained(path, "give another folder"):
             begun = json.loads(path.read_text(encoding="utf-8"))
-            other = [key for key in ours if begun.get(key) != ours[key]]
+            theirs = {key: begun.get(key) for key in ours}
+        machine = _machine(self.lens.model.W_U.device)
+        other = [key for key in ours if theirs[key] != ours[key] and not (self.any_machine and key in machine)]
         if other:
+            found = ", ".join(f"{key} ({_shown(theirs[key])}; here {_shown(ours[key])})" for key in other)
+            way = ", or --any-machine, for numbers that agree within rounding" if {*other} <= {*machine} else ""
             raise ValueError(
-                f"{self.folder} holds a sweep with another value of {', '.join(other)}: give another folder, or go on "
-                "with that sweep"
+                f"{self.folder} holds a sweep with another value of {found}: give another folder, or go on with that "
+                f"sweep{way}"
             )
 
     @cached_property
@@ -210,9 +209,7 @@ class Sweep:
         lens, plan = self.lens, self.lens.plan
         return {
             "minilens": __version__,
-            "torch": torch.__version__,
-            "device": lens.model.W_U.device.type,
-            "threads": torch.get_num_threads(),
+            **_machine(lens.model.W_U.device),
             "model": _digest(lens.model),
             "tokenizer": _digest(lens.tokenizer.state()),
             "files": [file.digest for file in self.files],
@@ -254,9 +251,58 @@ class Sweep:
             raise ValueError(f"{file.path} cannot be read: {error}") from error
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether it may be what another process makes of a sweep that it has just begun."""
-    return path.name in ("shards", "sweep.lock") or path.name.startswith("sweep.json")
+LIBRARIES = r"Math Kernel Library Version \S+|MKL-DNN \S+|CUDA Runtime \S+|CuDNN \S+|\bBLAS_INFO=\w+"
+ROUNDING = (  # what a user may set to have the libraries take another path, each in the environment
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "OPENBLAS_CORETYPE",
+)
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    """What decides how products and sums are rounded."""
+    settings = [f"{name}={os.environ[name]}" for name in ROUNDING if name in os.environ]
+    return {
+        "torch": torch.__version__,
+        "libraries": re.findall(LIBRARIES, torch.__config__.show()),
+        "settings": [*settings, f"float32_matmul_precision={torch.get_float32_matmul_precision()}"],
+        "device": device.type,
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    """The processor's name: on Linux the kernel knows it, elsewhere Python does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "CPU part"))]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def _shown(value: Any) -> str:
+    """A value of sweep.json in a sentence, cut where it is long."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _make(folder: Path) -> None:
+    """Make a folder where there is none. Raises ValueError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be made: {error.strerror}") from error
+
+
+def _is_of_a_beginning(name: str) -> bool:
+    """Whether a file may be what another worker makes of a sweep that it has not quite begun."""
+    return name in ("shards", "sweep.lock") or name.startswith("sweep.json")
 
 
 def _digest(whole: Any) -> str:

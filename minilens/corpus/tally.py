@@ -14,14 +14,11 @@ value of the sample, or within 2^LOWEST nats; those above 2^HIGHEST nats are giv
 
 from dataclasses import dataclass
 from itertools import pairwise
-from jaxtyping import Bool
-from jaxtyping import Float
-from jaxtyping import Int
-from torch import Tensor
 from typing import NamedTuple
+
 import torch
-
-
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 NUMBERS = ("kl_final", "kl_input", "entropy", "cross_entropy", "js")  # in nats; as in LensTable
 RANKS = ("final", "next", "input")  # of whose token: the model's own, the true next one, the input

@@ -4,14 +4,13 @@ A finding about one model is no law: another may or may not show it, and the thr
 so that a model with fresh random weights shows nothing.
 """
 
-from .experiments import Study
-from math import inf
-from math import nan
-from torch import Tensor
+from math import inf, nan
 from typing import NamedTuple
+
 import torch
+from torch import Tensor
 
-
+from .experiments import Study
 
 LATE = 10  # a rank; and how many times better a rank must be to count as noticed
 EVEN = 3  # the largest step of a smooth road, in steps of equal size

@@ -4,20 +4,17 @@ nostalgebraist 2020, "interpreting GPT: the logit lens" (the post), and the note
 and CTRL.
 """
 
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
 from ..checkpoint.tokenizer import Tokenizer
 from ..model import Model
-from ..table import LensTable
-from ..table import logit_lens
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Sequence
-from dataclasses import dataclass
-from jaxtyping import Float
-from jaxtyping import Int
-from torch import Tensor
-from typing import NamedTuple
-import torch
-
+from ..table import LensTable, logit_lens
 
 
 class Reading(NamedTuple):

@@ -231,6 +231,23 @@ def test_a_page_fits_a_phone_and_a_desktop(model: Path, text: Path, tmp_path: Pa
         assert view.evaluate("[...document.images].every(image => image.naturalWidth > 100)")
 
 
+def test_another_worker_ends_at_the_same_time(
+    model: Path, text: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes each file of the report just after this one has seen that it is not there."""
+    run(capsys, model, text, "--out", tmp_path / "one")
+    real, out = Path.is_file, tmp_path / "two"
+
+    def is_file(path: Path) -> bool:
+        found = real(path)
+        if path.parent == out and not found and real(tmp_path / "one" / path.name):
+            shutil.copy(tmp_path / "one" / path.name, path)
+        return found
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    assert "holds report.json" in run(capsys, model, text, "--out", out)[1]
+
+
 def test_other_sweeps_beside(model: Path, text: Path, tmp_path: Path, capsys: Capture) -> None:
     run(capsys, model, text, "--out", tmp_path / "one")
     alone = (tmp_path / "one" / "report.html").read_bytes()

@@ -1,12 +1,12 @@
 """The lens over a corpus: equal to the plain way, however the work is shared, and whatever breaks off."""
 
 import errno
-import fcntl
 import io
 import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import threading
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ from checkpoints import tokenizer_json
 from conftest import Tiny
 
 import minilens
+from minilens.checkpoint.tokenizer import Tokenizer
 from minilens.checkpoint.tokenizer_files import load_tokenizer
 from minilens.corpus import measure as corpus_lens
 from minilens.corpus.documents import SEPARATOR, TextFile
@@ -29,9 +31,8 @@ from minilens.corpus.measure import CorpusLens, Plan
 from minilens.corpus.shared_files import locked
 from minilens.corpus.sweep import Findings, Sweep
 from minilens.corpus.tally import FREQUENCIES, LOWEST, NUMBERS, PER_OCTAVE, RANKS, VALUES
-from minilens.checkpoint.tokenizer import Tokenizer
-from minilens.views.corpus_record import corpus_record
 from minilens.views.corpus_page import corpus_page
+from minilens.views.corpus_record import corpus_record
 
 WORDS = "once upon a time there was little cat red".split()
 Loaded = tuple[minilens.Model, Tokenizer]
@@ -285,6 +286,12 @@ def test_a_killed_run_is_resumed_and_gives_the_same(gpt2: Loaded, tmp_path: Path
     assert len(left) > 2
 
 
+def hold(path: Path, has_it: Any) -> None:
+    with locked(path, wait=True):
+        has_it.set()
+        time.sleep(600)
+
+
 def test_a_shard_that_another_is_at_is_waited_for(gpt2: Loaded, tmp_path: Path) -> None:
     """And done here if the other one has ended without it."""
     lens = CorpusLens(*gpt2, Plan(shard=200))
@@ -293,13 +300,16 @@ def test_a_shard_that_another_is_at_is_waited_for(gpt2: Loaded, tmp_path: Path) 
     sweep = Sweep(lens, files, tmp_path / "out")
     sweep.count()
     first = min(path.name for path in tmp_path.glob("alone/shards/*"))
-    held = (tmp_path / "out" / "shards" / first).with_suffix(".lock").open("w")
-    fcntl.flock(held, fcntl.LOCK_EX)
+    context = multiprocessing.get_context("fork")
+    has_it = context.Event()
+    other = context.Process(target=hold, args=(tmp_path / "out" / "shards" / first, has_it))
+    other.start()
+    has_it.wait()
     order: list[str] = []
 
     def gives_up() -> None:
         order.append("given up")
-        held.close()
+        other.kill()
 
     timer = threading.Timer(1.0, gives_up)
     timer.start()
@@ -311,18 +321,70 @@ def test_a_shard_that_another_is_at_is_waited_for(gpt2: Loaded, tmp_path: Path) 
     assert record(sweep.findings()) == alone
 
 
-def test_a_lock_outlives_work_that_fails(tmp_path: Path) -> None:
-    """Who waited for it and who comes later ask for the same one."""
-    with pytest.raises(KeyError), locked(tmp_path / "a.npz", wait=True):
-        waiting = (tmp_path / "a.lock").open("w")
-        raise KeyError
-    fcntl.flock(waiting, fcntl.LOCK_EX)
-    with locked(tmp_path / "a.npz", wait=False) as is_ours:
+def test_a_lock_goes_with_its_work_and_with_its_process(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    with pytest.raises(KeyError), locked(path, wait=True), locked(path, wait=False) as is_ours:
         assert not is_ours
-    waiting.close()
-    with locked(tmp_path / "a.npz", wait=False) as is_ours:
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    context = multiprocessing.get_context("fork")
+    has_it = context.Event()
+    process = context.Process(target=hold, args=(path, has_it))
+    process.start()
+    has_it.wait()
+    with locked(path, wait=False) as is_ours:
+        assert not is_ours
+    process.kill()
+    process.join()
+    with locked(path, wait=False) as is_ours:
         assert is_ours
     assert not list(tmp_path.iterdir())
+
+
+def enter(path: Path, inside: Path, n_times: int) -> None:
+    """Whoever has the lock is alone: a folder that is made and taken away."""
+    for _ in range(n_times):
+        with locked(path, wait=True):
+            inside.mkdir()
+            inside.rmdir()
+
+
+def test_one_at_a_time_though_the_lock_is_taken_away(tmp_path: Path) -> None:
+    """Those who wait for a lock that is taken away and those who make a new one have never both got it."""
+    context = multiprocessing.get_context("fork")
+    found = [context.Process(target=enter, args=(tmp_path / "a", tmp_path / "inside", 50)) for _ in range(3)]
+    for process in found:
+        process.start()
+    for process in found:
+        process.join()
+        assert process.exitcode == 0
+
+
+def test_what_is_in_the_place_of_a_lock(tmp_path: Path) -> None:
+    """A link is not followed, a hard link's file stays as it is, and nobody waits for a pipe's other end."""
+    precious, lock = tmp_path / "precious", tmp_path / "a.lock"
+    precious.write_text("precious")
+    lock.symlink_to(precious)
+    with pytest.raises(ValueError, match=r"a\.lock cannot be locked: "), locked(tmp_path / "a.npz", wait=True):
+        pass
+    lock.unlink()
+    lock.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"a\.lock cannot be locked: "), locked(tmp_path / "a.npz", wait=True):
+        pass
+    lock.unlink()
+    lock.hardlink_to(precious)
+    for make in (lambda: None, lambda: os.mkfifo(lock)):
+        make()
+        with locked(tmp_path / "a.npz", wait=True) as is_ours:
+            assert is_ours
+    lock.mkdir()
+    with (
+        pytest.raises(ValueError, match=r"a\.lock cannot be locked: Is a directory"),
+        locked(tmp_path / "a", wait=True),
+    ):
+        pass
+    assert precious.read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.lock", "precious"]
 
 
 def test_what_is_there_is_not_read_again(gpt2: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,11 +464,14 @@ def test_a_shard_of_another_sweep_is_refused(gpt2: Loaded, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("other", "keys"),
     [
-        (dict(window=9), "window"),
-        (dict(norm="plain"), "norm"),
-        (dict(decoders=("mlp",), sites=("resid_mid",)), "decoder, sites"),
-        (dict(prefix=" cat"), "prefix"),
-        (dict(batch=9, shard=9), "batch, shard"),
+        (dict(window=9), r"window \(40; here 9\)"),
+        (dict(norm="plain"), r'norm \("final"; here "plain"\)'),
+        (
+            dict(decoders=("mlp",), sites=("resid_mid",)),
+            r'decoder \(\["final"\]; here \["mlp"\]\), sites \(\["resid_post"\]; here \["resid_mid"\]\)',
+        ),
+        (dict(prefix=" cat"), r"prefix \(\[\]; here \[[0-9, ]+\]\)"),
+        (dict(batch=9, shard=9), r"batch \(1024; here 9\), shard \([0-9]+; here 9\)"),
     ],
 )
 def test_a_folder_belongs_to_one_sweep(gpt2: Loaded, tmp_path: Path, other: dict[str, Any], keys: str) -> None:
@@ -416,14 +481,16 @@ def test_a_folder_belongs_to_one_sweep(gpt2: Loaded, tmp_path: Path, other: dict
         Sweep(CorpusLens(*gpt2, Plan(**other)), files, tmp_path / "out")
 
 
-def test_other_files_weights_threads_or_folders(gpt2: Loaded, tiny: Tiny, tmp_path: Path) -> None:
+def test_other_files_weights_or_folders(gpt2: Loaded, tiny: Tiny, tmp_path: Path) -> None:
     model, tokenizer = gpt2
     lens = CorpusLens(model, tokenizer, Plan())
     one, other = (text_file(tmp_path / f"{seed}.txt", documents(seed)) for seed in range(2))
     Sweep(lens, [one], tmp_path / "out").count()
-    with pytest.raises(ValueError, match="another value of files, json, lines, key:"):
+    with pytest.raises(
+        ValueError, match=r'another value of files \(\["[0-9a-f]+\.\.\.; here .*\), json .*, lines .*, key .*: give'
+    ):
         Sweep(lens, [one, other], tmp_path / "out")
-    with pytest.raises(ValueError, match="another value of lines:"):
+    with pytest.raises(ValueError, match=r"another value of lines \(\[false\]; here \[true\]\): give"):
         Sweep(lens, [TextFile(one.path, lines=True)], tmp_path / "out")
     changed = minilens.load(tmp_path / "gpt2")[0]
     changed.blocks[2].b_out[0] += 1  # type: ignore[index]
@@ -432,24 +499,16 @@ def test_other_files_weights_threads_or_folders(gpt2: Loaded, tiny: Tiny, tmp_pa
     whole = json.loads(tokenizer_json())
     whole["model"]["merges"].pop()  # the same vocabulary, and other tokens
     (tmp_path / "fewer.json").write_text(json.dumps(whole))
-    fewer = load_tokenizer(
-        lambda name: tmp_path / "fewer.json" if name == "tokenizer.json" else None, "gpt2"
-    )
+    fewer = load_tokenizer(lambda name: tmp_path / "fewer.json" if name == "tokenizer.json" else None, "gpt2")
     assert fewer is not None
-    with pytest.raises(ValueError, match="another value of tokenizer:"):
+    with pytest.raises(ValueError, match=r"another value of tokenizer \("):
         Sweep(CorpusLens(model, fewer, Plan()), [one], tmp_path / "out")
-    torch.set_num_threads(2)
-    try:
-        with pytest.raises(ValueError, match="another value of threads"):
-            Sweep(lens, [one], tmp_path / "out")
-    finally:
-        torch.set_num_threads(1)
     shutil.copy(one.path, tmp_path / "copy.txt")
     with pytest.raises(ValueError, match=r"0\.txt and .*copy\.txt hold the same text: name it once"):
         Sweep(lens, [one, TextFile(tmp_path / "copy.txt")], tmp_path / "new")
     with pytest.raises(ValueError, match="is there, and no sweep has begun in it"):
         Sweep(lens, [one], tmp_path)
-    with pytest.raises(ValueError, match="is there, and no sweep has begun in it"):
+    with pytest.raises(ValueError, match=r"0\.txt cannot be made: File exists"):
         Sweep(lens, [one], one.path)
     for broken in ("{", "[]", "[" * 100_000):
         (tmp_path / "out" / "sweep.json").write_text(broken)
@@ -485,7 +544,7 @@ def test_the_same_bytes_as_lines_of_json(gpt2: Loaded, tmp_path: Path) -> None:
     path.write_text('"once"\n"upon"\n')
     swept(CorpusLens(*gpt2, Plan()), [TextFile(path)], tmp_path / "out")
     shutil.copy(path, tmp_path / "a.txt")
-    with pytest.raises(ValueError, match="another value of json:"):
+    with pytest.raises(ValueError, match="another value of json"):
         Sweep(CorpusLens(*gpt2, Plan()), [TextFile(tmp_path / "a.txt")], tmp_path / "out")
 
 
@@ -550,7 +609,7 @@ def test_a_file_that_changes_while_it_is_read(
     written_while(monkeypatch, path, documents(2, n=n))
     with pytest.raises(ValueError, match=r"a\.txt has changed while it was read"):
         list(sweep.run())
-    assert [path.suffix for path in tmp_path.glob("out/shards/*")] == [".lock"]
+    assert not list(tmp_path.glob("out/shards/*"))
     monkeypatch.undo()
     text_file(path, documents(1))  # the very same text again: what was begun can be gone on with
     assert record(swept(lens, [TextFile(path)], tmp_path / "out")) == record(
@@ -609,9 +668,92 @@ def test_two_sweeps_that_begin_in_one_folder(gpt2: Loaded, tmp_path: Path) -> No
             process.join()
         said = sorted(log.read_text().splitlines(), key=len)
         assert said[0] in ("0", "1")
-        assert said[1].endswith("another value of window: give another folder, or go on with that sweep")
+        assert "another value of window (" in said[1]
         assert json.loads((folder / "sweep.json").read_text())["window"] == lenses[int(said[0])].window
         assert sorted(path.name for path in folder.iterdir()) == ["counts.npz", "shards", "sweep.json"]
+
+
+LOOKS = ("exists", "is_dir", "is_file", "iterdir", "mkdir", "stat")
+
+
+@pytest.mark.parametrize("n", range(5))
+def test_another_worker_begins_between_two_looks(
+    gpt2: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    """After the n-th look at the folder, or at what is in it, another worker begins the same sweep and counts."""
+    lens, files = CorpusLens(*gpt2, Plan()), [text_file(tmp_path / "a.txt", documents(1))]
+    folder, seen = tmp_path / "out", []
+
+    def watched(real: Any) -> Any:
+        def look(path: Any, *arguments: Any, **options: Any) -> Any:
+            found = real(path, *arguments, **options)
+            if str(path).startswith(str(folder)):
+                seen.append(path)
+                if len(seen) == n + 1:
+                    Sweep(lens, files, folder).count()
+            return found
+
+        return look
+
+    with monkeypatch.context() as patched:
+        for name in LOOKS:
+            patched.setattr(Path, name, watched(getattr(Path, name)))
+        patched.setattr(os, "listdir", watched(os.listdir))
+        sweep = Sweep(lens, files, folder)
+    assert len(seen) > 1
+    assert sweep.count().documents == 12
+
+
+def test_one_of_three_is_killed_while_it_begins(gpt2: Loaded, tmp_path: Path) -> None:
+    """It has the lock, and half a sweep.json; the others wait for it, and are none the wiser."""
+    lens, files = CorpusLens(*gpt2, Plan(shard=200)), [text_file(tmp_path / "a.txt", documents(1))]
+    alone, folder = record(swept(lens, files, tmp_path / "alone")), tmp_path / "out"
+    folder.mkdir()
+    (folder / "sweep.json.1.host").write_text('{"minilens"')
+    context = multiprocessing.get_context("fork")
+    has_it = context.Event()
+    first = context.Process(target=hold, args=(folder / "sweep.json", has_it))
+    first.start()
+    has_it.wait()
+    others = workers(2, lens, files, folder, tmp_path / "log")
+    first.kill()
+    for process in others:
+        process.join()
+        assert process.exitcode == 0
+    assert record(Sweep(lens, files, folder).findings()) == alone
+
+
+@pytest.mark.parametrize(
+    ("what", "function", "gives"),
+    [
+        ("processor", "minilens.sweep._processor", "Z80"),
+        ("capability", "torch.backends.cpu.get_cpu_capability", "MMX"),
+        ("libraries", "torch.__config__.show", "  - Build settings: BLAS_INFO=open, LAPACK_INFO=open"),
+        ("threads", "torch.get_num_threads", 2),
+        ("settings", "MKL_CBWR", "COMPATIBLE"),
+    ],
+)
+def test_a_machine_of_another_kind(
+    gpt2: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, function: str, gives: Any
+) -> None:
+    """It is told what differs and how it may go on; nothing else can be got around so."""
+    lens, other = (CorpusLens(*gpt2, Plan(window=window)) for window in (40, 9))
+    files, folder = [text_file(tmp_path / "a.txt", documents(1))], tmp_path / "out"
+    monkeypatch.delenv("MKL_CBWR", raising=False)
+    Sweep(lens, files, folder).count()
+    if what == "settings":
+        monkeypatch.setenv(function, gives)
+    else:
+        monkeypatch.setattr(function, lambda: gives)
+    says = re.escape(str(gives).partition("BLAS")[2].partition(",")[0] or str(gives))
+    with pytest.raises(
+        ValueError, match=f"another value of {what} \\(.*; here .*{says}.* --any-machine, for numbers that"
+    ):
+        Sweep(lens, files, folder)
+    assert Sweep(lens, files, folder, any_machine=True).count().documents == 12
+    with pytest.raises(ValueError, match=r"another value of window \(40; here 9\)") as error:
+        Sweep(other, files, folder, any_machine=True)
+    assert "any-machine" not in str(error.value)
 
 
 def test_a_sweep_that_another_overtakes(gpt2: Loaded, tmp_path: Path) -> None:
@@ -627,10 +769,10 @@ def test_a_folder_that_cannot_be_made_or_locked(gpt2: Loaded, tmp_path: Path, mo
     with pytest.raises(ValueError, match=r"a\.txt/out cannot be made: Not a directory"):
         Sweep(lens, files, tmp_path / "a.txt" / "out")
 
-    def flock(*_: Any) -> None:
+    def acquire(*_: Any) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("fcntl.flock", flock)
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
     with pytest.raises(ValueError, match=r"out/sweep\.lock cannot be locked: No locks available"):
         Sweep(lens, files, tmp_path / "out").count()
 
@@ -647,7 +789,7 @@ def test_weights_that_are_not_finite(gpt2: Loaded, tmp_path: Path) -> None:
     sweep = Sweep(CorpusLens(model, tokenizer, Plan()), [text_file(tmp_path / "a.txt", ["a cat"])], tmp_path / "out")
     with pytest.raises(ValueError, match="the logits of row embed are not finite"):
         list(sweep.run())
-    assert [path.suffix for path in (tmp_path / "out" / "shards").iterdir()] == [".lock"]
+    assert not list(tmp_path.glob("out/shards/*"))
 
 
 def test_decoders_share_the_forward_pass(gpt2: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

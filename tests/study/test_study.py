@@ -18,10 +18,22 @@ from conftest import Tiny
 from rich.console import Console
 
 import minilens
-from minilens.study.claims import Check, claims
-from minilens.command.main import main
-from minilens.study.experiments import PASSAGE, PLASMA_WORDINGS, PROMPTS, READINGS, SHARES, STATISTICS, STORY, WORDS, Study, _words, study
 from minilens.checkpoint.tokenizer_files import load_tokenizer
+from minilens.command.main import main
+from minilens.study.claims import Check, claims
+from minilens.study.experiments import (
+    PASSAGE,
+    PLASMA_WORDINGS,
+    PROMPTS,
+    READINGS,
+    SHARES,
+    STATISTICS,
+    STORY,
+    WORDS,
+    Study,
+    _words,
+    study,
+)
 from minilens.views.study_curves import study_figure
 from minilens.views.study_report import WORDS as WORDS_WIDE
 from minilens.views.study_report import study_lines, study_report, verdict_tables

@@ -1,13 +1,11 @@
 """Documents cut into windows that a model can read, and windows laid side by side."""
 
-from collections.abc import Iterator
-from collections.abc import Sequence
-from jaxtyping import Bool
-from jaxtyping import Int
-from torch import Tensor
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
-import torch
 
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 
 class Window(NamedTuple):

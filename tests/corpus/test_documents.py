@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from minilens.corpus.batches import batches, windows
 
 from minilens.corpus import documents as corpus
+from minilens.corpus.batches import batches, windows
 from minilens.corpus.documents import SEPARATOR, TextFile
 
 DOCUMENTS = ["once upon\n\na time", "", "caf\u00e9 \u2603\r\nnext", "the end"]

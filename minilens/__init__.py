@@ -1,5 +1,7 @@
 """GPT-2, GPT-Neo and CTRL line by line, with the logit lens built in: every intermediate value, no hooks."""
 
+from typing import Any
+
 from .checkpoint.settings import CheckpointError
 from .checks.verify import Report, verify
 from .edits import add, at, mean, patch, then, towards, zero
@@ -13,6 +15,7 @@ from .model import Model, decode, run, trace
 from .table import LensTable, logit_lens, logit_lenses
 from .traces import SITES, BlockTrace, Edit, Site, Trace, untouched
 from .version import __version__
+from .views import VIEWS, view
 from .views.notebook import show_in_notebooks
 
 show_in_notebooks()
@@ -56,3 +59,12 @@ __all__ = [
     "verify",
     "zero",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The views that users call, such as lens_page: each is imported when it is asked for."""
+    return view(name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *VIEWS]

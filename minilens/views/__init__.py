@@ -1,1 +1,33 @@
-"""A LensTable in, a picture out."""
+"""How results are shown: in the terminal, as a page, as a figure, as records of JSON and CSV.
+
+The views that users call are names of `minilens` itself. A view is imported when it is asked for: figures need
+matplotlib, and `import minilens` stays quick.
+"""
+
+from importlib import import_module
+from typing import Any
+
+VIEWS = {  # the name of a view -> its file
+    "as_lines": "records",
+    "as_record": "records",
+    "block_view": "walk",
+    "diff_view": "diff",
+    "lens_figure": "lens_figure",
+    "lens_page": "lens_page",
+    "lens_view": "lens_terminal",
+    "patching_figure": "patching_figure",
+    "patching_page": "patching",
+    "patching_view": "patching",
+    "save_figure": "plots",
+    "walk_view": "walk",
+}
+
+
+def view(name: str) -> Any:
+    """The function that shows something, by its name. Raises AttributeError for another name.
+
+    Raises ValueError for a figure where matplotlib is not installed.
+    """
+    if name not in VIEWS:
+        raise AttributeError(f"module 'minilens' has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{VIEWS[name]}"), name)

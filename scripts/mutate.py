@@ -131,8 +131,8 @@ MISTAKES = [
     Mistake(
         "edits: heads and positions exchanged",
         "edits.py",
-        "slice(None), heads[:, None], positions",
-        "slice(None), positions[:, None], heads",
+        "texts[:, None, None], heads[:, None], positions[:, None]",
+        "texts[:, None, None], positions[:, :, None], heads",
     ),
     Mistake(
         "edits: a patch from the wrong layer", "edits.py", "source.layer if layer is None else layer", "source.layer"

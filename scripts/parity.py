@@ -313,7 +313,7 @@ def summary_table(found: list[Report]) -> None:
         equal = sum(row.equal for row in each.rows)
         seen.append([each.model, each.dtype, str(equal), digits(largest)])
     table([["model", "dtype", "values", "OK", *BAD, "within", "MISSING"], *lines])
-    print(f"\nseen on {machine()}")
+    print(f"\nseen on {machine()}; {torch.get_num_threads()} threads")
     table([["model", "dtype", "equal", "largest"], *seen])
 
 
@@ -327,12 +327,9 @@ def machine() -> str:
     processor = named[0] if named else platform.processor() or platform.machine()
     built = torch.__config__.show()
     blas = re.findall(r"Math Kernel Library Version \S+|BLAS_INFO=\w+", built)
-    threads = f"{torch.get_num_threads()} thread" + "s" * (torch.get_num_threads() > 1)
     capability = torch.backends.cpu.get_cpu_capability()
     chosen = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(CHOOSING)]
-    return "; ".join(
-        [f"{processor}, {capability}, {threads}", f"torch {torch.__version__}, {', '.join(blas)}", *chosen]
-    )
+    return "; ".join([f"{processor}, {capability}", f"torch {torch.__version__}, {', '.join(blas)}", *chosen])
 
 
 def as_record(found: Report) -> dict[str, Any]:

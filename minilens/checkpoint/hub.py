@@ -27,7 +27,17 @@ def locate(name: str, revision: str | None) -> Find:
         return _on_the_hub(name, revision)
     if revision is not None:
         raise ValueError(f"{name} is a folder, and only a repository on the Hub has a revision; leave out {revision!r}")
-    return lambda file: folder / file if os.path.isfile(folder / file) else None
+    return lambda file: _in_folder(folder / file)
+
+
+def _in_folder(path: Path) -> Path | None:
+    """The path, if something is there. What is no file is not as good as absent: another file would be read for it."""
+    if not os.path.lexists(path):
+        return None
+    if not os.path.isfile(path):
+        what = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no regular file"
+        raise CheckpointError(f"{path} is {what}: put the file in its place, or take it away")
+    return path
 
 
 def _on_the_hub(repo: str, revision: str | None) -> Find:
@@ -139,7 +149,41 @@ def weight_files(find: Find, folder: Path) -> tuple[Path | None, list[str]]:
             return index, _shards(index)
     raise CheckpointError(
         f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin, in one file or with an index"
+        + _instead(find, folder)
     )
+
+
+INSTEAD = {  # weights under other names, or of other kinds -> the way on
+    "model.fp16.safetensors": "call it model.safetensors to use it",
+    "pytorch_model.fp16.bin": "call it pytorch_model.bin to use it",
+    "gpt2-pytorch_model.bin": "call it pytorch_model.bin to use it",
+    "tf_model.h5": "load it with from_tf=True in transformers 4, and save it with save_pretrained",
+    "flax_model.msgpack": "load it with from_flax=True in transformers 4, and save it with save_pretrained",
+    "model.onnx": "use the checkpoint that it was exported from",
+    "rust_model.ot": "use the checkpoint that it was converted from",
+    "ckpt.pt": "convert it with scripts/convert.py of minilens",
+}
+ENDINGS = {  # of files of other names
+    ".gguf": "load it with gguf_file=... in transformers, and save it with save_pretrained",
+    ".h5": INSTEAD["tf_model.h5"],
+    ".msgpack": INSTEAD["flax_model.msgpack"],
+    ".onnx": INSTEAD["model.onnx"],
+    ".safetensors": "call it model.safetensors if it holds all weights",
+    ".bin": "call it pytorch_model.bin if it holds all weights and torch.save wrote it",
+    ".pt": INSTEAD["ckpt.pt"],
+    ".pth": INSTEAD["ckpt.pt"],
+    ".ckpt": INSTEAD["ckpt.pt"],
+}
+
+
+def _instead(find: Find, folder: Path) -> str:
+    """What there is in place of the weights, and the way on; nothing where nothing like it is there."""
+    names = [name for name in INSTEAD if find(name)]
+    names += sorted(path.name for path in folder.glob("*.*") if path.suffix.lower() in ENDINGS)
+    if not names:
+        return ""
+    way = INSTEAD.get(names[0]) or ENDINGS[Path(names[0]).suffix.lower()]
+    return f"; there is {names[0]!r:.80}: {way}"
 
 
 def _shards(index: Path) -> list[str]:

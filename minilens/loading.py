@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from . import ctrl, gpt2, gpt_neo
-from .checkpoint.hub import Find, locate, weights
+from .checkpoint.hub import MERGE, locate, weights
 from .checkpoint.keys import ONLY, why_harmless
-from .checkpoint.settings import CheckpointError, Settings, read_json, shown
-from .checkpoint.tensors import MERGE, Checkpoint
+from .checkpoint.settings import CheckpointError, Settings, Unreachable, read_json, shown
+from .checkpoint.tensors import Checkpoint
 from .checkpoint.tokenizer import Tokenizer
 from .checkpoint.tokenizer_files import load_tokenizer
 from .model import Model
@@ -29,6 +29,8 @@ ALIASES = {  # keys that transformers takes as others of the same config (its at
 }
 ALIASES["gpt2"]["max_position_embeddings"] = "n_positions"
 ALIASES["ctrl"] = ALIASES["gpt2"]
+
+ADAPTER = "adapter_config.json"  # of peft: the weights beside it are added to those of another model
 
 
 def load(
@@ -64,8 +66,11 @@ def load(
         raise ValueError(f"the device {str(device)!r} cannot be used: {reason}") from error
     name = os.fspath(name)
     find = locate(name, revision)
-    refuse_adapter(find, name)
     path = find("config.json")
+    adapter = path.parent / ADAPTER if path else find(ADAPTER)
+    if adapter and adapter.is_file():
+        base = shown(read_json(adapter).get("base_model_name_or_path"))
+        raise CheckpointError(f"{adapter}: {name!r} is an adapter of {base}: {MERGE}")
     if path is None:
         raise CheckpointError(f"{name!r} has no config.json, so it is not a model that minilens can read")
     settings = Settings(read_json(path), path)
@@ -77,17 +82,12 @@ def load(
     checkpoint.finish()
     try:
         tokenizer = load_tokenizer(find, model.family)
+    except Unreachable:  # whether there is a tokenizer is not known
+        raise
     except CheckpointError as error:  # which is no reason to lock the weights out
         tokenizer = None
         warnings.warn(f"{name!r} is loaded without its tokenizer: {error}", stacklevel=2)
     return model, tokenizer
-
-
-def refuse_adapter(find: Find, name: str) -> None:
-    """Raise CheckpointError for a LoRA adapter, or another one of peft, and name the model that it is for."""
-    if path := find("adapter_config.json"):
-        base = read_json(path).get("base_model_name_or_path")
-        raise CheckpointError(f"{path}: {name!r} is an adapter of {shown(base)}: {MERGE}")
 
 
 def read_family(settings: Settings) -> Any:

@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path, PureWindowsPath
 from textwrap import shorten
 
-from .settings import CheckpointError, read_json
+from .settings import CheckpointError, Unreachable, read_json
 
 Find = Callable[[str], Path | None]
 """A file of the checkpoint by its name -> where it is, or None where the checkpoint has no such file."""
@@ -18,6 +18,9 @@ def bundled() -> dict[str, Path]:
     here = Path(__file__).parents[1]  # the package
     root = next((folder for folder in (here / "weights", here.parent / "weights") if folder.is_dir()), None)
     return {config.parent.name: config.parent for config in sorted(root.glob("*/config.json"))} if root else {}
+
+
+MERGE = "merge it into its model first (peft: model.merge_and_unload().save_pretrained(FOLDER)), and load that folder"
 
 
 def locate(name: str, revision: str | None) -> Find:
@@ -35,7 +38,7 @@ def _in_folder(path: Path) -> Path | None:
     if not os.path.lexists(path):
         return None
     if not os.path.isfile(path):
-        what = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no regular file"
+        what = "a folder" if os.path.isdir(path) else "a link to no file" if os.path.islink(path) else "no regular file"
         raise CheckpointError(f"{path} is {what}: put the file in its place, or take it away")
     return path
 
@@ -78,7 +81,7 @@ def _download(repo: str, file: str, revision: str | None) -> Path | None:
             return None
         raise CheckpointError(f"{file} of {repo} cannot be downloaded: {_said(error)}") from error
     if found is None:
-        raise CheckpointError(
+        raise Unreachable(
             f"there is no folder {repo!r}, {file} of that repository is not in the cache, and {trouble}; connect to "
             f"the network or try again later, or use a folder or a bundled model ({known})"
         )
@@ -154,6 +157,8 @@ def weight_files(find: Find, folder: Path) -> tuple[Path | None, list[str]]:
 
 
 INSTEAD = {  # weights under other names, or of other kinds -> the way on
+    "adapter_model.safetensors": f"it is an adapter of another model: {MERGE}",
+    "adapter_model.bin": f"it is an adapter of another model: {MERGE}",
     "model.fp16.safetensors": "call it model.safetensors to use it",
     "pytorch_model.fp16.bin": "call it pytorch_model.bin to use it",
     "gpt2-pytorch_model.bin": "call it pytorch_model.bin to use it",
@@ -179,7 +184,8 @@ ENDINGS = {  # of files of other names
 def _instead(find: Find, folder: Path) -> str:
     """What there is in place of the weights, and the way on; nothing where nothing like it is there."""
     names = [name for name in INSTEAD if find(name)]
-    names += sorted(path.name for path in folder.glob("*.*") if path.suffix.lower() in ENDINGS)
+    there = sorted(path.name for path in folder.glob("*.*") if path.suffix.lower() in ENDINGS)
+    names += [name for name in there if not re.match("optimizer|rng_state|scaler|scheduler|training_args", name)]
     if not names:
         return ""
     way = INSTEAD.get(names[0]) or ENDINGS[Path(names[0]).suffix.lower()]

@@ -25,6 +25,10 @@ class CheckpointError(Exception):
     """A file of a checkpoint is missing, broken, or not what its neighbours say it is."""
 
 
+class Unreachable(CheckpointError):
+    """A file is not in the Hub's cache, and the Hub cannot be asked whether there is one."""
+
+
 def read_text(path: Path, kind: str = "text") -> str:
     """The text of a file. Raises CheckpointError where it has none, or far too much."""
     try:

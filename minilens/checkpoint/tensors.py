@@ -14,6 +14,7 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
+from .hub import MERGE
 from .pickled import Fault, check_pickle
 from .settings import LONGEST_HEADER, CheckpointError, parsed, shown, why
 
@@ -129,9 +130,6 @@ class Checkpoint:
         for what in dict.fromkeys(self.left.values()):
             names = [shown(name) for name in self.left if self.left[name] == what]
             warnings.warn(f"{self.path}: {what} is left out: {', '.join(names)[:200]}", stacklevel=3)
-
-
-MERGE = "merge it into its model first (peft: model.merge_and_unload().save_pretrained(FOLDER)), and load that folder"
 
 
 def common_prefix(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .settings import CheckpointError, one_line, read_json, read_text, shown
+from .settings import CheckpointError, Unreachable, one_line, read_json, read_text, shown
 from .tokenizer import _CONTROL_CODES, SURROGATE, ByteBPE, Subwords, Tokenizer, WordBPE
 from .tokenizer_parts import check_parts
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Find = Callable[[str], Path | None]
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")  # in this order
+LISTED = "added_tokens_decoder"
 UNREAD = ("vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 RESAVE = "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers writes a tokenizer.json"
 
@@ -34,17 +35,20 @@ def load_tokenizer(find: Find, family: str) -> Tokenizer | None:
     which these families do not have. tokenizer_config.json may name the control codes that a CTRL was trained with
     ("control_codes", as transformers writes them; by default the paper's).
     """
-    documents = {name: read_json(path) if (path := find(name)) else {} for name in (CONFIG, SPECIAL, ADDED)}
-    one_file = None if family == "ctrl" else find("tokenizer.json") or find("aitextgen.tokenizer.json")
+    one_file = None if family == "ctrl" else find("tokenizer.json")
     vocab, merges = (None, None) if one_file else (find("vocab.json"), find("merges.txt"))
+    if family != "ctrl" and not (one_file or vocab or merges):
+        one_file = _optional(find, "aitextgen.tokenizer.json")
     if not one_file and not (vocab and merges):
         if vocab or merges:
-            raise CheckpointError(
-                f"{vocab or merges} is there, but {'merges.txt' if vocab else 'vocab.json'} is missing"
-            )
-        if path := next(filter(None, map(find, UNREAD)), None):
+            missing = "merges.txt" if vocab else "vocab.json"
+            raise CheckpointError(f"{vocab or merges} is there, but {missing} is missing")
+        if path := next(filter(None, (_optional(find, name) for name in UNREAD)), None):
             raise CheckpointError(f"{path} is of a kind that minilens does not read: {RESAVE}")
         return None
+    documents = {CONFIG: _beside(find, CONFIG)}
+    is_listed = isinstance(documents[CONFIG].get(LISTED), dict)  # then transformers does not look at the other two
+    documents |= {name: {} if is_listed else _beside(find, name) for name in (SPECIAL, ADDED)}
     if family == "ctrl":
         assert vocab and merges
         return _word_bpe(vocab, merges, documents)
@@ -54,11 +58,25 @@ def load_tokenizer(find: Find, family: str) -> Tokenizer | None:
     return _finished(raw, path, documents, _class_of_tokenizer(find, documents[CONFIG]))
 
 
+def _optional(find: Find, name: str, *, say: bool = False) -> Path | None:
+    """A file that need not be there. Where nobody can tell, it is not: `hf download` notes only the files there are."""
+    try:
+        return find(name)
+    except Unreachable as error:
+        if say:
+            warnings.warn(f"{name} counts as absent: {error}", stacklevel=5)
+        return None
+
+
+def _beside(find: Find, name: str) -> dict[str, Any]:
+    """What a file says that need not be there."""
+    path = _optional(find, name, say=True)
+    return read_json(path) if path else {}
+
+
 def _class_of_tokenizer(find: Find, config: Mapping[str, Any]) -> str:
     """The class of transformers that reads the files: by default that of the family."""
-    named = config.get("tokenizer_class") or (read_json(path) if (path := find("config.json")) else {}).get(
-        "tokenizer_class"
-    )
+    named = config.get("tokenizer_class") or _beside(find, "config.json").get("tokenizer_class")
     return named.removesuffix("Fast") if isinstance(named, str) else "GPT2Tokenizer"
 
 
@@ -128,23 +146,21 @@ def _special_tokens(
 ) -> Iterator[tuple[str, "tokenizers.AddedToken", int | None]]:
     """The special and added tokens, in the order in which transformers adds them, each with its file and its id.
 
-    transformers looks at special_tokens_map.json and added_tokens.json only where tokenizer_config.json does not list
-    the tokens itself, under "added_tokens_decoder".
+    tokenizer_config.json may list them itself, under "added_tokens_decoder"; the other two files are empty then.
     """
     config, also, added = (documents[name] for name in (CONFIG, SPECIAL, ADDED))
     named = {key: (CONFIG, value) for key, value in config.items()}
     numbered: dict[int, tuple[str, Any]] = {}
-    if isinstance(listed := config.get("added_tokens_decoder"), dict):
+    if isinstance(listed := config.get(LISTED), dict):
         for number, value in listed.items():
             if not number.isdecimal() or len(number) > 10:
                 raise CheckpointError(f"{folder / CONFIG}: {shown(number)} in added_tokens_decoder is no token id")
             numbered[int(number)] = CONFIG, value
-    else:
-        named |= {key: (SPECIAL, value) for key, value in also.items()}
-        for text, number in added.items():
-            if type(number) is not int or number in numbered:
-                raise CheckpointError(f"{folder / ADDED} must give each token a whole number, and no number twice")
-            numbered[number] = ADDED, text
+    named |= {key: (SPECIAL, value) for key, value in also.items()}
+    for text, number in added.items():
+        if type(number) is not int or number in numbered:
+            raise CheckpointError(f"{folder / ADDED} must give each token a whole number, and no number twice")
+        numbered[number] = ADDED, text
     if is_gpt2:
         for key in ("bos_token", "eos_token", "unk_token"):
             named.setdefault(key, ("GPT2Tokenizer", "<|endoftext|>"))

@@ -42,6 +42,7 @@ class Report:
     family: str | None
     files: tuple[File, ...]
     broken: tuple[str, ...]  # what is wrong with whole files, a sentence each
+    no_tokenizer: tuple[str, ...]  # why there is none, if there are files of one: `load` gives the model without it
     config: tuple[Key, ...]
     tensors: tuple[Weight, ...]
     prefix: str  # what the names of all tensors begin with, and no family has
@@ -66,7 +67,7 @@ class Report:
         ]
         keys, tensors = [key.fault for key in self.config], [weight.fault for weight in self.tensors]
         amiss = [identity.fault for identity in self.identities or ()]
-        return tuple(fault for fault in (*keys, *self.broken, *tensors, *amiss, *differ) if fault)
+        return tuple(fault for fault in (*keys, *self.broken, *self.no_tokenizer, *tensors, *amiss, *differ) if fault)
 
 
 def verify(
@@ -124,15 +125,16 @@ def verify(
         with noted(broken):
             model, stored = built(FAMILIES[family].build, config, weights, stored)
 
-    tokenizer = None
+    tokenizer, no_tokenizer = None, list[str]()
     if family:
-        with noted(broken):
+        with noted(no_tokenizer):
             tokenizer = load_tokenizer(find, family)
     return Report(
         model=name,
         family=family,
         files=tuple(_file(*item) for item in sorted(paths.items())),
         broken=tuple(broken),
+        no_tokenizer=tuple(no_tokenizer),
         config=tuple(keys),
         tensors=tuple(stored),
         prefix=common_prefix([weight.name for weight in stored]),

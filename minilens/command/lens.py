@@ -103,7 +103,7 @@ def lens(args: argparse.Namespace) -> None:
     ]
     edits = named_edits(args)
     edited = "".join(f", {edit}" for edit in edits)
-    name = args.model + "".join(f", ignoring {key}" for key in args.ignore_key)
+    ignored = "".join(f", ignoring {key}" for key in args.ignore_key)
     if args.json:
         from ..views.records import as_record
 
@@ -123,13 +123,13 @@ def lens(args: argparse.Namespace) -> None:
     elif args.html:
         from ..views.lens_page import lens_page
 
-        page = lens_page(tables, title=name + edited, tokens=tokens, patterns=patterns)
+        page = lens_page(tables, title=args.model + ignored + edited, tokens=tokens, patterns=patterns)
         args.html.write_text(page, encoding="utf-8")
     elif figures:
         from ..views.lens_figure import lens_figure
         from ..views.plots import save_figure
 
-        figure = lens_figure(tables, show=show, style=style, title=name + edited if edits else "")
+        figure = lens_figure(tables, show=show, style=style, title=args.model + ignored + edited if edits else "")
         for path in figures.values():
             save_figure(path, figure)
     else:

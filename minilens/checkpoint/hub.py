@@ -201,7 +201,7 @@ def _shards(index: Path) -> list[str]:
 
 def weight_file(find: Find, index: Path | None, file: str) -> Path:
     """Where a weight file is."""
-    if PureWindowsPath(file).name != file:  # which parts folders at / and at \
+    if PureWindowsPath(file).name != file or file in ("", ".."):  # which parts folders at / and at \
         raise CheckpointError(f"{index} names {file!r:.80}, which is not a file in the model's own folder")
     path = find(file)
     if path is None:

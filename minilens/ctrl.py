@@ -55,6 +55,7 @@ class Config:
     d_mlp: int
     ln_eps: ClassVar[float] = 1e-6  # inside the blocks (salesforce/ctrl, `EncoderLayer`); no checkpoint can change it
     ln_final_eps: float
+    is_tied: bool  # the unembedding is the embedding
 
     @classmethod
     def read(cls, settings: Settings) -> "Config":
@@ -71,6 +72,7 @@ class Config:
             n_heads=n_heads,
             d_mlp=settings.integer("dff"),
             ln_final_eps=settings.number("layer_norm_epsilon", 1e-6),
+            is_tied=settings.flag("tie_word_embeddings", True),
         )
 
 
@@ -103,6 +105,7 @@ class CTRL:
     W_E: Float[Tensor, "d_vocab d_model"]
     blocks: tuple[Block, ...]
     ln_final: LayerNorm
+    W_U: Float[Tensor, "d_model d_vocab"]
     b_U: Float[Tensor, "d_vocab"]
 
     @property
@@ -112,10 +115,6 @@ class CTRL:
     @property
     def ln_final_eps(self) -> float:
         return self.config.ln_final_eps
-
-    @property
-    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        return self.W_E.mT
 
     def __call__(self, tokens: Tokens) -> Logits:
         """The whole forward pass: logits of the next token. Raises ValueError for tokens that it cannot read."""
@@ -213,11 +212,11 @@ def build(config: Config, checkpoint: Checkpoint) -> CTRL:
         )
 
     W_E = take("w.weight", config.d_vocab, d_model)
-    checkpoint.tied("lm_head.weight", W_E)
     return CTRL(
         config=config,
         W_E=W_E,
         blocks=tuple(block(f"h.{layer}") for layer in range(config.n_layers)),
         ln_final=norm("layernorm"),
+        W_U=checkpoint.unembedding("lm_head.weight", W_E, config.is_tied),
         b_U=take("lm_head.bias", config.d_vocab),
     )

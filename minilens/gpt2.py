@@ -12,7 +12,8 @@ and ctrl.py are told as departures from this file. What may surprise, by the nam
   the GPT-2s of Stanford, uses the second). They are taken in float32 at least. transformers does that for weights in
   half precision only where a checkpoint sets `reorder_and_upcast_attn`.
 - `mlp_post`: GELU is the tanh approximation (openai/gpt-2, `gelu`).
-- `b_U`: the unembedding is the embedding, without a bias (openai/gpt-2, `model`).
+- `W_U`, `b_U`: the unembedding is the embedding, without a bias (openai/gpt-2, `model`). A few checkpoints have
+  another one (transformers, `tie_word_embeddings`).
 """
 
 from collections.abc import Callable
@@ -55,6 +56,7 @@ class Config:
     ln_eps: float
     activation: Callable[[Tensor], Tensor]
     score_scale: tuple[float, ...]  # for each layer
+    is_tied: bool  # the unembedding is the embedding
 
     @classmethod
     def read(cls, settings: Settings) -> "Config":
@@ -75,6 +77,7 @@ class Config:
             ln_eps=settings.number("layer_norm_epsilon", 1e-5),
             activation=settings.choice("activation_function", ACTIVATIONS, "gelu_new"),
             score_scale=_score_scale(settings, d_model // n_heads, n_layers),
+            is_tied=settings.flag("tie_word_embeddings", True),
         )
 
 
@@ -112,6 +115,7 @@ class GPT2:
     W_pos: Float[Tensor, "n_ctx d_model"]
     blocks: tuple[Block, ...]
     ln_final: LayerNorm
+    W_U: Float[Tensor, "d_model d_vocab"]
 
     @property
     def n_layers(self) -> int:
@@ -120,10 +124,6 @@ class GPT2:
     @property
     def ln_final_eps(self) -> float:
         return self.config.ln_eps
-
-    @property
-    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        return self.W_E.mT
 
     def __call__(self, tokens: Tokens) -> Logits:
         """The whole forward pass: logits of the next token. Raises ValueError for tokens that it cannot read."""
@@ -207,11 +207,11 @@ def build(config: Config, checkpoint: Checkpoint) -> GPT2:
         )
 
     W_E = take("wte.weight", config.d_vocab, d_model)
-    checkpoint.tied("lm_head.weight", W_E)
     return GPT2(
         config=config,
         W_E=W_E,
         W_pos=take("wpe.weight", config.n_ctx, d_model),
         blocks=tuple(block(f"h.{layer}") for layer in range(config.n_layers)),
         ln_final=norm("ln_f"),
+        W_U=checkpoint.unembedding("lm_head.weight", W_E, config.is_tied),
     )

@@ -54,6 +54,7 @@ class Config:
     activation: Callable[[Tensor], Tensor]
     is_local: tuple[bool, ...]  # for each layer
     window: int
+    is_tied: bool  # the unembedding is the embedding
 
     @classmethod
     def read(cls, settings: Settings) -> "Config":
@@ -74,6 +75,7 @@ class Config:
             activation=settings.choice("activation_function", ACTIVATIONS, "gelu_new"),
             is_local=_is_local(settings, n_layers),
             window=settings.integer("window_size", 256),
+            is_tied=settings.flag("tie_word_embeddings", True),
         )
 
 
@@ -126,6 +128,7 @@ class GPTNeo:
     W_pos: Float[Tensor, "n_ctx d_model"]
     blocks: tuple[Block, ...]
     ln_final: LayerNorm
+    W_U: Float[Tensor, "d_model d_vocab"]
 
     @property
     def n_layers(self) -> int:
@@ -134,10 +137,6 @@ class GPTNeo:
     @property
     def ln_final_eps(self) -> float:
         return self.config.ln_eps
-
-    @property
-    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        return self.W_E.mT
 
     def __call__(self, tokens: Tokens) -> Logits:
         """The whole forward pass: logits of the next token. Raises ValueError for tokens that it cannot read."""
@@ -232,11 +231,11 @@ def build(config: Config, checkpoint: Checkpoint) -> GPTNeo:
         )
 
     W_E = take("wte.weight", config.d_vocab, d_model)
-    checkpoint.tied("lm_head.weight", W_E)
     return GPTNeo(
         config=config,
         W_E=W_E,
         W_pos=take("wpe.weight", config.n_ctx, d_model),
         blocks=tuple(block(f"h.{layer}") for layer in range(config.n_layers)),
         ln_final=norm("ln_f"),
+        W_U=checkpoint.unembedding("lm_head.weight", W_E, config.is_tied),
     )

@@ -1,18 +1,21 @@
 """Loading: a bundled model, a folder, or a repository on the Hugging Face Hub.
 
-config.json is audited key by key. A key is read by the family's Config, or it is listed here as one that cannot change
-what a forward pass gives, or it has the only value supported; anything else is refused.
+config.json is audited key by key. A key is read by the family's Config, or it is known to change nothing in a forward
+pass (checkpoint/keys.py), or it has the only value supported, or the caller ignores it; anything else is refused.
 """
 
 import os
+import warnings
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import ctrl, gpt2, gpt_neo
-from .checkpoint.hub import locate, weights
-from .checkpoint.settings import CheckpointError, Settings, read_json
+from .checkpoint.hub import MERGE, locate, weights
+from .checkpoint.keys import ONLY, why_harmless
+from .checkpoint.settings import CheckpointError, Settings, Unreachable, read_json, shown
 from .checkpoint.tensors import Checkpoint
 from .checkpoint.tokenizer import Tokenizer
 from .checkpoint.tokenizer_files import load_tokenizer
@@ -20,36 +23,14 @@ from .model import Model
 
 FAMILIES: dict[str, Any] = {"gpt2": gpt2, "gpt_neo": gpt_neo, "ctrl": ctrl}
 
-HARMLESS = {  # what keys are for that change nothing in a forward pass -> the keys
-    "origin": "_attn_implementation_autoset _name_or_path architectures dtype "
-    "from_tf model_type torch_dtype transformers_version use_bfloat16",
-    "training": "attention_dropout attn_pdrop classifier_dropout embd_pdrop embed_dropout gradient_checkpointing "
-    "initializer_range resid_dropout resid_pdrop tf_legacy_loss",
-    "generation": "bos_token_id eos_token_id pad_token_id sep_token_id "
-    "decoder_start_token_id bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping "
-    "encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id "
-    "length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences prefix "
-    "remove_invalid_values repetition_penalty suppress_tokens task_specific_params temperature tokenizer_class top_k "
-    "top_p typical_p use_cache output_attentions output_hidden_states output_past output_scores return_dict "
-    "return_dict_in_generate torchscript",
-    "other heads": "_num_labels finetuning_task id2label label2id n_special num_labels "
-    "predict_special_tokens problem_type summary_activation summary_first_dropout summary_proj_to_labels summary_type "
-    "summary_use_proj",
-    "length trained at": "n_ctx",
-    "encoders": "chunk_size_feed_forward is_decoder",
+ALIASES = {  # keys that transformers takes as others of the same config (its attribute_map)
+    "gpt2": dict(hidden_size="n_embd", num_hidden_layers="n_layer", num_attention_heads="n_head"),
+    "gpt_neo": dict(num_hidden_layers="num_layers", num_attention_heads="num_heads"),
 }
-IGNORED = frozenset(key for keys in HARMLESS.values() for key in keys.split())
+ALIASES["gpt2"]["max_position_embeddings"] = "n_positions"
+ALIASES["ctrl"] = ALIASES["gpt2"]
 
-ONLY: dict[str, Any] = {
-    "add_cross_attention": False,
-    "auto_map": None,  # code of the checkpoint's own
-    "cross_attention_hidden_size": None,
-    "is_encoder_decoder": False,
-    "pruned_heads": {},
-    "quantization_config": None,
-    "tie_encoder_decoder": False,
-    "tie_word_embeddings": True,
-}
+ADAPTER = "adapter_config.json"  # of peft: the weights beside it are added to those of another model
 
 
 def load(
@@ -58,16 +39,22 @@ def load(
     revision: str | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
+    ignoring: Collection[str] = (),
 ) -> tuple[Model, Tokenizer | None]:
     """A model and its tokenizer, by the name of a bundled model, the path of a folder, or a repository on the Hub.
 
     revision: branch, tag or commit of a repository; all files are taken from the one commit it stands for. device: by
     default the CPU. The weights are converted to dtype, one tensor at a time; where the file has it already and they
     are to be on the CPU, they stay in the memory-mapped file, which is read as it is used, and must not change as long
-    as the model is in use. The tokenizer is None where there are no files for one. Raises ValueError for a name that
-    leads nowhere, a device that is not there, and a dtype that is not one of these four or, as float16 for GPT-Neo, not
-    one that the model can be computed in; CheckpointError for files that are missing, broken, or of a model that is not
-    supported.
+    as the model is in use. ignoring: keys of config.json that minilens does not know, and that you know to change no
+    number, such as ["line_by_line"].
+
+    What is left out, as asked or because it is another head's, is said in a UserWarning. So is why there is no
+    tokenizer, where its files cannot be read: it is None then, as it is where there are none.
+
+    Raises ValueError for a name that leads nowhere, a device that is not there, a key that cannot be ignored, and a
+    dtype that is not one of these four or, as float16 for GPT-Neo, not one that the model can be computed in;
+    CheckpointError for files that are missing, broken, or of a model that is not supported.
     """
     if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float16, bfloat16, float32 or float64; got {dtype!r}")
@@ -80,17 +67,35 @@ def load(
     name = os.fspath(name)
     find = locate(name, revision)
     path = find("config.json")
+    adapter = path.parent / ADAPTER if path else find(ADAPTER)
+    if adapter and adapter.is_file():
+        base = shown(read_json(adapter).get("base_model_name_or_path"))
+        raise CheckpointError(f"{adapter}: {name!r} is an adapter of {base}: {MERGE}")
     if path is None:
         raise CheckpointError(f"{name!r} has no config.json, so it is not a model that minilens can read")
-    values = read_json(path)
-    settings = Settings(values, path)
-    family = settings.choice("model_type", FAMILIES, unnamed_family(values))
+    settings = Settings(read_json(path), path)
+    family = read_family(settings)
     config = family.Config.read(settings)
-    settings.finish(IGNORED, ONLY)
+    settings.finish(why_harmless, ONLY, [ignoring] if isinstance(ignoring, str) else ignoring)
     checkpoint = Checkpoint(weights(find, path.parent), dtype=dtype, device=device)
     model: Model = family.build(config, checkpoint)
     checkpoint.finish()
-    return model, load_tokenizer(find, model.family)
+    try:
+        tokenizer = load_tokenizer(find, model.family)
+    except Unreachable:  # whether there is a tokenizer is not known
+        raise
+    except CheckpointError as error:  # which is no reason to lock the weights out
+        tokenizer = None
+        warnings.warn(f"{name!r} is loaded without its tokenizer: {error}", stacklevel=2)
+    return model, tokenizer
+
+
+def read_family(settings: Settings) -> Any:
+    """The family's module; from here on the settings have their keys under the family's own names."""
+    family = settings.choice("model_type", {name: name for name in FAMILIES}, unnamed_family(settings.values))
+    for alias, key in ALIASES[family].items():
+        settings.rename(alias, key)
+    return FAMILIES[family]
 
 
 def cached() -> list[str]:
@@ -116,9 +121,9 @@ def _family(config: Path) -> str:
         values = read_json(config)
     except CheckpointError:
         return ""
-    return str(values.get("model_type", unnamed_family(values)))
+    return str(values.get("model_type") or unnamed_family(values))
 
 
-def unnamed_family(values: dict[str, Any]) -> str | None:
+def unnamed_family(values: Mapping[str, Any]) -> str | None:
     """The family of a config.json without model_type, as those from before transformers 2.4 (its pull request 2494)."""
     return "ctrl" if "dff" in values else "gpt2" if "n_embd" in values else None

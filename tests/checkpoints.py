@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -69,6 +69,7 @@ class Letters:
     """A tokenizer of the tiny models' ids, less the last: t7 is token 7, but for those that are a view's nightmare."""
 
     codes: tuple[str, ...] = ()
+    special: ClassVar[dict[str, str]] = {}
 
     def __init__(self, nightmares: dict[int, bytes], form: str = "t{}", size: int = 100) -> None:
         self.nightmares, self.form, self.size = nightmares, form, size

@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path, PureWindowsPath
 from textwrap import shorten
 
-from .settings import CheckpointError, read_json
+from .settings import CheckpointError, Unreachable, read_json
 
 Find = Callable[[str], Path | None]
 """A file of the checkpoint by its name -> where it is, or None where the checkpoint has no such file."""
@@ -20,6 +20,9 @@ def bundled() -> dict[str, Path]:
     return {config.parent.name: config.parent for config in sorted(root.glob("*/config.json"))} if root else {}
 
 
+MERGE = "merge it into its model first (peft: model.merge_and_unload().save_pretrained(FOLDER)), and load that folder"
+
+
 def locate(name: str, revision: str | None) -> Find:
     """How to find the files of a model: in a folder, or on the Hub."""
     folder = bundled().get(name) or Path(os.path.expanduser(name))
@@ -27,7 +30,17 @@ def locate(name: str, revision: str | None) -> Find:
         return _on_the_hub(name, revision)
     if revision is not None:
         raise ValueError(f"{name} is a folder, and only a repository on the Hub has a revision; leave out {revision!r}")
-    return lambda file: folder / file if os.path.isfile(folder / file) else None
+    return lambda file: _in_folder(folder / file)
+
+
+def _in_folder(path: Path) -> Path | None:
+    """The path, if something is there. What is no file is not as good as absent: another file would be read for it."""
+    if not os.path.lexists(path):
+        return None
+    if not os.path.isfile(path):
+        what = "a folder" if os.path.isdir(path) else "a link to no file" if os.path.islink(path) else "no regular file"
+        raise CheckpointError(f"{path} is {what}: put the file in its place, or take it away")
+    return path
 
 
 def _on_the_hub(repo: str, revision: str | None) -> Find:
@@ -68,7 +81,7 @@ def _download(repo: str, file: str, revision: str | None) -> Path | None:
             return None
         raise CheckpointError(f"{file} of {repo} cannot be downloaded: {_said(error)}") from error
     if found is None:
-        raise CheckpointError(
+        raise Unreachable(
             f"there is no folder {repo!r}, {file} of that repository is not in the cache, and {trouble}; connect to "
             f"the network or try again later, or use a folder or a bundled model ({known})"
         )
@@ -139,7 +152,44 @@ def weight_files(find: Find, folder: Path) -> tuple[Path | None, list[str]]:
             return index, _shards(index)
     raise CheckpointError(
         f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin, in one file or with an index"
+        + _instead(find, folder)
     )
+
+
+INSTEAD = {  # weights under other names, or of other kinds -> the way on
+    "adapter_model.safetensors": f"it is an adapter of another model: {MERGE}",
+    "adapter_model.bin": f"it is an adapter of another model: {MERGE}",
+    "model.fp16.safetensors": "call it model.safetensors to use it",
+    "pytorch_model.fp16.bin": "call it pytorch_model.bin to use it",
+    "gpt2-pytorch_model.bin": "call it pytorch_model.bin to use it",
+    "tf_model.h5": "load it with from_tf=True in transformers 4, and save it with save_pretrained",
+    "flax_model.msgpack": "load it with from_flax=True in transformers 4, and save it with save_pretrained",
+    "model.onnx": "use the checkpoint that it was exported from",
+    "rust_model.ot": "use the checkpoint that it was converted from",
+    "ckpt.pt": "convert it with scripts/convert.py of minilens",
+}
+ENDINGS = {  # of files of other names
+    ".gguf": "load it with gguf_file=... in transformers, and save it with save_pretrained",
+    ".h5": INSTEAD["tf_model.h5"],
+    ".msgpack": INSTEAD["flax_model.msgpack"],
+    ".onnx": INSTEAD["model.onnx"],
+    ".safetensors": "call it model.safetensors if it holds all weights",
+    ".bin": "call it pytorch_model.bin if it holds all weights and torch.save wrote it",
+    ".pt": INSTEAD["ckpt.pt"],
+    ".pth": INSTEAD["ckpt.pt"],
+    ".ckpt": INSTEAD["ckpt.pt"],
+}
+
+
+def _instead(find: Find, folder: Path) -> str:
+    """What there is in place of the weights, and the way on; nothing where nothing like it is there."""
+    names = [name for name in INSTEAD if find(name)]
+    there = sorted(path.name for path in folder.glob("*.*") if path.suffix.lower() in ENDINGS)
+    names += [name for name in there if not re.match("optimizer|rng_state|scaler|scheduler|training_args", name)]
+    if not names:
+        return ""
+    way = INSTEAD.get(names[0]) or ENDINGS[Path(names[0]).suffix.lower()]
+    return f"; there is {names[0]!r:.80}: {way}"
 
 
 def _shards(index: Path) -> list[str]:
@@ -151,7 +201,7 @@ def _shards(index: Path) -> list[str]:
 
 def weight_file(find: Find, index: Path | None, file: str) -> Path:
     """Where a weight file is."""
-    if PureWindowsPath(file).name != file:  # which parts folders at / and at \
+    if PureWindowsPath(file).name != file or file in ("", ".."):  # which parts folders at / and at \
         raise CheckpointError(f"{index} names {file!r:.80}, which is not a file in the model's own folder")
     path = find(file)
     if path is None:

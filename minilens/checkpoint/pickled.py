@@ -29,11 +29,18 @@ class Fault(ValueError):
     """What is wrong with a file, as a clause for the user."""
 
 
-def check_pickle(path: Path) -> None:
-    """Raises Fault where the file is not a dictionary of tensors, and other exceptions where it is broken."""
+def check_pickle(path: Path, *, nested: bool = False) -> None:
+    """Raises Fault where the file is not a dictionary of tensors, and other exceptions where it is broken.
+
+    nested: it may hold dictionaries, lists, numbers and texts as well, as a training script's own checkpoint does.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
-        found = _check_zip(file, size) if file.peek(4).startswith(b"PK\3\4") else _check_legacy(file, size)
+        found = (
+            _check_zip(file, size, nested) if file.peek(4).startswith(b"PK\3\4") else _check_legacy(file, size, nested)
+        )
+    if nested:
+        return
     if not isinstance(found, dict) or not all(isinstance(tensor, _Tensor) for tensor in found.values()):
         raise Fault(NO_TENSORS)
     # A stride of 0 and a shared storage make much of little. Tied embeddings, honestly stored, make twice.
@@ -41,7 +48,7 @@ def check_pickle(path: Path) -> None:
         raise Fault("it is cut short or broken (its tensors are larger than the file)")
 
 
-def _check_zip(file: io.BufferedReader, size: int) -> Any:
+def _check_zip(file: io.BufferedReader, size: int, nested: bool) -> Any:
     # The directory is last: its entries, in large archives a record (56 bytes) and where that is (20), the end (22).
     # Readers look for it in several ways, which must all lead to the same.
     file.seek(size - 98)
@@ -68,7 +75,7 @@ def _check_zip(file: io.BufferedReader, size: int) -> Any:
             raise Fault("it is a zip archive of something else than tensors")
         if entries["data.pkl"].file_size > LONGEST:
             raise Fault("it holds far more than the names of tensors")
-        found, storages = _run(io.BytesIO(archive.read(entries["data.pkl"])))
+        found, storages = _run(io.BytesIO(archive.read(entries["data.pkl"])), nested=nested)
         for key, storage in storages.items():
             entry = entries[f"data/{key}"]
             archive.open(entry).close()  # which raises where the entry's own header does not agree with the directory
@@ -79,12 +86,13 @@ def _check_zip(file: io.BufferedReader, size: int) -> Any:
     return found
 
 
-def _check_legacy(file: io.BufferedReader, size: int) -> Any:
+def _check_legacy(file: io.BufferedReader, size: int, nested: bool) -> Any:
     programs = io.BytesIO(file.read(LONGEST))
     file.seek(0)
     if tarfile.is_tarfile(file) or [_run(programs)[0], _run(programs)[0]] != MAGIC:  # tar: torch would try that first
         raise Fault("it is not a file that torch.save wrote")
-    _about_the_system, (found, storages), (keys, _) = _run(programs), _run(programs), _run(programs)
+    _about_the_system, (found, storages) = _run(programs), _run(programs, nested=nested)
+    keys, _ = _run(programs)
     if not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
         raise Fault("it is cut short or broken (storages are missing)")
     start = programs.tell()
@@ -127,8 +135,24 @@ NEW |= {"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False
 TAKEN = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}  # from the stack, for a tuple or a list
 
 
-def _run(program: io.BytesIO) -> tuple[Any, dict[str, _Storage]]:
-    """What a program leaves on the stack, and the storages that it names."""
+def read_plain(path: Path) -> Any:
+    """What a pickle without tensors holds: dictionaries, lists, numbers and texts. Raises Fault for anything else."""
+    with path.open("rb") as file:
+        found, storages = _run(io.BytesIO(file.read(LONGEST)), nested=True)
+    if storages:
+        raise Fault("it holds tensors")
+    return found
+
+
+NESTED = ("BINFLOAT", "SHORT_BINUNICODE")  # values that stand between tensors, and texts of newer pickles
+
+
+def _run(program: io.BytesIO, *, nested: bool = False) -> tuple[Any, dict[str, _Storage]]:
+    """What a program leaves on the stack, and the storages that it names.
+
+    nested: numbers may stand between the tensors and be keys, and the pickle may be of a newer protocol.
+    """
+    keys = (str, int) if nested else (str,)
     stacks: list[list[Any]] = [[]]  # each mark begins a stack of its own
     memo: dict[Any, Any] = {}
     storages: dict[str, _Storage] = {}
@@ -141,6 +165,12 @@ def _run(program: io.BytesIO) -> tuple[Any, dict[str, _Storage]]:
         match name:
             case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1":
                 stack.append(value)
+            case _ if nested and name in NESTED:
+                stack.append(value)
+            case "MEMOIZE" if nested:
+                memo[len(memo)] = stack[-1]
+            case "FRAME" | "PROTO" if nested:
+                pass
             case _ if name in NEW:
                 stack.append(NEW[name]())
             case "GLOBAL":
@@ -159,7 +189,7 @@ def _run(program: io.BytesIO) -> tuple[Any, dict[str, _Storage]]:
                 stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
                 for key, item in zip(items[::2], items[1::2], strict=True):
-                    if not isinstance(stack[-1], dict) or not isinstance(key, str):
+                    if not isinstance(stack[-1], dict) or not isinstance(key, keys):
                         raise Fault(NO_TENSORS)
                     if key in stack[-1]:
                         raise Fault("a name is there twice in it")

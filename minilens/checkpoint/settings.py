@@ -7,8 +7,9 @@ that was trained.
 import json
 import re
 import sys
+import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,10 @@ LONGEST_TEXT, LONGEST_HEADER = 16 * 2**20, 4 * 2**20
 
 class CheckpointError(Exception):
     """A file of a checkpoint is missing, broken, or not what its neighbours say it is."""
+
+
+class Unreachable(CheckpointError):
+    """A file is not in the Hub's cache, and the Hub cannot be asked whether there is one."""
 
 
 def read_text(path: Path, kind: str = "text") -> str:
@@ -89,16 +94,19 @@ def one_line(error: BaseException) -> str:
 class Settings:
     """config.json, key by key. Every reader raises CheckpointError, naming key and value, for what it cannot use.
 
-    A size that is null counts as absent: GPT-2's n_inner is.
+    null counts as absent, and for a flag as false: transformers asks `if` of it.
     """
 
     def __init__(self, values: Mapping[str, Any], path: Path) -> None:
-        self.path = path
-        self._unread = dict(values)
+        self.values, self.path = values, path
+        self.unread = dict(values)
+        self._read: set[str] = set()
+        self.ignored: dict[str, str] = {}  # the keys that change no number -> why, once it is finished
 
     def take(self, key: str, default: Any = None) -> Any:
         """The value as it stands; the default where it is absent or null."""
-        value = self._unread.pop(key, None)
+        self._read.add(key)
+        value = self.unread.pop(key, None)
         return default if value is None else value
 
     def integer(self, key: str, default: int | None = None, *, most: int = 2**31 - 1) -> int:
@@ -110,41 +118,67 @@ class Settings:
 
     def number(self, key: str, default: float) -> float:
         """A positive number."""
-        value = self._unread.pop(key, default)
+        value = self.take(key, default)
         if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
             raise self.refusal(key, value, "a positive number")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
         """true or false."""
-        value = self._unread.pop(key, default)
+        is_null = key in self.unread and self.unread[key] is None
+        value = self.take(key, default)
         if type(value) is not bool:
             raise self.refusal(key, value, "true or false")
-        return value
+        return value and not is_null
 
     def choice(self, key: str, choices: Mapping[str, T], default: str | None = None) -> T:
         """One of the things named."""
-        value = self._unread.pop(key, default)
+        value = self.take(key, default)
         if not isinstance(value, str) or value not in choices:
             raise self.refusal(key, value, " or ".join(f'"{name}"' for name in choices))
         return choices[value]
+
+    def rename(self, alias: str, key: str) -> None:
+        """Read one key as another, which means the same and must not say anything else."""
+        value, other = self.take(alias), self.unread.get(key)
+        if value is not None and other not in (None, value):
+            raise self.refusal(alias, value, f'what "{key}" says, {shown(other)}')
+        if value is not None:
+            self.unread[key] = value
 
     def refusal(self, key: str, value: Any, expected: str) -> CheckpointError:
         """The error to raise for a value that is not supported."""
         found = "is missing or null" if value is None else f"is {shown(value)}"
         return CheckpointError(f'{self.path}: "{key}" {found}; minilens supports {expected}')
 
-    def finish(self, ignored: frozenset[str], only: Mapping[str, Any]) -> None:
-        """Raise for every key that was not read, unless it is ignored by name or has the only value supported."""
-        for key, value in self._unread.items():
-            if key in only:
-                if value is not None and value != only[key]:
-                    raise self.refusal(key, value, f"{shown(only[key])} only")
-            elif key not in ignored:
+    def finish(
+        self,
+        why_harmless: Callable[[str, Any], str | None],
+        only: Mapping[str, Any],
+        ignoring: Collection[str] = (),
+    ) -> None:
+        """Raise for a key that was not read, unless it is known to change nothing or has the only value supported.
+
+        ignoring: keys that the caller knows to change nothing. Raises ValueError where the model reads one of them.
+        """
+        if needed := self._read.intersection(ignoring):
+            raise ValueError(f"the key {min(needed)} cannot be ignored: the model reads it")
+        for key, value in self.unread.items():
+            why = "null" if value is None else why_harmless(key, value)
+            if key in only and value == only[key]:
+                why = "the only value supported"
+            elif key in ignoring:
+                why = "as asked"
+                warnings.warn(f"{self.path}: {shown(key)}, of value {shown(value)}, is ignored as asked", stacklevel=3)
+            elif key in only and value is not None:
+                raise self.refusal(key, value, f"{shown(only[key])} only")
+            if why is None:
                 raise CheckpointError(
-                    f"{self.path}: unknown key {shown(key)}, of value {shown(value)}: minilens does not "
-                    "know whether it changes the numbers, so it does not load the model"
+                    f"{self.path}: unknown key {shown(key)}, of value {shown(value)}: minilens does not know whether "
+                    "it changes the numbers, so it does not load the model; if you know that it changes none: "
+                    f"ignoring=[{shown(key)}], or --ignore-key on the command line"
                 )
+            self.ignored[key] = why
 
 
 def why(path: Path, error: Exception) -> str:
@@ -160,6 +194,10 @@ def why(path: Path, error: Exception) -> str:
         return "it is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`"
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "it is a web page; download the file itself"
+    if path.suffix in (".json", ".txt") and start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "it is UTF-16; save it as UTF-8"
+    if path.suffix == ".json" and start.startswith(b"\xef\xbb\xbf"):
+        return "it begins with a byte order mark; save it as UTF-8 without one"
     if isinstance(error, Fault):
         return str(error)
     return f"it is cut short or broken ({one_line(error)})"

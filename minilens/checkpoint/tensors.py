@@ -10,13 +10,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
+from .hub import MERGE
 from .pickled import Fault, check_pickle
 from .settings import LONGEST_HEADER, CheckpointError, parsed, shown, why
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# What tools put before the names of all tensors: torch's DataParallel and compile, a model within another, peft.
+WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "base_model.", "model.")
+RENAMED = {"lm_head.decoder.weight": "lm_head.weight"}  # of GPT-2 before transformers 2.0
+HEADS = {  # what may stand on top beside the language model's own head -> what it is
+    "v_head.": "a value head, as TRL trains it",
+    "score.": "a head for whole texts",
+    "classifier.": "a head of classes",
+    "multiple_choice_head.": "a head for choices",
+    "summary.": "a head for whole texts",
+    "qa_outputs.": "a head for answers",
+}
 
 
 class Checkpoint:
@@ -31,15 +45,25 @@ class Checkpoint:
         self.dtype, self.device = dtype, torch.device(device)
         self._unread: dict[str, Tensor] = {}
         self._files: dict[str, tuple[Path, str]] = {}  # of what is to be converted: where it is, and its name there
-        for path in paths:
-            for name, tensor in read_tensors(path).items():
-                short = name.removeprefix("transformer.")
+        files = [(path, read_tensors(path)) for path in paths]
+        self.prefix = common_prefix([name for _, tensors in files for name in tensors])  # taken off each name
+        self.left: dict[str, str] = {}  # tensors of other heads -> what they are, once it is finished
+        for path, tensors in files:
+            for name, tensor in tensors.items():
+                short = self.short(name)
                 if short in self._unread:
                     raise CheckpointError(f"{path}: the tensor {shown(short)} is there twice")
                 if (tensor.dtype, tensor.device) != (self.dtype, self.device) and path.suffix == ".safetensors":
                     self._files[short] = path, name
                     tensor = tensor.to("meta")  # its shape alone: the mapping goes, with what opening it has read
                 self._unread[short] = tensor
+        if any(".lora_" in name for name in self._unread):
+            raise CheckpointError(f"{self.path} holds a LoRA adapter: {MERGE}")
+
+    def short(self, name: str) -> str:
+        """The name of a tensor as the families know it."""
+        name = name.removeprefix(self.prefix).removeprefix("transformer.")
+        return RENAMED.get(name, name)
 
     def take(self, name: str, *shape: int) -> Tensor:
         """The tensor of that name, once. Raises CheckpointError where it is missing or has another shape."""
@@ -68,13 +92,26 @@ class Checkpoint:
             )
         return converted
 
-    def tied(self, name: str, to: Tensor) -> None:
-        """Read a tensor that may be stored but must equal another one: the unembedding of a tied model.
+    def unembedding(self, name: str, W_E: Tensor, is_tied: bool) -> Float[Tensor, "d_model d_vocab"]:
+        """The embedding, transposed; or a tensor of its own, where the model is not tied and has another one.
 
-        On the device "meta" there are no values to compare.
+        A tied model may store it all the same, but then it must equal the embedding. On the device "meta" there are no
+        values to compare.
         """
-        if name in self._unread and not ((head := self.take(name, *to.shape)).is_meta or torch.equal(head, to)):
-            raise CheckpointError(f'{self.path}: "{name}" differs from the embedding, to which it should be tied')
+        if name not in self._unread and not is_tied:
+            raise CheckpointError(
+                f'{self.path}: the tensor "{name}" is missing, and "tie_word_embeddings" is false: set it to true if '
+                "the model was trained with one matrix for both"
+            )
+        if name not in self._unread:
+            return W_E.mT
+        head = self.take(name, *W_E.shape)
+        if is_tied and not head.is_meta and not torch.equal(head, W_E):
+            raise CheckpointError(
+                f'{self.path}: "{name}" differs from the embedding, to which it should be tied; if the model was '
+                'trained so, set "tie_word_embeddings" to false in config.json'
+            )
+        return W_E.mT if is_tied or (not head.is_meta and torch.equal(head, W_E)) else head.mT
 
     def ignore(self, *names: str) -> None:
         """Leave buffers that are not weights unread: masks that the code makes itself."""
@@ -82,11 +119,30 @@ class Checkpoint:
             self._unread.pop(name, None)
 
     def finish(self) -> None:
-        """Raise CheckpointError if any tensor was not read."""
-        if self._unread:
-            names = [shown(name) for name in sorted(self._unread)]
+        """Raise CheckpointError if any tensor was not read, but for those of other heads, which are left and named."""
+        self.left = {name: what for name in self._unread if (what := other_head(name))}
+        if unread := sorted(self._unread.keys() - self.left.keys()):
+            names = [shown(name) for name in unread]
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise CheckpointError(f"{self.path}: this model has no place for the tensor {', '.join(names[:3])}{more}")
+        if self.prefix:
+            warnings.warn(f"{self.path}: the names of all tensors begin with {self.prefix!r}, taken off", stacklevel=3)
+        for what in dict.fromkeys(self.left.values()):
+            names = [shown(name) for name in self.left if self.left[name] == what]
+            warnings.warn(f"{self.path}: {what} is left out: {', '.join(names)[:200]}", stacklevel=3)
+
+
+def common_prefix(names: Sequence[str]) -> str:
+    """What tools have put before all names; nothing, as a rule."""
+    prefix = ""
+    while wrapper := next((w for w in WRAPPERS if names and all(n.startswith(prefix + w) for n in names)), ""):
+        prefix += wrapper
+    return prefix
+
+
+def other_head(name: str) -> str | None:
+    """What head a tensor belongs to that stands on top beside the language model's own; None for all others."""
+    return next((what for start, what in HEADS.items() if name.startswith(start)), None)
 
 
 def read_tensors(path: Path) -> Mapping[str, Tensor]:

@@ -2,13 +2,15 @@ r"""Text to tokens and back, exactly as the checkpoint's own tokenizer does it: 
 
 GPT-2 and GPT-Neo cut text into pieces of bytes, so that every text has tokens and decodes to itself (but for the space
 that a checkpoint may ask for before it, add_prefix_space). CTRL cuts it into pieces of words: white space between words
-is dropped, and a character that is not in the vocabulary becomes `<unk>`.
+is dropped, and a character that is not in the vocabulary becomes `<unk>`. Models of the first two families may come
+with another tokenizer, of words or of sentencepiece: it is run as its file has it.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import heappop, heappush
 from itertools import pairwise
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, overload, runtime_checkable
 
 import torch
@@ -16,11 +18,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..shapes import Tokens
+from .settings import one_line
 
 if TYPE_CHECKING:
     import tokenizers
 
 
+NOTHING: Mapping[str, str] = MappingProxyType({})
 SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character in UTF-16, and none on its own
 
 
@@ -59,6 +63,11 @@ class Tokenizer(Protocol):
         """All that tokens depend on; tokenizers in which it is the same are the same."""
         ...
 
+    @property
+    def special(self) -> Mapping[str, str]:
+        """The tokens that are no part of the language, and which file each is from."""
+        ...
+
 
 # GPT-2's alphabet for bytes (bytes_to_unicode in openai/gpt-2, src/encoder.py): a printable Latin-1 character stands
 # for its own byte; the other bytes, in order, have the characters from U+0100 on.
@@ -72,8 +81,8 @@ class ByteBPE:
 
     codes: tuple[str, ...] = ()
 
-    def __init__(self, bpe: "tokenizers.Tokenizer") -> None:
-        self._bpe = bpe
+    def __init__(self, bpe: "tokenizers.Tokenizer", special: Mapping[str, str] = NOTHING) -> None:
+        self._bpe, self.special = bpe, special
         self.size = 1 + max(bpe.get_vocab().values(), default=-1)
         self._added = bpe.get_added_tokens_decoder()
 
@@ -109,6 +118,52 @@ class ByteBPE:
         return self._bpe.encode(text, add_special_tokens=False).ids
 
 
+class Subwords:
+    """Any other tokenizer of the `tokenizers` package, as its file has it: of words, of sentencepiece, of letters."""
+
+    codes: tuple[str, ...] = ()
+
+    def __init__(self, raw: "tokenizers.Tokenizer", special: Mapping[str, str] = NOTHING) -> None:
+        self._raw, self.special = raw, special
+        self.size = 1 + max(raw.get_vocab().values(), default=-1)
+        self._space = getattr(raw.decoder, "replacement", "\N{LOWER ONE EIGHTH BLOCK}")  # how sentencepiece writes it
+
+    @overload
+    def encode(self, text: str) -> Tokens: ...
+    @overload
+    def encode(self, text: list[str]) -> tuple[Tokens, Int[Tensor, "batch"]]: ...
+    def encode(self, text: str | list[str]) -> Tokens | tuple[Tokens, Int[Tensor, "batch"]]:
+        """See Tokenizer. Raises ValueError also for a text that the vocabulary cannot spell and has no token for."""
+        return _encode(text, self._ids)
+
+    def decode(self, tokens: Tensor | Sequence[int]) -> str:
+        """See Tokenizer. The text is as its own decoder joins it, which need not be the one that was read."""
+        row = _row(tokens)
+        for token in row:
+            self.piece(token)
+        return self._raw.decode(row, skip_special_tokens=False)
+
+    def piece(self, token: int) -> bytes:
+        """The entry of the vocabulary in UTF-8, with spaces as such. Raises ValueError for an id that is not there."""
+        entry = self._raw.id_to_token(token) if 0 <= token < self.size else None
+        if entry is None:
+            raise _no_such_token(token, self.size)
+        return entry.replace(self._space, " ").encode()
+
+    def hint(self, text: str) -> None:
+        """None: any text will do."""
+
+    def state(self) -> str:
+        """See Tokenizer."""
+        return self._raw.to_str()
+
+    def _ids(self, text: str) -> list[int]:
+        try:
+            return self._raw.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the tokenizers package raises no type of its own
+            raise ValueError(f"the tokenizer cannot read this text: {one_line(error)}") from error
+
+
 Pair = tuple[str, ...]  # of symbols; a line of merges.txt that holds another number of them matches none
 # Words are kept with their tokens, but not without end: so many of them, each shorter than so many characters.
 CACHED_WORDS, CACHED_LENGTH = 100_000, 100
@@ -133,6 +188,8 @@ class WordBPE:
     # transformers splits with the `regex` package, for which U+001C to U+001F are no white space. `<unk>` typed in a
     # text is the unknown token, even within a word.
     _WORD = re.compile(r"<unk>|(?:(?!<unk>)[\S\x1c-\x1f])+\n?")
+
+    special = NOTHING
 
     def __init__(self, vocab: dict[str, int], merges: Iterable[Pair], codes: Iterable[str] = _CONTROL_CODES) -> None:
         self._vocab = vocab

@@ -3,14 +3,16 @@
 import ast
 import inspect
 import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from math import lcm
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..checkpoint.keys import ONLY, why_harmless
 from ..checkpoint.settings import CheckpointError, Settings
-from ..loading import FAMILIES, HARMLESS, IGNORED, ONLY, unnamed_family
+from ..loading import ALIASES, FAMILIES, unnamed_family
 
 MOST_HEADS = 64
 
@@ -44,38 +46,50 @@ class _Noting(Settings):
         return super().refusal(key, value, expected)
 
 
-def audit(values: dict[str, Any], path: Path) -> tuple[str | None, Any, list[Key]]:
-    """The family, its Config where every key that it reads is right, and all keys."""
+def audit(values: dict[str, Any], path: Path, ignoring: Collection[str] = ()) -> tuple[str | None, Any, list[Key]]:
+    """The family, its Config where every key that it reads is right, and all keys.
+
+    ignoring: keys that minilens does not know, and that the caller knows to change nothing.
+    """
     settings = _Noting(values, path)
-    family, config, fields, faults = None, None, {}, {}
+    family, config, fields, faults, aliases = None, None, {}, {}, {}
     try:
         family = settings.choice("model_type", {name: name for name in FAMILIES}, unnamed_family(values))
     except CheckpointError as error:
         faults["model_type"] = str(error)
     else:
-        config, faults = _config(FAMILIES[family], values, path)
+        aliases = {alias: key for alias, key in ALIASES[family].items() if alias in values}
+        for alias, key in aliases.items():
+            try:
+                settings.rename(alias, key)
+            except CheckpointError as error:
+                faults[alias] = str(error)
+        config, others = _config(FAMILIES[family], settings.unread, path)
+        config, faults = None if faults else config, faults | others
         fields = _fields(FAMILIES[family])
-    reasons = {key: why for why, names in HARMLESS.items() for key in names.split()}
 
     def row(key: str, value: Any) -> Key:
+        if key in aliases:
+            return Key(key, _json(value), "read", fields.get(aliases[key], ""), faults.get(key))
         if key in fields or key == "model_type":
             return Key(key, _json(value), "read", fields.get(key, "family"), faults.get(key))
-        if key in IGNORED:
-            return Key(key, _json(value), "ignored", reasons[key], None)
-        if key not in ONLY and family is None:
+        if key not in ONLY and key not in ignoring and family is None and not why_harmless(key, value):
             return Key(key, _json(value), "not read", "", None)
-        refusals: list[str] = []
-        with noted(refusals):
-            Settings({key: value}, path).finish(IGNORED, ONLY)
-        status, meaning = ("only", _json(ONLY[key])) if key in ONLY else ("unknown", "")
-        return Key(key, _json(value), status, meaning, refusals[0] if refusals else None)
+        alone, refusals = Settings({key: value}, path), list[str]()
+        with noted(refusals), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is ignored as asked is said in the row
+            alone.finish(why_harmless, ONLY, ignoring)
+        why = alone.ignored.get(key, "")
+        if key in ONLY and why != "as asked":
+            return Key(key, _json(value), "only", _json(ONLY[key]), refusals[0] if refusals else None)
+        return Key(key, _json(value), "ignored" if why else "unknown", why, refusals[0] if refusals else None)
 
     keys = [row(key, value) for key, value in values.items()]
     set_by_others = {fields.get(key) for key in values}
     for key, field in fields.items():
         if key not in values and key in faults:
             keys.append(Key(key, "", "missing", field, faults[key]))
-        elif key not in values and config and field and field not in set_by_others:
+        elif key not in (*values, *aliases.values()) and config and field and field not in set_by_others:
             keys.append(Key(key, _json(getattr(config, field)), "default", field, None))
     if "model_type" not in values:
         keys.append(

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checkpoint.tokenizer import ByteBPE, Tokenizer
+from ..checkpoint.tokenizer import ByteBPE, Subwords, Tokenizer
 from ..lens import lens_rows
 from ..model import Model, decode, trace
 from ..ops import merge_heads
@@ -255,6 +255,8 @@ def _of_tokenizer(tokenizer: Tokenizer, d_vocab: int) -> Iterator[Identity]:
         0,
         "each token of a text must have an embedding",
     )
+    if isinstance(tokenizer, Subwords):  # which may change a text, and need not know every letter
+        return
     text = " ".join([*tokenizer.codes[:1], PLAIN])
     if isinstance(tokenizer, ByteBPE):
         text = f" {text}{HARD}"  # where a checkpoint asks for a space before each text, a second one is not added

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.settings import CheckpointError
-from ..checkpoint.tensors import Checkpoint, read_tensors
+from ..checkpoint.tensors import Checkpoint, other_head, read_tensors
 from ..model import Model
 
 MOST = 100  # tensors that are missing or do not fit before the rest are not looked for: a config may promise any number
@@ -33,7 +33,10 @@ class Weight(NamedTuple):
     shape: tuple[int, ...]
     not_finite: int  # how many numbers are NaN or infinite
     sha256: str
-    use: str  # "read", "tied", "ignored" (a mask), "untied", "misfit", "missing", "no place", "not read"
+    use: (
+        str  # "read", "tied", "ignored" (a mask), "left out: ..." (another head), or where something is wrong "untied",
+    )
+    # "misfit", "missing", "no place", "not read"
     fault: str | None
 
 
@@ -92,14 +95,17 @@ class _Ledger(Checkpoint):
         self.uses[name] = _Use("read", shape, None)
         return tensor
 
-    def tied(self, name: str, to: Tensor) -> None:
-        fault = None
+    def unembedding(self, name: str, W_E: Tensor, is_tied: bool) -> Tensor:
+        W_U, fault = W_E.mT, None
         try:
-            super().tied(name, to)
+            W_U = super().unembedding(name, W_E, is_tied)
         except CheckpointError as error:
             fault = str(error)
-        if name in self.uses and self.uses[name].use == "read":
-            self.uses[name] = _Use("untied" if fault else "tied", tuple(to.shape), fault)
+        if name in self.uses and self.uses[name].use == "read" and (fault or W_U.data_ptr() == W_E.data_ptr()):
+            self.uses[name] = _Use("untied" if fault else "tied", tuple(W_E.shape), fault)
+        elif fault and name not in self.uses:
+            self.uses[name] = _Use("misfit", tuple(W_E.shape), fault)
+        return W_U
 
     def ignore(self, *names: str) -> None:
         super().ignore(*names)
@@ -124,12 +130,15 @@ def built(
         is_whole = True
     names, rows = set(), []
     for weight in stored:
-        name = weight.name.removeprefix("transformer.")
+        name = ledger.short(weight.name)
         names.add(name)
         use, _, fault = ledger.uses.get(name, _Use("no place" if is_whole else "not read", (), None))
-        if use == "no place":
+        if use == "no place" and (head := other_head(name)):
+            use = f"left out: {head}"
+        elif use == "no place":
             fault = f"{paths[0]}: this model has no place for the tensor {json.dumps(name)}"
-        faults = [] if use == "ignored" else [sentence for sentence in (fault, weight.fault) if sentence]
+        is_left = use == "ignored" or use.startswith("left out")
+        faults = [sentence for sentence in (fault, weight.fault) if sentence and not is_left]
         rows.append(weight._replace(use=use, fault="; ".join(faults) or None))
     for name, (use, shape, fault) in ledger.uses.items():
         if use == "misfit" and name not in names:

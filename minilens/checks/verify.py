@@ -6,7 +6,7 @@ published of it.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from ..checkpoint.hub import Find, bundled, locate, weight_file, weight_files
 from ..checkpoint.settings import read_json
+from ..checkpoint.tensors import common_prefix
 from ..checkpoint.tokenizer import Tokenizer
 from ..checkpoint.tokenizer_files import load_tokenizer
 from ..loading import FAMILIES
@@ -41,8 +42,11 @@ class Report:
     family: str | None
     files: tuple[File, ...]
     broken: tuple[str, ...]  # what is wrong with whole files, a sentence each
+    no_tokenizer: tuple[str, ...]  # why there is none, if there are files of one: `load` gives the model without it
     config: tuple[Key, ...]
     tensors: tuple[Weight, ...]
+    prefix: str  # what the names of all tensors begin with, and no family has
+    special: Mapping[str, str]  # the tokens that are no part of the language -> the file that each is from
     identities: tuple[Identity, ...] | None  # None where the files make no model
     published: tuple[dict[str, Any], ...]  # as `published.check` gives them; none where nothing is known
 
@@ -50,7 +54,8 @@ class Report:
     def loads(self) -> bool:
         """Whether `load` takes it."""
         uses = {weight.use for weight in self.tensors}
-        return not self.broken and not any(key.fault for key in self.config) and uses <= {"read", "tied", "ignored"}
+        amiss = [use for use in uses if use not in ("read", "tied", "ignored") and not use.startswith("left out")]
+        return not self.broken and not any(key.fault for key in self.config) and not amiss
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -62,7 +67,7 @@ class Report:
         ]
         keys, tensors = [key.fault for key in self.config], [weight.fault for weight in self.tensors]
         amiss = [identity.fault for identity in self.identities or ()]
-        return tuple(fault for fault in (*keys, *self.broken, *tensors, *amiss, *differ) if fault)
+        return tuple(fault for fault in (*keys, *self.broken, *self.no_tokenizer, *tensors, *amiss, *differ) if fault)
 
 
 def verify(
@@ -70,12 +75,14 @@ def verify(
     *,
     revision: str | None = None,
     known_as: str | None = None,
+    ignoring: Collection[str] = (),
     each: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> Report:
     """Everything that can be checked of a checkpoint, named as for `load`, in float32 on the CPU.
 
-    known_as: the repository whose published outputs it should give, where the name is not that repository's. each: goes
-    through the names of the tensors in a file, and may show how far it is. Weights stay in the memory-mapped file as
+    ignoring: keys of config.json to ignore, as for `load`. known_as: the repository whose published outputs it should
+    give, where the name is not that repository's. each: goes through the names of the tensors in a file, and may show
+    how far it is. Weights stay in the memory-mapped file as
     they do for `load`, and the files are read three times: for their own hash, for those of the tensors, and as a
     model.
 
@@ -101,7 +108,7 @@ def verify(
         broken.append(f"{name!r} has no config.json, so it is not a model that minilens can read")
     else:
         with noted(broken):
-            family, config, keys = audit(read_json(path), path)
+            family, config, keys = audit(read_json(path), path, ignoring)
 
     files: list[str] = []
     with noted(broken):
@@ -118,17 +125,20 @@ def verify(
         with noted(broken):
             model, stored = built(FAMILIES[family].build, config, weights, stored)
 
-    tokenizer = None
+    tokenizer, no_tokenizer = None, list[str]()
     if family:
-        with noted(broken):
+        with noted(no_tokenizer):
             tokenizer = load_tokenizer(find, family)
     return Report(
         model=name,
         family=family,
         files=tuple(_file(*item) for item in sorted(paths.items())),
         broken=tuple(broken),
+        no_tokenizer=tuple(no_tokenizer),
         config=tuple(keys),
         tensors=tuple(stored),
+        prefix=common_prefix([weight.name for weight in stored]),
+        special=tokenizer.special if tokenizer else {},
         identities=identities(model, config, tokenizer) if model else None,
         published=tuple(_checked(each, model, tokenizer) for each in known) if model else (),
     )

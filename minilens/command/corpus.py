@@ -25,7 +25,7 @@ from ..loading import load
 from ..traces import RESID_SITES
 from ..views.corpus_record import SCHEMA, corpus_lines, corpus_record
 from ..views.corpus_terminal import corpus_summary, corpus_tables
-from .inputs import Subparsers, words
+from .inputs import Subparsers, add_ignored, words
 from .outputs import check_new, say
 
 PATIENCE = timedelta(hours=6)  # until all workers have counted their share of the tokens
@@ -97,6 +97,7 @@ def add_to(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU for each worker, where there is one)")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub repository")
+    add_ignored(parser)
 
 
 def corpus(args: argparse.Namespace) -> None:
@@ -114,7 +115,7 @@ def corpus(args: argparse.Namespace) -> None:
         raise ValueError("--lines is for text files; a .jsonl file has a document on each line anyway")
     if args.key is not None and not any(file.is_json for file in files):
         raise ValueError("--key is for .jsonl files, and none is given")
-    model, tokenizer = load(args.model, revision=args.revision, device=device)
+    model, tokenizer = load(args.model, revision=args.revision, ignoring=args.ignore_key, device=device)
     if tokenizer is None:
         raise ValueError(f"{args.model} has no tokenizer files, so it cannot read text")
     prefix = args.prefix

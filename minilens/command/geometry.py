@@ -18,7 +18,7 @@ def add_to(subparsers: Subparsers) -> None:
 
 def geometry(args: argparse.Namespace) -> None:
     """Print how a model's embeddings lie in space."""
-    model, tokenizer = load(args.model, revision=args.revision)
+    model, tokenizer = load(args.model, revision=args.revision, ignoring=args.ignore_key)
     found = geometry_of(model)
     if args.json:
         json.dump({"model": args.model, "family": model.family, **found._asdict()}, sys.stdout, indent=1)

@@ -30,6 +30,17 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model", default=DEFAULT_MODEL, help="a bundled model, a folder or a Hub repository (default: %(default)s)"
     )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub repository")
+    add_ignored(parser)
+
+
+def add_ignored(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ignore-key",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a key of config.json that minilens does not know, and that you know to change no number; may be repeated",
+    )
 
 
 DEFAULT_MODEL = "tales-gpt2"
@@ -66,8 +77,10 @@ def read_text(path: Path | None) -> str:
             raw = file.read(LARGEST + 1)
         if len(raw) > LARGEST:
             raise ValueError(f"{source} has more than {LARGEST:,} bytes, too many for any context: shorten it")
-        return raw.decode().removesuffix("\n")
+        return raw.decode("utf-8-sig").removesuffix("\n")  # a byte order mark is no part of the text
     except UnicodeDecodeError as error:
+        if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise ValueError(f"{source} is UTF-16: save it as UTF-8") from error
         raise ValueError(f"{source} is not UTF-8: it has the byte 0x{raw[error.start]:02x} at {error.start}") from error
     except OSError as error:
         raise ValueError(f"{source} cannot be read: {error.strerror}") from error
@@ -81,7 +94,9 @@ def given_tokens(args: argparse.Namespace, text: str | None, tokenizer: Tokenize
         except (ValueError, RuntimeError) as error:  # torch 2.6 has the second for a number beyond 64 bits
             raise ValueError(f'--ids must be whole numbers, such as "464 3290"; got {args.ids!r}') from error
     if tokenizer is None:
-        raise ValueError(f"{args.model} has no tokenizer files, so it cannot read text: give token ids with --ids")
+        raise ValueError(
+            f"{args.model} has no tokenizer that minilens reads, so it cannot read text: give token ids with --ids"
+        )
     if hint := tokenizer.hint(text):
         say(f"note: {hint}")
     return tokenizer.encode(text)

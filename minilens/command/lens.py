@@ -78,7 +78,7 @@ def lens(args: argparse.Namespace) -> None:
     check_edits(args)
     stats = _stats(args, show, style)
     text = given_text(args)
-    model, tokenizer = load(args.model, revision=args.revision)
+    model, tokenizer = load(args.model, revision=args.revision, ignoring=args.ignore_key)
     tokens = given_tokens(args, text, tokenizer)
     edit = given_edit(args, model, tokenizer)
     patterns = _patterns(args, model, tokens, edit)
@@ -103,11 +103,16 @@ def lens(args: argparse.Namespace) -> None:
     ]
     edits = named_edits(args)
     edited = "".join(f", {edit}" for edit in edits)
+    ignored = "".join(f", ignoring {key}" for key in args.ignore_key)
     if args.json:
         from ..views.records import as_record
 
         record = as_record(tables[0])
-        json.dump({"model": args.model, "family": model.family, "edits": edits, **record}, sys.stdout, indent=1)
+        json.dump(
+            {"model": args.model, "family": model.family, "ignored_keys": args.ignore_key, "edits": edits, **record},
+            sys.stdout,
+            indent=1,
+        )
         print()
     elif args.csv:
         from ..views.records import as_lines
@@ -118,13 +123,13 @@ def lens(args: argparse.Namespace) -> None:
     elif args.html:
         from ..views.lens_page import lens_page
 
-        page = lens_page(tables, title=args.model + edited, tokens=tokens, patterns=patterns)
+        page = lens_page(tables, title=args.model + ignored + edited, tokens=tokens, patterns=patterns)
         args.html.write_text(page, encoding="utf-8")
     elif figures:
         from ..views.lens_figure import lens_figure
         from ..views.plots import save_figure
 
-        figure = lens_figure(tables, show=show, style=style, title=args.model + edited if edits else "")
+        figure = lens_figure(tables, show=show, style=style, title=args.model + ignored + edited if edits else "")
         for path in figures.values():
             save_figure(path, figure)
     else:

@@ -57,7 +57,7 @@ def patching(args: argparse.Namespace) -> None:
 
     from ..views.tokens import text_label, token_label
 
-    model, tokenizer = load(args.model, revision=args.revision)
+    model, tokenizer = load(args.model, revision=args.revision, ignoring=args.ignore_key)
     clean, corrupt = given_pair(args, tokenizer)
     given = {option: text for option in ("right", "wrong") if (text := getattr(args, option)) is not None}
     named = {option: named_token(f"--{option}", text, tokenizer) for option, text in given.items()}

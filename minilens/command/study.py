@@ -10,7 +10,7 @@ from ..checkpoint.hub import bundled
 from ..checkpoint.tokenizer import Tokenizer
 from ..loading import load
 from ..model import Model
-from .inputs import DEFAULT_MODEL, Subparsers, read_text
+from .inputs import DEFAULT_MODEL, Subparsers, add_ignored, read_text
 from .outputs import check_new, say
 
 
@@ -28,6 +28,7 @@ def add_to(subparsers: Subparsers) -> None:
     parser.add_argument("--file", type=Path, help="a passage to read in place of the built-in one")
     parser.add_argument("--word", help="the rare word to follow; one token of the model's vocabulary")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub repository")
+    add_ignored(parser)
 
 
 def study(args: argparse.Namespace) -> None:
@@ -55,7 +56,7 @@ def study(args: argparse.Namespace) -> None:
     passage = PASSAGE if args.file is None else read_text(args.file)
 
     def loaded(name: str) -> tuple[Model, Tokenizer]:
-        model, tokenizer = load(name, revision=args.revision)
+        model, tokenizer = load(name, revision=args.revision, ignoring=args.ignore_key)
         if tokenizer is None:
             raise ValueError(f"{name} has no tokenizer files, so it cannot read the texts of a study")
         return model, tokenizer

@@ -43,7 +43,7 @@ def trace(args: argparse.Namespace) -> None:
     if args.out.parent.resolve() == Path(args.model).resolve():
         raise ValueError(f"{args.out} is in the model's own folder: give another name")
     text = given_text(args)
-    model, tokenizer = load(args.model, revision=args.revision)
+    model, tokenizer = load(args.model, revision=args.revision, ignoring=args.ignore_key)
     tokens = given_tokens(args, text, tokenizer)
     resid = model.embed(tokens)
     values = {"tokens": tokens, "embed": resid}

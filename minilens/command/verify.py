@@ -6,7 +6,7 @@ import sys
 from functools import partial
 
 from ..checks.verify import verify as verify_of
-from .inputs import Subparsers
+from .inputs import Subparsers, add_ignored
 
 
 def add_to(subparsers: Subparsers) -> None:
@@ -20,6 +20,7 @@ def add_to(subparsers: Subparsers) -> None:
         metavar="REPOSITORY",
         help="the repository on the Hub whose published outputs the model should give",
     )
+    add_ignored(parser)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
@@ -32,7 +33,9 @@ def verify(args: argparse.Namespace) -> int:
 
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         each = partial(progress.track, description="tensors")
-        report = verify_of(args.model, revision=args.revision, known_as=args.known_as, each=each)
+        report = verify_of(
+            args.model, revision=args.revision, known_as=args.known_as, ignoring=args.ignore_key, each=each
+        )
     if args.json:
         json.dump(verify_record(report), sys.stdout, indent=1)
         print()

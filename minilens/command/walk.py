@@ -26,7 +26,7 @@ def walk(args: argparse.Namespace) -> None:
     from ..views.walk import walk_view
 
     text = given_text(args)
-    model, tokenizer = load(args.model, revision=args.revision)
+    model, tokenizer = load(args.model, revision=args.revision, ignoring=args.ignore_key)
     tokens = given_tokens(args, text, tokenizer)
     console = Console(highlight=False)
     place = {"position": args.position, "head": args.head}

@@ -37,6 +37,8 @@ def verify_record(report: Report) -> dict[str, Any]:
         "files": [file._asdict() for file in report.files],
         "config": [key._asdict() for key in report.config],
         "tensors": [{**weight._asdict(), "shape": [*weight.shape]} for weight in report.tensors],
+        "prefix": report.prefix,
+        "special_tokens": {as_unicode(token): file for token, file in report.special.items()},
         "identities": None if report.identities is None else [*map(_identity_record, report.identities)],
         "published": [{name: _number(value) for name, value in each.items()} for each in report.published],
     }
@@ -64,6 +66,8 @@ def _parts(report: Report) -> Iterator[RenderableType]:
     if report.config:
         yield _spaced(keys)
 
+    if report.prefix:
+        yield Text(f"the names of all tensors begin with {_safe(report.prefix)}, which is taken off\n")
     for file_name, weights in groupby(report.tensors, lambda weight: weight.file):
         tensors = _table(_safe(file_name) if file_name else "missing", "dtype", "shape", "sha256", "")
         tensors.padding = (0, 1, 0, 0)  # GPT-Neo's names are long
@@ -76,6 +80,12 @@ def _parts(report: Report) -> Iterator[RenderableType]:
                 Text(_use(weight), WRONG if weight.fault else ""),
             )
         yield _spaced(tensors)
+
+    if report.special:
+        special = _table("special token", "from")
+        for token, source in report.special.items():
+            special.add_row(_cell(token), _cell(source))
+        yield _spaced(special)
 
     if report.identities is not None:
         table = _table("identity", "found", "at most", "holds")

@@ -213,7 +213,15 @@ def test_each_key_sets_the_field_that_it_says(tiny: Tiny, family: str) -> None:
     others: dict[str, Any] = dict(activation_function="relu", window_size=9)
     others |= dict(attention_types=[[["local"], 3]], attention_layers=["local"] * 3)
     others |= {key: True for key in ("reorder_and_upcast_attn", "scale_attn_by_inverse_layer_idx")}
-    others |= dict(scale_attn_weights=False, layer_norm_epsilon=0.5, n_embd=60, hidden_size=60, n_head=3, num_heads=3)
+    others |= dict(
+        tie_word_embeddings=False,
+        scale_attn_weights=False,
+        layer_norm_epsilon=0.5,
+        n_embd=60,
+        hidden_size=60,
+        n_head=3,
+        num_heads=3,
+    )
     others |= dict(n_layer=2, num_layers=2)
     read = MODULES[family].Config.read
     before = dataclasses.asdict(read(Settings(values, Path("x"))))
@@ -324,11 +332,6 @@ FAULTS: dict[str, tuple[dict[str, Any], str, Callable[[Report], str]]] = {
     "no weights": (dict(files={WEIGHTS: None}), "has no weights", lambda report: f"{len(report.tensors)}=0"),
     "a config that is no JSON": (dict(files={"config.json": b"{"}), "is not readable as JSON", lambda report: "="),
     "no config": (dict(files={"config.json": None}), "has no config.json", lambda report: f"{len(report.config)}=0"),
-    "a tokenizer that is none": (
-        dict(files={"tokenizer.json": b"[]"}),
-        "must hold a JSON object",
-        lambda report: f"{report.identities is not None}=True",
-    ),
 }
 
 
@@ -355,6 +358,55 @@ def test_a_fault_is_in_its_row_and_load_says_the_same(tiny: Tiny, tmp_path: Path
     assert main(["verify", str(folder)]) == 1
     shown = capsys.readouterr().out
     assert "1 fault; minilens.load refuses this checkpoint" in shown
+
+
+def test_a_tokenizer_that_is_none_is_a_fault_and_no_reason_to_refuse(
+    tiny: Tiny, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = changed(tiny("gpt2")[1], tmp_path / "model", files={"tokenizer.json": b"[]"})
+    report = minilens.verify(folder)
+    assert report.faults == (f"{folder / 'tokenizer.json'} must hold a JSON object; it holds a list",)
+    assert report.loads and report.identities
+    with pytest.warns(UserWarning, match=f"is loaded without its tokenizer: {report.faults[0]}$"):
+        assert minilens.load(folder)[1] is None
+    assert main(["verify", str(folder)]) == 1
+    assert "1 fault; minilens.load takes this checkpoint" in capsys.readouterr().out
+
+
+def test_what_is_left_out_and_taken_off_is_said(tiny: Tiny, tmp_path: Path, capsys: Capture) -> None:
+    """A key ignored as asked, a head on top, a prefix, and where each special token is from."""
+
+    def wrapped(tensors: Tensors) -> Tensors:
+        more = {"lm_head.weight": tensors["transformer.wte.weight"].clone(), "v_head.summary.bias": torch.zeros(1)}
+        return {f"module.{name}": tensor for name, tensor in (tensors | more).items()}
+
+    files: dict[str, bytes | None] = {"tokenizer.json": tokenizer_json()}
+    files["special_tokens_map.json"] = b'{"pad_token": "B"}'
+    folder = changed(tiny("gpt2")[1], tmp_path / "model", config=dict(shared_module=True), tensors=wrapped, files=files)
+    assert "unknown key" in minilens.verify(folder).faults[0]
+    record = as_json(capsys, folder, "--ignore-key", "shared_module", status=1)
+    assert record["loads"] and "a text that its tokens do not give back" in record["faults"].pop()  # of 101 tokens
+    assert not record["faults"]
+    (key,) = [key for key in record["config"] if key["key"] == "shared_module"]
+    assert (key["status"], key["meaning"], key["fault"]) == ("ignored", "as asked", None)
+    (head,) = [tensor for tensor in record["tensors"] if "v_head" in tensor["name"]]
+    assert (head["use"], head["fault"]) == ("left out: a value head, as TRL trains it", None)
+    (tied,) = [tensor for tensor in record["tensors"] if "lm_head" in tensor["name"]]
+    assert (tied["name"], tied["use"]) == ("module.lm_head.weight", "tied")
+    assert record["prefix"] == "module."
+    assert record["special_tokens"] == {"<|endoftext|>": "tokenizer.json", "B": "special_tokens_map.json"}
+    assert main(["verify", str(folder), "--ignore-key", "shared_module"]) == 1
+    shown = capsys.readouterr().out
+    for part in ("ignored: as asked", "left out: a value head", "begin with module.,", "special_tokens_map.json"):
+        assert part in shown
+
+
+def test_an_unembedding_of_its_own_is_read(tiny: Tiny, tmp_path: Path) -> None:
+    config, head = dict(tie_word_embeddings=False), {"lm_head.weight": torch.ones(101, 30)}
+    report = minilens.verify(changed(tiny("gpt2")[1], tmp_path / "own", config=config, tensors=lambda t: t | head))
+    assert report.faults == () and tensors(report)["lm_head.weight"].use == "read"
+    report = minilens.verify(changed(tiny("gpt2")[1], tmp_path / "none", config=config))
+    assert 'the tensor "lm_head.weight" is missing' in report.faults[0] and not report.loads
 
 
 def test_identities_are_measured_in_spite_of_a_key(tiny: Tiny, tmp_path: Path) -> None:
@@ -685,7 +737,7 @@ def _cells(weight: Weight) -> list[str]:
 def test_the_record_has_every_field(tiny: Tiny) -> None:
     report = minilens.verify(tiny("gpt2")[1])
     record = json.loads(json.dumps(verify_record(report), allow_nan=False))
-    parts = "files config tensors identities published"
+    parts = "files config tensors prefix special_tokens identities published"
     assert list(record) == f"schema model family passed loads faults {parts}".split()
     assert record["files"][0].keys() == {"name", "size", "sha256"}
     assert record["config"][0].keys() == {"key", "value", "status", "meaning", "fault"}

@@ -687,6 +687,7 @@ def test_without_a_network(tiny: Tiny, tmp_path: Path) -> None:
         lens(folder),
         ["trace", "--ids", "1 2", "--model", folder, "--out", str(tmp_path / "trace.safetensors")],
         ["walk", "Once upon a time"],
+        ["diff", "gpt2", "gpt_neo"],
         patching,
         [*patching, "--json"],
         [*patching, "--html", str(tmp_path / "patching.html")],
@@ -714,7 +715,7 @@ def test_without_a_network(tiny: Tiny, tmp_path: Path) -> None:
         ["verify", "gpt2"],
     ]
     (commands,) = [each for each in _parser()._actions if isinstance(each, argparse._SubParsersAction)]
-    assert commands.choices.keys() == {name for name, *_ in works} == {name for name, *_ in fails} | {"models"}
+    assert commands.choices.keys() == {name for name, *_ in works} == {name for name, *_ in fails} | {"diff", "models"}
     for name, parser in commands.choices.items():
         outputs = {option for action in parser._actions for option in action.option_strings} & OUTPUTS
         assert outputs <= {word for command in works if command[0] == name for word in command}

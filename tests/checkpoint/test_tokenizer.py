@@ -578,7 +578,7 @@ def test_every_character_without_ink_is_visible() -> None:
 
 
 def test_the_tokenizers_package_is_imported_where_it_is_used() -> None:
-    code = "import sys, minilens.text; sys.exit('tokenizers' in sys.modules)"
+    code = "import sys, minilens.checkpoint.tokenizer; sys.exit('tokenizers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
 
 

@@ -726,7 +726,7 @@ def test_one_of_three_is_killed_while_it_begins(gpt2: Loaded, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("what", "function", "gives"),
     [
-        ("processor", "minilens.sweep._processor", "Z80"),
+        ("processor", "minilens.corpus.sweep._processor", "Z80"),
         ("capability", "torch.backends.cpu.get_cpu_capability", "MMX"),
         ("libraries", "torch.__config__.show", "  - Build settings: BLAS_INFO=open, LAPACK_INFO=open"),
         ("threads", "torch.get_num_threads", 2),

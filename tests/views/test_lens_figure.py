@@ -400,6 +400,7 @@ def test_a_file_of_another_kind(table: minilens.LensTable, tmp_path: Path) -> No
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "minilens.views.lens_figure")
+    for name in ("lens_figure", "heatmap", "plots"):
+        monkeypatch.delitem(sys.modules, f"minilens.views.{name}", raising=False)
     with pytest.raises(ValueError, match="pip install matplotlib"):
         importlib.import_module("minilens.views.lens_figure")

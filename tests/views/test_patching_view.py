@@ -328,8 +328,8 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "minilens.views.patching" in sys.modules  # which needs none
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"] or ["matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
-    for name in ("minilens.views.lens_figure", "minilens.views.patching_figure"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name in ("patching_figure", "heatmap", "plots"):
+        monkeypatch.delitem(sys.modules, f"minilens.views.{name}", raising=False)
     with pytest.raises(ValueError, match="pip install matplotlib"):
         importlib.import_module("minilens.views.patching_figure")
 

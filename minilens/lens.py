@@ -5,18 +5,18 @@ are of the 2021 extension. The last row is always the model's own output, bit fo
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from operator import index
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .arguments import EDIT, check_function, check_model, names, quoted, whole_numbers
 from .edits import then
 from .model import Model, check_edit, run
 from .ops import LayerNorm, check_layer
-from .shapes import Logits, Resid, Tokens
+from .shapes import Logits, Resid, Tokens, shapes_of
 from .traces import RESID_SITES, Edit, Site, editable, untouched
 
 NORMS = ("final", "plain")
@@ -30,39 +30,109 @@ class LensRow(NamedTuple):
     layer: int  # -1 for embed
     logits: Logits
 
-
-def lens_rows(
-    model: Model,
-    tokens: Tokens,
-    *,
-    decoder: str = "final",
-    norm: str = "final",
-    centre: bool = False,
-    sites: Sequence[str] = ("resid_post",),
-    layers: Iterable[int] | None = None,
-    transport: Edit = untouched,
-    edit: Edit = untouched,
-) -> Iterator[LensRow]:
-    """Decode the stream entering block 0, then that at each of the sites, a row of logits at a time.
-
-    The first row is always `embed`, and the last one the stream that enters the decoder: its logits are the model's
-    own, bit for bit, whatever norm, centre and transport say of the others.
-
-    decoder: "final", the final norm and the unembedding; "block:K", the last K blocks before them as well; "mlp", the
-    last block's MLP before them. Residuals inside the decoder have no row. norm: "final", the model's own with its gain
-    and bias (2021), or "plain", without them (2020). centre: subtract from each row its mean over the positions, which
-    makes every position depend on all. sites: any of resid_pre, resid_mid and resid_post. layers: the blocks that get
-    rows, by default all. transport: a function of (Site, residual) that gives the residual to decode in its place; the
-    site of the first row is (-1, "embed"). edit: as for `run`; the lens is then that of the edited model, and in
-    the blocks of the decoder, or in its MLP, every row is edited. Raises ValueError for what does not exist.
-    """
-    lens = lens_of(model, tokens, decoder, norm, centre, sites, layers, transport, edit)
-    return (LensRow(_label(site), site.layer, reader.unembed(resid)) for site, reader, resid in lens.rows())
+    def __repr__(self) -> str:
+        return shapes_of(self)
 
 
 @dataclass(frozen=True)
 class Lens:
-    """Which residuals get a row, and what reads them."""
+    """The options of a lens: which residuals get a row, and what decodes them.
+
+    decoder: "final", the final norm and the unembedding; "block:K", the last K blocks before them as well; "mlp", the
+    last block's MLP before them. Residuals inside the decoder have no row.
+    norm: "final", the model's own with its gain and bias (2021), or "plain", without them (2020).
+    centre: subtract from each row its mean over the positions, which makes every position depend on all.
+    sites: any of resid_pre, resid_mid and resid_post.
+    layers: the blocks that get rows, by default all.
+    transport: a function of (Site, residual) that gives the residual to decode in its place; the site of the first row
+    is (-1, "embed").
+
+    The last row is the stream that enters the decoder: norm, centre and transport leave it alone. Raises ValueError for
+    what no model has, and `of` for what this one does not have.
+    """
+
+    decoder: str = "final"
+    norm: str = "final"
+    centre: bool = False
+    sites: str | Iterable[str] = ("resid_post",)  # kept as a tuple, and so are layers
+    layers: int | Iterable[int] | None = None
+    transport: Edit = untouched
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.decoder, str) or not re.fullmatch("final|mlp|block:[0-9]{1,9}", self.decoder):
+            raise ValueError(
+                f"there is no decoder {quoted(self.decoder)}: "
+                'it must be "final", "block:K" for the last K blocks, or "mlp"'
+            )
+        if not isinstance(self.norm, str) or self.norm not in NORMS:
+            raise ValueError(f'there is no norm {quoted(self.norm)}; it must be "final" or "plain"')
+        if not isinstance(self.centre, bool):
+            raise ValueError(f"centre must be True or False; got {quoted(self.centre)}")
+        check_function("transport", self.transport, EDIT)
+        object.__setattr__(self, "sites", names("sites", self.sites))
+        for name in self.sites:
+            if name not in RESID_SITES:
+                raise ValueError(f"the lens has no rows for {quoted(name)}; it has them for {', '.join(RESID_SITES)}")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(whole_numbers("layers", self.layers)))
+
+    def of(self, model: Model, tokens: Tokens, edit: Edit = untouched) -> "Readout":
+        """This lens on a model and its text. Raises ValueError for what they do not have."""
+        check_model(model)
+        last, start = self._end_of_rows(model.n_layers)
+        check_edit(edit, 0, model.n_layers)
+        sites = (EMBED, *self._sites_up_to(last, model.n_layers))
+        self._check_transport(sites[:-1])
+        embed = model.embed(tokens)
+        if self.centre and tokens.shape[1] == 1:
+            raise ValueError(
+                "centre subtracts the mean over the positions, which leaves nothing of a text of one token"
+            )
+        return Readout(
+            model=model,
+            embed=embed,
+            sites=sites,
+            edit=_anywhere(edit),
+            start=start,
+            decoding=_from_mlp_on(edit) if self.decoder == "mlp" else _anywhere(edit),
+            reader=_with_plain_norm(model) if self.norm == "plain" else model,
+            transport=then(_centred, self.transport) if self.centre else self.transport,
+        )
+
+    def _end_of_rows(self, n_layers: int) -> tuple[Site, int]:
+        """The residual that the decoder reads in the model itself, and the first block that belongs to the decoder."""
+        if self.decoder == "final":
+            return Site(n_layers - 1, "resid_post"), n_layers
+        if self.decoder == "mlp":
+            return Site(n_layers - 1, "resid_mid"), n_layers - 1
+        count = int(self.decoder.removeprefix("block:"))
+        if not 1 <= count <= n_layers:
+            raise ValueError(
+                f'the decoder "{self.decoder}" does not fit: this model has {n_layers} blocks, so K is 1 to {n_layers}'
+            )
+        return Site(n_layers - count - 1, "resid_post"), n_layers - count
+
+    def _sites_up_to(self, last: Site, n_layers: int) -> list[Site]:
+        """The sites that get a row, in the order of the pass; none where the decoder reads the embedding itself."""
+        layers = range(n_layers) if self.layers is None else whole_numbers("layers", self.layers)
+        for layer in layers:
+            check_layer(layer, n_layers)
+        wanted = {Site(layer, name) for layer in layers for name in self.sites} | {last}
+        order = [Site(layer, name) for layer in range(n_layers) for name in RESID_SITES]
+        return [site for site in order[: order.index(last) + 1] if site in wanted] if last in order else []
+
+    def _check_transport(self, sites: tuple[Site, ...]) -> None:
+        for site in getattr(self.transport, "sites", ()):
+            if site not in sites:
+                raise ValueError(
+                    f"the transport of {label(site)} matches no row that is transported; "
+                    f"those are {', '.join(map(label, sites))}"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """A lens on one model and text: the rows that it has, and what reads them."""
 
     model: Model
     embed: Resid
@@ -73,9 +143,12 @@ class Lens:
     reader: Model  # what decodes all rows but the last: the model, perhaps with another final norm
     transport: Edit
 
+    def __repr__(self) -> str:
+        return shapes_of(self)
+
     @property
     def labels(self) -> tuple[str, ...]:
-        return tuple(map(_label, self.sites))
+        return tuple(map(label, self.sites))
 
     def rows(self) -> Iterator[tuple[Site, Model, Resid]]:
         """Each row's site, and what `read` makes of its residual."""
@@ -92,6 +165,22 @@ class Lens:
         return reader, resid
 
 
+def lens_rows(model: Model, tokens: Tokens, *, edit: Edit = untouched, **options: Any) -> Iterator[LensRow]:
+    """Decode the stream entering block 0, then that at each of the sites, a row of logits at a time.
+
+    The first row is always `embed`, and the last one the stream that enters the decoder: its logits are the model's
+    own, bit for bit, whatever norm, centre and transport say of the others.
+
+    options: those of `Lens`, which are decoder, norm, centre, sites, layers and transport.
+    edit: as for `run`. The lens is then that of the edited model; in the blocks of the decoder, or in its MLP, every
+    row is edited.
+
+    Raises ValueError for what does not exist.
+    """
+    readout = Lens(**options).of(model, tokens, edit)
+    return (LensRow(label(site), site.layer, reader.unembed(resid)) for site, reader, resid in readout.rows())
+
+
 def residuals(
     model: Model, embed: Resid, sites: Collection[Site], edit: Edit = untouched
 ) -> Iterator[tuple[Site, Resid]]:
@@ -103,82 +192,32 @@ def residuals(
         yield from ((site, resid) for site, resid in found if site in sites)
 
 
-def lens_of(
-    model: Model,
-    tokens: Tokens,
-    decoder: str,
-    norm: str,
-    centre: bool,
-    sites: Sequence[str],
-    layers: Iterable[int] | None,
-    transport: Edit = untouched,
-    edit: Edit = untouched,
-) -> Lens:
-    """The rows and their reader; what does not exist is refused at once."""
-    n_layers = model.n_layers
-    last, start = _decoder(decoder, n_layers)
-    check_edit(edit, 0, n_layers)
-    sites = (sites,) if isinstance(sites, str) else sites
-    layers = range(n_layers) if layers is None else [index(layer) for layer in layers]
-    for name in sites:
-        if name not in RESID_SITES:
-            raise ValueError(f'the lens has no rows for "{name}"; it has them for {", ".join(RESID_SITES)}')
-    for layer in layers:
-        check_layer(layer, n_layers)
-    if norm not in NORMS:
-        raise ValueError(f'there is no norm "{norm}"; it must be "final" or "plain"')
-    embed = model.embed(tokens)
-    if centre and tokens.shape[1] == 1:
-        raise ValueError("centre subtracts the mean over the positions, which leaves nothing of a text of one token")
+def label(site: Site) -> str:
+    """What a row is called: "embed", or layer and site, such as "3.resid_post"."""
+    return "embed" if site == EMBED else f"{site.layer}.{site.name}"
 
-    reader = model
-    if norm == "plain":
-        ones = embed.new_ones(embed.shape[-1])
-        reader = replace(model, ln_final=LayerNorm(ones, torch.zeros_like(ones)))  # type: ignore[type-var]
-    wanted = {Site(layer, name) for layer in layers for name in sites} | {last}
-    order = [Site(layer, name) for layer in range(n_layers) for name in RESID_SITES]
-    rows = [site for site in order[: order.index(last) + 1] if site in wanted] if last in order else []
-    others = EMBED, *rows[:-1]
-    for site in getattr(transport, "sites", ()):
-        if site not in others:
-            names = ", ".join(map(_label, others))
-            raise ValueError(f"the transport of {_label(site)} matches no row that is transported; those are {names}")
-    transport = then(_centred, transport) if centre else transport
 
-    def model_edit(site: Site, value: Tensor) -> Tensor:  # the same edit, for parts of the model: checked above
-        return edit(site, value)
+def _anywhere(edit: Edit) -> Edit:
+    """The same edit for some of the blocks, where `run` would miss the sites of the others."""
+    return lambda site, value: edit(site, value)
 
-    def mlp_edit(site: Site, value: Tensor) -> Tensor:
-        """The last block from resid_mid on: its attention writes nothing, and what comes before is not edited again."""
+
+def _from_mlp_on(edit: Edit) -> Edit:
+    """The edit of the last block from resid_mid on: its attention writes nothing, and what comes before stays."""
+
+    def from_mlp_on(site: Site, value: Tensor) -> Tensor:
         if site.name in ("mlp_post", "mlp_out", "resid_post"):
             return edit(site, value)
         return torch.zeros_like(value) if site.name == "attn_out" else value
 
-    decoding = mlp_edit if decoder == "mlp" else model_edit
-    return Lens(model, embed, (EMBED, *rows), model_edit, start, decoding, reader, transport)
+    return from_mlp_on
+
+
+def _with_plain_norm(model: Model) -> Model:
+    """The model with a final norm without gain and bias."""
+    ones = torch.ones_like(model.ln_final.w)
+    return replace(model, ln_final=LayerNorm(ones, torch.zeros_like(ones)))  # type: ignore[type-var]
 
 
 def _centred(site: Site, resid: Resid) -> Resid:
     return resid - resid.mean(1, keepdim=True)
-
-
-def _label(site: Site) -> str:
-    return "embed" if site == EMBED else f"{site.layer}.{site.name}"
-
-
-def _decoder(decoder: str, n_layers: int) -> tuple[Site, int]:
-    """The residual that a decoder reads in the model itself, and the first block that belongs to it."""
-    if decoder == "final":
-        return Site(n_layers - 1, "resid_post"), n_layers
-    if decoder == "mlp":
-        return Site(n_layers - 1, "resid_mid"), n_layers - 1
-    kind, _, count = decoder.partition(":")
-    if kind != "block" or not re.fullmatch("[0-9]{1,9}", count):
-        raise ValueError(
-            f'there is no decoder "{decoder}": it must be "final", "block:K" for the last K blocks, or "mlp"'
-        )
-    if not 1 <= int(count) <= n_layers:
-        raise ValueError(
-            f'the decoder "{decoder}" does not fit: this model has {n_layers} blocks, so K is 1 to {n_layers}'
-        )
-    return Site(n_layers - int(count) - 1, "resid_post"), n_layers - int(count)

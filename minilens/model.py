@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
+from .arguments import EDIT, check_function, check_model, whole_number
 from .ops import LayerNorm
 from .shapes import Logits, Resid, Tokens
 from .traces import BlockTrace, Edit, Trace, untouched
@@ -102,19 +103,22 @@ def run(
     Raises ValueError for blocks that the model does not have, and for an edit built by `at` for a block that is not
     run.
     """
-    stop = model.n_layers if stop is None else stop
+    check_model(model)
+    start, stop = whole_number("start", start), model.n_layers if stop is None else whole_number("stop", stop)
     if not 0 <= start <= stop <= model.n_layers:
         raise ValueError(
             f"cannot run blocks {start} up to {stop}: start and stop must be in order, between 0 and {model.n_layers}"
         )
-    if resid.ndim != 3:
-        raise ValueError(f"the stream must have the shape [batch, pos, d_model]; got {list(resid.shape)}")
+    if not isinstance(resid, Tensor) or resid.ndim != 3:
+        found = list(resid.shape) if isinstance(resid, Tensor) else f"a {type(resid).__name__}"
+        raise ValueError(f"the stream must have the shape [batch, pos, d_model]; got {found}")
     check_edit(edit, start, stop)
     return _blocks(model, resid, start, stop, edit)
 
 
 def check_edit(edit: Edit, start: int, stop: int) -> None:
-    """Raise ValueError for an edit built by `at` for a block that is none of start to stop - 1."""
+    """Raise ValueError for what is no edit, and for one built by `at` for a block that is none of start to stop - 1."""
+    check_function("edit", edit, EDIT)
     for site in getattr(edit, "sites", ()):
         if site.layer not in range(start, stop):
             raise ValueError(
@@ -137,6 +141,7 @@ def trace(model: Model, tokens: Tokens, *, edit: Edit = untouched) -> Trace:
     For each of batch * pos places it keeps n_layers * (10 d_model + 2 d_mlp + 2 n_heads * pos) + d_model + d_vocab
     numbers: the stream leaving one block and entering the next is one tensor. Use `run` to keep less.
     """
+    check_model(model)
     embed = model.embed(tokens)
     blocks = tuple(run(model, embed, edit=edit))
     return Trace(embed=embed, blocks=blocks, logits=model.unembed(blocks[-1].resid_post))

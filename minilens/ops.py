@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from .shapes import Grid, Heads, Mask, Resid, Tokens
+from .arguments import check_ids, whole_number
+from .shapes import Grid, Heads, Mask, Resid, Tokens, shapes_of
 
 
 class LayerNorm(NamedTuple):
@@ -17,6 +18,9 @@ class LayerNorm(NamedTuple):
 
     w: Float[Tensor, "d_model"]
     b: Float[Tensor, "d_model"]
+
+    def __repr__(self) -> str:
+        return shapes_of(self)
 
 
 def layer_norm(resid: Resid, norm: LayerNorm, eps: float) -> Resid:
@@ -83,10 +87,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def check_tokens(tokens: Tokens, d_vocab: int, n_ctx: int) -> None:
     """Raise ValueError, in one sentence, for tokens that a model of this vocabulary and context cannot read."""
-    if not isinstance(tokens, Tensor):
-        raise ValueError(f"tokens must be a tensor, as tokenizer.encode gives it; got a {type(tokens).__name__}")
-    if tokens.ndim != 2 or tokens.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"tokens must be integers of shape [batch, pos]; got {list(tokens.shape)} {tokens.dtype}")
+    check_ids(tokens)
     if tokens.numel() == 0:
         raise ValueError("the prompt is empty: it must hold at least one token")
     if tokens.shape[1] > n_ctx:
@@ -99,5 +100,5 @@ def check_tokens(tokens: Tokens, d_vocab: int, n_ctx: int) -> None:
 
 def check_layer(layer: int, n_layers: int) -> None:
     """Raise ValueError for a layer that the model does not have."""
-    if layer not in range(n_layers):
+    if whole_number("layer", layer) not in range(n_layers):
         raise ValueError(f"layer {layer} does not exist: the model's layers are 0 to {n_layers - 1}")

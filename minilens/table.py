@@ -1,21 +1,21 @@
 """What the lens found: numbers for every row and position, which the views show."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from operator import index
 from typing import Any, Generic, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .arguments import check_ids, names, quoted, whole_number, whole_numbers
 from .checkpoint.tokenizer import Tokenizer
-from .lens import lens_of
+from .lens import Lens
 from .model import Model
 from .ops import upcast
 from .shapes import Tokens
 from .traces import Edit, untouched
-from .vocab import KL, Standing, Top, survey
+from .vocab import KL, TokenStats, Top, vocab_stats
 
 T = TypeVar("T")
 
@@ -57,10 +57,10 @@ class LensTable:
     tokenizer: Tokenizer | None = None  # how the views show tokens; without one, by their ids
 
     top = Stat[Top]()  # the best tokens, [row, pos, k]
-    final = Stat[Standing]()  # how final_tokens stand in each row, [row, pos]
-    next = Stat[Standing]()  # of next_tokens; where there is none, not a number, and rank 0
-    input = Stat[Standing]()  # of tokens
-    tracked = Stat[Standing]()  # of track, [row, pos, token]
+    final = Stat[TokenStats]()  # how final_tokens stand in each row, [row, pos]
+    next = Stat[TokenStats]()  # of next_tokens; where there is none, not a number, and rank 0
+    input = Stat[TokenStats]()  # of tokens
+    tracked = Stat[TokenStats]()  # of track, [row, pos, token]
     entropy = Stat[Float[Tensor, "row pos"]]()
     kl_final = Stat[Float[Tensor, "row pos"]]()  # KL(final row || row)
     kl_row_final = Stat[Float[Tensor, "row pos"]]()  # KL(row || final row)
@@ -95,7 +95,7 @@ class LensTable:
         return replace(self, **{name: getattr(self, name)[chosen] for name in names}, stats=stats)
 
     def __repr__(self) -> str:
-        how = f"decoder {self.decoder}, norm {self.norm}" + ", centred" * self.centre
+        how = f"decoder {self.decoder}, norm {self.norm}{', centred' if self.centre else ''}"
         size, held = f"{len(self.labels)} rows and {len(self.positions)} positions", ", ".join(self.stats)
         return f"LensTable of {size}: {how}; {held or 'no statistics'}"
 
@@ -108,79 +108,72 @@ def logit_lens(
     model: Model,
     tokens: Tokens,
     *,
-    decoder: str = "final",
-    norm: str = "final",
-    centre: bool = False,
-    sites: Sequence[str] = ("resid_post",),
-    layers: Iterable[int] | None = None,
-    positions: Iterable[int] | None = None,
-    track: Iterable[int] = (),
+    positions: int | Iterable[int] | None = None,
+    track: int | Iterable[int] = (),
     top_k: int = 5,
-    stats: Iterable[str] = DEFAULT_STATS,
-    transport: Edit = untouched,
+    stats: str | Iterable[str] = DEFAULT_STATS,
     edit: Edit = untouched,
     tokenizer: Tokenizer | None = None,
+    **options: Any,
 ) -> LensTable:
-    """The lens on one text, of shape [1, pos], in numbers; decoder to layers, transport and edit as in `lens_rows`.
+    """The lens on one text, of shape [1, pos], in numbers.
 
     positions: the columns to show, negative ones counted from the end; the model sees the whole text in any case.
-    track: tokens to follow everywhere. stats: which of STATS to compute, or "all"; the default is what one pass over
-    the vocabulary gives cheaply, and "js" takes another. tokenizer: how the table's views show tokens. Raises
-    ValueError for what does not exist, and where logits are not finite.
+    track: tokens to follow everywhere.
+    top_k: how many of the best tokens to name.
+    stats: which of STATS to compute, or "all". The default is what one pass over the vocabulary gives cheaply; "js"
+    takes another.
+    edit: as in `lens_rows`.
+    tokenizer: how the table's views show tokens.
+    options: those of `Lens`, which are decoder, norm, centre, sites, layers and transport.
 
     Logits are taken a tile of the vocabulary at a time, in float32 at least whatever the weights' dtype: see vocab.py.
+    Raises ValueError for what does not exist, and where logits are not finite.
     """
-    if isinstance(tokens, Tensor) and tokens.ndim == 2 and tokens.shape[0] != 1:
-        raise ValueError(
-            f"logit_lens reads one text, of shape [1, pos]; got {tokens.shape[0]} of them: use logit_lenses"
-        )
-    wanted = {*STATS} if stats == "all" else {stats} if isinstance(stats, str) else {*stats}
-    if unknown := sorted(wanted - {*STATS}):
-        raise ValueError(f'there is no statistic "{unknown[0]}"; there are {", ".join(STATS)}')
+    lens, wanted = Lens(**options), _wanted(stats)
+    readout = lens.of(model, tokens, edit)
+    if len(tokens) != 1:
+        raise ValueError(f"logit_lens reads one text, of shape [1, pos]; got {len(tokens)} of them: use logit_lenses")
     d_vocab = model.W_U.shape[1]
-    if not 1 <= top_k <= d_vocab:
-        raise ValueError(f"top_k must be between 1 and the size of the vocabulary, {d_vocab}; it is {top_k}")
-    track = tuple(dict.fromkeys(index(token) for token in track))
-    if bad := [token for token in track if not 0 <= token < d_vocab]:
-        raise ValueError(f"token id {bad[0]} cannot be tracked: the model's ids go from 0 to {d_vocab - 1}")
-
-    lens = lens_of(model, tokens, decoder, norm, centre, sites, layers, transport, edit)
+    if not 1 <= (k := whole_number("top_k", top_k)) <= d_vocab:
+        raise ValueError(f"top_k must be between 1 and the size of the vocabulary, {d_vocab}; it is {k}")
+    followed = _followed(track, d_vocab)
     columns = _columns(positions, tokens.shape[1])
-    x = upcast(lens.embed.new_empty(len(lens.sites), len(columns), lens.embed.shape[-1]))
-    for r, (_, reader, resid) in enumerate(lens.rows()):
+    x = upcast(readout.embed.new_empty(len(readout.sites), len(columns), readout.embed.shape[-1]))
+    for r, (_, reader, resid) in enumerate(readout.rows()):
         x[r] = reader.final_norm(resid)[0, columns]
 
     text = tokens[0].to(x.device)
     shown, follows = text[columns], torch.cat([text[1:], text.new_tensor([-1])])[columns]
-    asked = {"next": follows.clamp(min=0), "input": shown}
-    asked = {name: asked[name] for name in asked if name in wanted}
-    every = torch.stack([shown, *asked.values(), *(torch.full_like(shown, token) for token in track)])[1:]
-    found = survey(x, model.W_U, model.b_U, every, k=top_k, stats=frozenset(wanted & {"entropy", "js", *KL}))
-    found.check_finite(lens.labels, lens.embed.dtype)
-
-    values: dict[str, Any] = {name: number.cpu() for name, number in found.stats.items()}
-    standings = [Standing(*(part.cpu() for part in parts)) for parts in zip(*found.standing, strict=True)]
-    values |= zip(("final", *asked), standings, strict=False)
-    values["tracked"] = Standing(*(part[1 + len(asked) :].movedim(0, -1).cpu() for part in found.standing))
-    values["top"] = Top(*(part.cpu() for part in found.top))
+    asked: dict[Hashable, Tensor] = {}
     if "next" in wanted:
-        nothing = (follows < 0).cpu()
-        logit, logprob, rank = values["next"]
-        values["next"] = Standing(
-            logit.masked_fill(nothing, torch.nan), logprob.masked_fill(nothing, torch.nan), rank.masked_fill(nothing, 0)
+        asked["next"] = follows.clamp(min=0)
+    if "input" in wanted:
+        asked["input"] = shown
+    asked |= {token: torch.full_like(shown, token) for token in followed}
+    found = vocab_stats(x, model.W_U, model.b_U, asked, k=k, stats=frozenset(wanted & {"entropy", "js", *KL}))
+    found.check_finite(readout.labels, readout.embed.dtype)
+
+    values: dict[Hashable, Any] = {"top": found.top} | found.tokens | found.stats
+    if "next" in wanted:
+        values["next"] = _where(follows >= 0, found.tokens["next"])
+    if followed:
+        values["tracked"] = TokenStats(
+            *(torch.stack(part, -1) for part in zip(*(found.tokens[token] for token in followed), strict=True))
         )
+        wanted |= {"tracked"}
     return LensTable(
-        labels=lens.labels,
-        layers=tuple(site.layer for site in lens.sites),
-        decoder=decoder,
-        norm=norm,
-        centre=centre,
+        labels=readout.labels,
+        layers=tuple(site.layer for site in readout.sites),
+        decoder=lens.decoder,
+        norm=lens.norm,
+        centre=lens.centre,
         positions=torch.tensor(columns),
         tokens=shown.cpu(),
-        final_tokens=values["top"].tokens[-1, :, 0],
+        final_tokens=found.top.tokens[-1, :, 0].cpu(),
         next_tokens=follows.cpu(),
-        track=track,
-        stats={name: values[name] for name in (*STATS, "tracked") if name in wanted or (name == "tracked" and track)},
+        track=followed,
+        stats={name: _on_cpu(values[name]) for name in (*STATS, "tracked") if name in wanted},
         tokenizer=tokenizer,
     )
 
@@ -191,22 +184,56 @@ def logit_lenses(
     """The lens on several texts, as `tokenizer.encode` gives a list of them: a table for each, without the padding.
 
     options: those of `logit_lens`. A causal model reads each text as if it stood alone. Raises ValueError as that does,
-    and where there is not one length for each text.
+    and where there is not one length for each text, from 1 to the tokens that there are.
     """
-    if len(tokens) != len(lengths):
-        raise ValueError(f"there are {len(tokens)} texts and {len(lengths)} lengths: give each text its own")
+    check_ids(tokens)
+    n_texts, longest = tokens.shape
+    each = whole_numbers("lengths", lengths)
+    if n_texts != len(each):
+        raise ValueError(f"there are {n_texts} texts and {len(each)} lengths: give each text its own")
+    for n in each:
+        if not 1 <= n <= longest:
+            raise ValueError(f"lengths must be from 1 to {longest}, the tokens of the longest text; got {n}")
     once: Any = {name: tuple(value) if isinstance(value, Iterator) else value for name, value in options.items()}
-    return [logit_lens(model, text[None, : int(n)], **once) for text, n in zip(tokens, lengths, strict=True)]
+    return [logit_lens(model, text[None, :n], **once) for text, n in zip(tokens, each, strict=True)]
 
 
-def _columns(positions: Iterable[int] | None, n: int) -> list[int]:
+def _wanted(stats: str | Iterable[str]) -> set[str]:
+    """The names of statistics; "all" is all of them."""
+    wanted = {*STATS} if isinstance(stats, str) and stats == "all" else {*names("stats", stats)}
+    if unknown := sorted(wanted - {*STATS}):
+        raise ValueError(f"there is no statistic {quoted(unknown[0])}; there are {', '.join(STATS)}")
+    return wanted
+
+
+def _followed(track: int | Iterable[int], d_vocab: int) -> tuple[int, ...]:
+    """The tokens to follow, each once."""
+    tokens = tuple(dict.fromkeys(whole_numbers("track", track)))
+    for token in tokens:
+        if not 0 <= token < d_vocab:
+            raise ValueError(f"token id {token} cannot be tracked: the model's ids go from 0 to {d_vocab - 1}")
+    return tokens
+
+
+def _columns(positions: int | Iterable[int] | None, n: int) -> list[int]:
     """The positions to show of a text of n tokens, counted from 0."""
     if positions is None:
         return list(range(n))
-    chosen = [index(position) for position in positions]
+    chosen = whole_numbers("positions", positions)
     if not chosen:
         raise ValueError("positions is empty: choose at least one, or leave it out to see all")
     for position in chosen:
         if not -n <= position < n:
             raise ValueError(f"position {position} does not exist: the text has {n} tokens, so positions 0 to {n - 1}")
     return [position % n for position in chosen]
+
+
+def _where(there: Bool[Tensor, "pos"], found: TokenStats) -> TokenStats:
+    """The same where there is a token; elsewhere not a number, and rank 0."""
+    logit, logprob = (part.where(there, torch.nan) for part in (found.logit, found.logprob))
+    return TokenStats(logit, logprob, found.rank.where(there, 0))
+
+
+def _on_cpu(found: Any) -> Any:
+    """A tensor, or a named tuple of them."""
+    return found.cpu() if isinstance(found, Tensor) else type(found)(*(part.cpu() for part in found))

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from .shapes import Grid, Heads, Hidden, Logits, Resid
+from .arguments import EDIT, check_function
+from .shapes import Grid, Heads, Hidden, Logits, Resid, shapes_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +36,9 @@ class BlockTrace:
     mlp_out: Resid  # written to the stream
     resid_post: Resid  # = resid_mid + mlp_out, bit for bit
 
+    def __repr__(self) -> str:
+        return shapes_of(self)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
@@ -42,6 +47,9 @@ class Trace:
     embed: Resid
     blocks: tuple[BlockTrace, ...]
     logits: Logits
+
+    def __repr__(self) -> str:
+        return shapes_of(self)
 
 
 class Site(NamedTuple):
@@ -80,19 +88,39 @@ def editable(edit: Edit, layer: int) -> Callable[[str, Tensor], Tensor]:
     """The marks of one block: `at(name, value)` is the value to go on with at that site.
 
     Raises ValueError where an edit gives back anything but a tensor of the same shape, dtype and device, or writes into
-    the one it was given, which other names may share (not seen under torch.inference_mode, where torch counts no
-    writes).
+    the one it was given, which other names may share. Nobody sees a write by way of numpy.
     """
+    check_function("edit", edit, EDIT)
 
     def at(name: str, value: Tensor) -> Tensor:
-        version = _version(value)
         site = Site(layer, name)
-        new = edit(site, value)
-        if _version(value) != version:
-            raise ValueError(f"the edit at {layer}.{name} wrote into the tensor it was given; it must return a new one")
-        return kept(site, new, value)
+        return kept(site, _unwritten(edit, site, value), value)
 
     return at
+
+
+def _unwritten(edit: Edit, site: Site, value: Tensor) -> object:
+    """What an edit gives back, where it has not written into the value. torch counts how often a tensor is written to.
+
+    Under torch.inference_mode it counts nothing. But a tensor that is made there may be written to only there, so the
+    edit runs outside.
+    """
+    wrote = ValueError(
+        f"the edit at {site.layer}.{site.name} wrote into the tensor it was given; it must return a new one"
+    )
+    if value.is_inference():
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                return edit(site, value)
+        except RuntimeError as error:
+            if "Inplace update to inference tensor" not in str(error):
+                raise
+            raise wrote from error
+    version = value._version
+    new = edit(site, value)
+    if value._version != version:
+        raise wrote
+    return new
 
 
 def kept(site: Site, new: object, value: Tensor) -> Tensor:
@@ -104,11 +132,6 @@ def kept(site: Site, new: object, value: Tensor) -> Tensor:
             f"the edit at {site.layer}.{site.name} must keep {_describe(value)}; it returned {_describe(new)}"
         )
     return new
-
-
-def _version(value: Tensor) -> int:
-    """How often a tensor was written to, where torch counts it."""
-    return 0 if value.is_inference() else value._version
 
 
 def _describe(value: Tensor) -> str:

@@ -20,13 +20,15 @@ In float32, against float64 on the same vectors, entropies, divergences and log-
 other tokens differ by no more than rounding. The tests hold these bounds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from math import log
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from .shapes import shapes_of
 
 Rows = Float[Tensor, "row pos d_model"]
 Queries = Float[Tensor, "query d_model"]
@@ -63,8 +65,11 @@ class Top(NamedTuple):
     def prob(self) -> Float[Tensor, "*row pos k"]:
         return self.logprob.exp()
 
+    def __repr__(self) -> str:
+        return shapes_of(self)
 
-class Standing(NamedTuple):
+
+class TokenStats(NamedTuple):
     """How one token per position stands among all tokens.
 
     The rank is 1 + the number of tokens with a strictly higher logit: 1 is best, and tokens that tie share the better
@@ -80,17 +85,20 @@ class Standing(NamedTuple):
     def prob(self) -> PerPos:
         return self.logprob.exp()
 
+    def __repr__(self) -> str:
+        return shapes_of(self)
 
-class Survey(NamedTuple):
-    """What `survey` finds."""
+
+class VocabStats(NamedTuple):
+    """What `vocab_stats` finds."""
 
     top: Top  # [row, pos, k]
-    standing: Standing  # [token, row, pos]: of the last row's best token, then of those asked for
+    tokens: dict[Hashable, TokenStats]  # [row, pos] each: "final", the last row's best token, and those asked for
     stats: dict[str, Float[Tensor, "row pos"]]
 
     def check_finite(self, labels: Sequence[str], dtype: torch.dtype) -> None:
         """Raise ValueError for the first row whose logits, of residuals in dtype, are not all finite."""
-        for label, finite in zip(labels, self.standing.logprob[0].isfinite().all(-1).tolist(), strict=True):
+        for label, finite in zip(labels, self.tokens["final"].logprob.isfinite().all(-1).tolist(), strict=True):
             if not finite:
                 raise ValueError(
                     f"the logits of row {label} are not finite: there is a NaN or an infinity in the weights, or "
@@ -100,47 +108,92 @@ class Survey(NamedTuple):
 
 
 @torch.no_grad()
-def survey(
-    x: Rows, W_U: Unembedding, b_U: Bias | None, asked: Int[Tensor, "token pos"], *, k: int, stats: frozenset[str]
-) -> Survey:
+def vocab_stats(
+    x: Rows,
+    W_U: Unembedding,
+    b_U: Bias | None,
+    asked: Mapping[Hashable, Int[Tensor, "pos"]],
+    *,
+    k: int,
+    stats: frozenset[str],
+) -> VocabStats:
     """All statistics of some rows of vectors, of which the first is called the input and the last one final.
 
-    asked: tokens whose logit, log-probability and rank are wanted at each position. k: how many of the best tokens.
+    asked: by any name, the token at each position whose logit, log-probability and rank are wanted.
+    k: how many of the best tokens.
     stats: of "entropy", "kl_final" (final || row), "kl_row_final" (row || final), "kl_input" (input || row),
     "kl_row_input" (row || input), "change" (row || the one before; not a number in the first row) and "js" (Jensen and
-    Shannon's, of row and final, which takes a second pass). Where logits are not finite, no log-probability is.
+    Shannon's, of row and final, which takes a second pass).
+
+    Where logits are not finite, no log-probability is.
     """
     n_rows, n_pos, _ = x.shape
-    d_vocab = W_U.shape[1]
-    n = max(1, min(TILE.get(x.device.type, TILE_ELSEWHERE) // (n_rows * WIDTH), WHOLE // d_vocab, n_pos))
+    vocabulary = _Vocabulary(W_U, b_U, first_alike(W_U, b_U))
+    n = max(1, min(TILE.get(x.device.type, TILE_ELSEWHERE) // (n_rows * WIDTH), WHOLE // vocabulary.size, n_pos))
     # Two tensors, since one of twice the size would find no room in what a forward pass has freed.
-    whole, ahead = (x.new_empty(n, -(-d_vocab // WIDTH) * WIDTH) for _ in range(2))
+    whole, ahead = (x.new_empty(n, -(-vocabulary.size // WIDTH) * WIDTH) for _ in range(2))
     for buffer in (whole, ahead):
-        buffer[:, d_vocab:] = torch.finfo(x.dtype).min  # past the vocabulary, all is too low to count
-    _logits(x[-1, :n], W_U, b_U, ALL, out=whole[:, :d_vocab])
-    first = first_alike(W_U, b_U)
+        buffer[:, vocabulary.size :] = torch.finfo(x.dtype).min  # past the vocabulary, all is too low to count
+    vocabulary.logits(x[-1, :n], ALL, out=whole[:, : vocabulary.size])
+    ids = torch.stack([*asked.values()]) if asked else torch.zeros(0, n_pos, dtype=torch.long, device=x.device)
     chunks = []
     for p in range(0, n_pos, n):
         here, after = slice(p, p + n), slice(p + n, p + 2 * n)
-        chunks.append(_survey(x[:, here], whole, x[-1, after], ahead, W_U, b_U, first, asked[:, here], k, stats))
+        tiles = _Tiles(x[:, here], whole, x[-1, after], ahead, vocabulary, ids[:, here], k, stats)
+        for tile in range(tiles.n):
+            tiles.add(tile)
+        chunks.append(tiles.finish())
+        del tiles  # and with it the room that the next ones need
         whole, ahead = ahead, whole
 
     lse = torch.cat([chunk.lse for chunk in chunks], 1)
     own = torch.cat([chunk.own for chunk in chunks], 2)
     rank = torch.cat([chunk.rank for chunk in chunks], 2)
     groups = torch.cat([chunk.groups for chunk in chunks], 1)
-    rest = _top(x[:-1].flatten(0, 1), W_U, b_U, groups.flatten(0, 1), k)
+    rest = _top(x[:-1].flatten(0, 1), vocabulary, groups.flatten(0, 1), k)
     last = (torch.cat([chunk.best[i] for chunk in chunks])[None] for i in (0, 1))
     logit, tokens = (torch.cat([a.view(-1, n_pos, k), b]) for a, b in zip(rest, last, strict=True))
-    return Survey(
+    of_tokens = zip(own, (own - lse).clamp(max=0).to(x.dtype), rank, strict=True)
+    return VocabStats(
         Top(tokens, logit, (logit - lse[..., None]).clamp(max=0).to(x.dtype)),
-        Standing(own, (own - lse).clamp(max=0).to(x.dtype), rank),
+        {name: TokenStats(*parts) for name, parts in zip(("final", *asked), of_tokens, strict=True)},
         {name: torch.cat([chunk.stats[name] for chunk in chunks], 1).to(x.dtype) for name in stats},
     )
 
 
+class _Vocabulary(NamedTuple):
+    """The unembedding. Of tokens with one embedding and one bias, the first serves all."""
+
+    W_U: Unembedding
+    b_U: Bias | None
+    first: Int[Tensor, "d_vocab"]
+
+    @property
+    def size(self) -> int:
+        return self.W_U.shape[1]
+
+    def logits(self, x: Queries, tokens: slice, out: Tensor | None = None) -> Tensor:
+        """x @ W_U + b_U for some of the tokens, in the dtype of x."""
+        W = self.W_U[:, tokens].to(x.dtype)
+        if self.b_U is None:
+            return torch.mm(x, W, out=out)
+        return torch.addmm(self.b_U[tokens].to(x.dtype), x, W, out=out)
+
+    def logits_of(
+        self, x: Float[Tensor, "row query d_model"], token: Int[Tensor, "query"]
+    ) -> Float[Tensor, "row query"]:
+        """The logit of one token for each query."""
+        logits = torch.einsum("rqd,qd->rq", x, self.W_U.mT[token].to(x.dtype))
+        return logits if self.b_U is None else logits + self.b_U[token].to(x.dtype)
+
+    def make_alike(self, whole: Float[Tensor, "n padded"]) -> None:
+        """In whole rows of logits: that of the first for all that are like it."""
+        later = (self.first != torch.arange(self.size, device=whole.device)).nonzero()[:, 0]
+        whole[:, later] = whole[:, self.first[later]]
+
+
 class _Chunk(NamedTuple):
-    """The survey of some positions."""
+    """The statistics of some positions."""
 
     best: tuple[Tensor, Tensor]  # the last row's best logits and their tokens, [pos, k] each
     groups: Ids  # of the other rows, the groups that hold their best tokens, [row, pos, n]
@@ -150,92 +203,92 @@ class _Chunk(NamedTuple):
     stats: dict[str, PerPos]
 
 
-def _survey(
-    x: Rows,
-    whole: Float[Tensor, "n padded"],
-    x_ahead: Queries,
-    ahead: Float[Tensor, "n padded"],
-    W_U: Unembedding,
-    b_U: Bias | None,
-    first: Int[Tensor, "d_vocab"],
-    asked: Ids,
-    k: int,
-    stats: frozenset[str],
-) -> _Chunk:
-    """The survey of some positions, given the last row's logits there; `ahead` is filled with those further on."""
-    n_rows, n_pos, _ = x.shape
-    whole, ahead = whole[:n_pos], ahead[: len(x_ahead)]
-    later = (first != torch.arange(len(first), device=x.device)).nonzero()[:, 0]
-    whole[:, later] = whole[:, first[later]]
-    best = _top_of_whole(whole, k)
-    # Each token at each position is taken once, so that it has one logit whoever asks for it.
-    asked = first[torch.cat([best[1].mT[:1], asked])] * n_pos + torch.arange(n_pos, device=x.device)
-    once, place = torch.unique(asked, return_inverse=True)
-    token, at = once // n_pos, once % n_pos
-    value = torch.cat([_own_logits(x[:-1, at], W_U, b_U, token), whole[at, token][None]])
-    own = value[:, place].movedim(0, 1)
+class _Tiles:
+    """The pass over the vocabulary for some positions: `add` every tile once, in order, then `finish`.
 
-    queries = torch.cat([x[:-1].flatten(0, 1), x_ahead])
-    n_tiles = whole.shape[1] // WIDTH
-    groups = x.new_empty(n_tiles, n_rows, n_pos, WIDTH // GROUP)
-    high, Z, ED = x.new_empty(3, n_tiles, n_rows, n_pos)
-    better, logits_asked = torch.zeros_like(own), own[..., None]
-    D, E = x.new_empty(2, n_rows, n_pos, WIDTH)
-    logits, last = D.view(-1, WIDTH)[: len(queries)], slice((n_rows - 1) * n_pos, None)
-    D_groups = D.view(n_rows, n_pos, -1, GROUP)
-    gaps = {name: _Gap(E, D, p, q, n_tiles) for name, (p, q) in KL.items() if name in stats}
-    for tile, (best_of, high_of, Z_of, ED_of) in enumerate(zip(groups, high, Z, ED, strict=True)):
-        tokens = slice(tile * WIDTH, (tile + 1) * WIDTH)
-        if tokens.stop > W_U.shape[1]:
-            D.fill_(torch.finfo(x.dtype).min)
-        _logits(queries, W_U, b_U, tokens, out=logits[:, : W_U.shape[1] - tokens.start])
-        ahead[:, tokens] = logits[last]
-        D[-1] = whole[:, tokens]
-        # The logits asked for stand where their tokens do, and those like them: none is above itself by rounding.
-        column, which = (first[tokens, None] == token).nonzero(as_tuple=True)
-        D[:, at[which], column] = value[:, which]
-        for count, logit in zip(better, logits_asked, strict=True):
-            count += torch.gt(D, logit, out=E).sum(-1)
+    `whole` holds the last row's logits there. `ahead` is filled with those of the positions further on.
+    """
 
-        torch.amax(D_groups, -1, out=best_of)
-        torch.amax(best_of, -1, out=high_of)
-        D.sub_(high_of[..., None])
+    def __init__(
+        self,
+        x: Rows,
+        whole: Float[Tensor, "n padded"],
+        x_ahead: Queries,
+        ahead: Float[Tensor, "n padded"],
+        vocabulary: _Vocabulary,
+        asked: Ids,
+        k: int,
+        stats: frozenset[str],
+    ) -> None:
+        n_rows, n_pos, _ = x.shape
+        self.x, self.vocabulary, self.k, self.stats = x, vocabulary, k, stats
+        self.whole, self.ahead = whole[:n_pos], ahead[: len(x_ahead)]
+        self.n = whole.shape[1] // WIDTH
+        vocabulary.make_alike(self.whole)
+        self.best = _top_of_whole(self.whole, k)
+
+        # Each token at each position is taken once, so that it has one logit whoever asks for it.
+        tokens = vocabulary.first[torch.cat([self.best[1].mT[:1], asked])]
+        once, place = torch.unique(tokens * n_pos + torch.arange(n_pos, device=x.device), return_inverse=True)
+        self.token, self.at = once // n_pos, once % n_pos
+        others, last = vocabulary.logits_of(x[:-1, self.at], self.token), self.whole[self.at, self.token]
+        self.value = torch.cat([others, last[None]])
+        self.own = self.value[:, place].movedim(0, 1)
+        self.better = torch.zeros_like(self.own)  # how many tokens have a higher logit
+
+        self.queries = torch.cat([x[:-1].flatten(0, 1), x_ahead])
+        self.groups = x.new_empty(self.n, n_rows, n_pos, WIDTH // GROUP)
+        self.high, self.Z, self.ED = x.new_empty(3, self.n, n_rows, n_pos)
+        self.D, self.E = x.new_empty(2, n_rows, n_pos, WIDTH)
+        self.gaps = {name: _Gap(self.E, self.D, p, q, self.n) for name, (p, q) in KL.items() if name in stats}
+
+    def add(self, tile: int) -> None:
+        """All that is to be known of a tile, relative to its highest logit."""
+        D, E = self.D, self.E
+        self._fill(slice(tile * WIDTH, (tile + 1) * WIDTH))
+        for count, logit in zip(self.better, self.own, strict=True):
+            count += torch.gt(D, logit[..., None], out=E).sum(-1)
+        torch.amax(D.unflatten(-1, (-1, GROUP)), -1, out=self.groups[tile])
+        torch.amax(self.groups[tile], -1, out=self.high[tile])
+        D.sub_(self.high[tile][..., None])
         torch.exp(D, out=E)
-        torch.sum(E, -1, out=Z_of)
-        for gap in gaps.values():
+        torch.sum(E, -1, out=self.Z[tile])
+        for gap in self.gaps.values():
             gap.add(tile)
-        torch.sum(E.mul_(D), -1, out=ED_of)
+        torch.sum(E.mul_(D), -1, out=self.ED[tile])
 
-    highest = high.amax(0)
-    shift = (high - highest).double()
-    Z_tiles = Z * shift.exp()
-    Z, ED = Z_tiles.sum(0), (ED * shift.exp() + shift * Z_tiles).sum(0)
-    lse = highest + Z.log()
-    numbers = {"entropy": (Z.log() - ED / Z).clamp(min=0)}
-    for name, (p, q) in KL.items():
-        if name in stats:
-            gap = (gaps[name].sums() * shift[:, p].exp() + (shift[:, p] - shift[:, q]) * Z_tiles[:, p]).sum(0)
+    def _fill(self, tokens: slice) -> None:
+        """Put the logits of these tokens into D."""
+        D, size = self.D, self.vocabulary.size
+        if tokens.stop > size:
+            D.fill_(torch.finfo(D.dtype).min)
+        logits = D.view(-1, WIDTH)[: len(self.queries)]
+        self.vocabulary.logits(self.queries, tokens, out=logits[:, : size - tokens.start])
+        self.ahead[:, tokens] = logits[len(self.queries) - len(self.ahead) :]
+        D[-1] = self.whole[:, tokens]
+        # The logits asked for stand where their tokens do, and those like them: none is above itself by rounding.
+        column, which = (self.vocabulary.first[tokens, None] == self.token).nonzero(as_tuple=True)
+        D[:, self.at[which], column] = self.value[:, which]
+
+    def finish(self) -> _Chunk:
+        """What the tiles say together."""
+        highest = self.high.amax(0)
+        shift = (self.high - highest).double()
+        Z_tiles = self.Z * shift.exp()
+        Z, ED = Z_tiles.sum(0), (self.ED * shift.exp() + shift * Z_tiles).sum(0)
+        lse = highest + Z.log()
+        numbers = {"entropy": (Z.log() - ED / Z).clamp(min=0)}
+        for name, each in self.gaps.items():
+            p, q = KL[name]
+            gap = (each.sums() * shift[:, p].exp() + (shift[:, p] - shift[:, q]) * Z_tiles[:, p]).sum(0)
             numbers[name] = (gap / Z[p] - Z[p].log() + Z[q].log()).clamp(min=0)
-    if "change" in stats:
-        numbers["change"] = torch.cat([torch.full_like(Z[:1], torch.nan), numbers["change"]])
-    if "js" in stats:
-        numbers["js"] = _jensen_shannon(x, lse, W_U, b_U)
-    best_groups = groups[:, :-1].movedim(0, 2).flatten(2).topk(min(k, n_tiles * WIDTH // GROUP)).indices
-    return _Chunk(best, best_groups, own, 1 + better.long(), lse, numbers)
-
-
-def _logits(x: Queries, W_U: Unembedding, b_U: Bias | None, tokens: slice, out: Tensor | None = None) -> Tensor:
-    """x @ W_U + b_U for some of the tokens, in the dtype of x."""
-    W = W_U[:, tokens].to(x.dtype)
-    return torch.mm(x, W, out=out) if b_U is None else torch.addmm(b_U[tokens].to(x.dtype), x, W, out=out)
-
-
-def _own_logits(
-    x: Float[Tensor, "row query d_model"], W_U: Unembedding, b_U: Bias | None, token: Int[Tensor, "query"]
-) -> Float[Tensor, "row query"]:
-    """The logit of one token for each query."""
-    logits = torch.einsum("rqd,qd->rq", x, W_U.mT[token].to(x.dtype))
-    return logits if b_U is None else logits + b_U[token].to(x.dtype)
+        if "change" in self.stats:
+            numbers["change"] = torch.cat([torch.full_like(Z[:1], torch.nan), numbers["change"]])
+        if "js" in self.stats:
+            numbers["js"] = _jensen_shannon(self.x, lse, self.vocabulary)
+        k = min(self.k, self.n * WIDTH // GROUP)
+        best_groups = self.groups[:, :-1].movedim(0, 2).flatten(2).topk(k).indices
+        return _Chunk(self.best, best_groups, self.own, 1 + self.better.long(), lse, numbers)
 
 
 def first_alike(W_U: Unembedding, b_U: Bias | None) -> Int[Tensor, "d_vocab"]:
@@ -284,15 +337,15 @@ class _Gap:
         return products[:, self.p] - products[:, self.q]
 
 
-def _jensen_shannon(x: Rows, lse: PerPos, W_U: Unembedding, b_U: Bias | None) -> PerPos:
+def _jensen_shannon(x: Rows, lse: PerPos, vocabulary: _Vocabulary) -> PerPos:
     """(KL(p || m) + KL(q || m)) / 2, where m is the mean of p and q, and q the last row: a pass of its own."""
     total, queries = torch.zeros_like(lse), x.flatten(0, 1)
     buffers = x.new_empty(4, len(queries) * WIDTH)
     wide = lse.new_empty(len(queries) * WIDTH)
-    for start in range(0, W_U.shape[1], WIDTH):
-        n = min(WIDTH, W_U.shape[1] - start)
+    for start in range(0, vocabulary.size, WIDTH):
+        n = min(WIDTH, vocabulary.size - start)
         p, m, gap, p_gap = (buffer[: len(queries) * n].view(*lse.shape, n) for buffer in buffers)
-        _logits(queries, W_U, b_U, slice(start, start + n), out=p.view(len(queries), -1))
+        vocabulary.logits(queries, slice(start, start + n), out=p.view(len(queries), -1))
         p.copy_(wide[: p.numel()].view_as(p).copy_(p).sub_(lse[..., None]))
         q = p[-1:]
         torch.logaddexp(p, q, out=m).sub_(log(2))
@@ -304,14 +357,14 @@ def _jensen_shannon(x: Rows, lse: PerPos, W_U: Unembedding, b_U: Bias | None) ->
 
 
 def _top(
-    x: Queries, W_U: Unembedding, b_U: Bias | None, groups: Int[Tensor, "query n"], k: int
+    x: Queries, vocabulary: _Vocabulary, groups: Int[Tensor, "query n"], k: int
 ) -> tuple[Float[Tensor, "query k"], Int[Tensor, "query k"]]:
     """The k best logits and their tokens: of the groups that hold them, all logits are taken again."""
     found = x.new_empty(*groups.shape, GROUP)
     queries = torch.split(groups.flatten().argsort(), groups.flatten().bincount().tolist())
     for group, at in enumerate(queries):
         if len(at):
-            logits = _logits(x[at // groups.shape[1]], W_U, b_U, slice(group * GROUP, (group + 1) * GROUP))
+            logits = vocabulary.logits(x[at // groups.shape[1]], slice(group * GROUP, (group + 1) * GROUP))
             if logits.shape[1] < GROUP:
                 logits = torch.nn.functional.pad(logits, (0, GROUP - logits.shape[1]), value=torch.finfo(x.dtype).min)
             found.view(-1, GROUP)[at] = logits

@@ -42,7 +42,7 @@ from torch import Tensor
 
 import minilens
 from minilens.table import DEFAULT_STATS
-from minilens.vocab import survey
+from minilens.vocab import vocab_stats
 
 TOP_K = 5
 STATS = frozenset({"kl_final", "entropy"})  # besides the top tokens, and how the final row's best one stands
@@ -228,12 +228,12 @@ def lens_contenders(model: minilens.Model, tokens: Tensor) -> dict[str, Callable
     residuals = [model.embed(tokens)]
     residuals += [block.resid_post for block in minilens.run(model, residuals[0])]
     rows = torch.cat([model.final_norm(resid) for resid in residuals])
-    default, following = frozenset(DEFAULT_STATS) - NOT_OF_SURVEY, tokens.roll(-1, 1)
-    read = partial(survey, rows, model.W_U, model.b_U, k=TOP_K)
+    default, following = frozenset(DEFAULT_STATS) - NOT_OF_SURVEY, tokens[0].roll(-1)
+    read = partial(vocab_stats, rows, model.W_U, model.b_U, k=TOP_K)
     return {
         "a bare products, in tiles of 1024 tokens": partial(bare, rows, model.W_U, torch.empty(len(tokens[0]), 1024)),
-        "b survey: top 5, rank, KL, entropy": partial(read, following[:0], stats=STATS),
-        "b with logit_lens's default statistics": partial(read, following, stats=default),
+        "b vocab_stats: top 5, rank, KL, entropy": partial(read, {}, stats=STATS),
+        "b with logit_lens's default statistics": partial(read, {"next": following}, stats=default),
         "c logit_lens, forward pass included": partial(lens, model, tokens),
     }
 

@@ -106,8 +106,8 @@ MISTAKES = [
     Mistake(
         "lens: extended decoder one block short",
         "lens.py",
-        'resid_post"), n_layers - int(count)\n',
-        'resid_post"), n_layers - int(count) + 1\n',
+        'resid_post"), n_layers - count\n',
+        'resid_post"), n_layers - count + 1\n',
     ),
     Mistake("lens: KL the other way round", "vocab.py", '"kl_final": (LAST, ALL)', '"kl_final": (ALL, LAST)'),
     Mistake(
@@ -125,8 +125,8 @@ MISTAKES = [
     Mistake(
         "lens: the decoder is not edited",
         "lens.py",
-        "decoding = mlp_edit if decoder",
-        "decoding = untouched if decoder",
+        "decoding=_from_mlp_on(edit) if",
+        "decoding=untouched if",
     ),
     Mistake(
         "edits: heads and positions exchanged",
@@ -165,10 +165,12 @@ MISTAKES = [
     Mistake(
         "vocabulary: the last tile is left out",
         "vocab.py",
-        "n_tiles = whole.shape[1] // WIDTH",
-        "n_tiles = W_U.shape[1] // WIDTH",
+        "self.n = whole.shape[1] // WIDTH",
+        "self.n = vocabulary.size // WIDTH",
     ),
-    Mistake("vocabulary: tiles not rescaled", "vocab.py", "Z_tiles = Z * shift.exp()", "Z_tiles = Z.double()"),
+    Mistake(
+        "vocabulary: tiles not rescaled", "vocab.py", "Z_tiles = self.Z * shift.exp()", "Z_tiles = self.Z.double()"
+    ),
     Mistake("vocabulary: shift of q forgotten", "vocab.py", "(shift[:, p] - shift[:, q])", "shift[:, p]"),
     Mistake("vocabulary: the last row a chunk late", "vocab.py", "slice(p + n, p + 2 * n)", "slice(p, p + n)"),
     Mistake(
@@ -219,8 +221,8 @@ MISTAKES = [
     Mistake(
         "corpus: the input's numbers for the next token's",
         "corpus/measure.py",
-        "-found.standing.logprob[1]",
-        "-found.standing.logprob[2]",
+        '-found.tokens["next"].logprob',
+        '-found.tokens["input"].logprob',
         ("sweep",),
     ),
     Mistake("corpus: sums of the first part alone", "corpus/measure.py", "sorted({*turn.tolist()})", "[0]", ("sweep",)),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import minilens
 from minilens.traces import HEAD_SITES, SITES
-from minilens.vocab import survey
+from minilens.vocab import vocab_stats
 
 WITHIN = 1e-4  # float32, in the order of summation of any device, beside float64
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use")
@@ -83,15 +83,19 @@ def test_the_vocabulary_pass(device: str, monkeypatch: pytest.MonkeyPatch, scale
     x, W_U, b_U = vectors(8, 40, 64, 3000, scale, 0, torch.float32)
     logits = x.double() @ W_U.double() + b_U.double()
     asked = torch.randint(0, 3000, (2, 40), generator=torch.Generator().manual_seed(0))
-    found = survey(x.to(device), W_U.to(device), b_U.to(device), asked.to(device), k=5, stats=EVERY)
-    assert {value.device.type for value in (*found.top, *found.standing, *found.stats.values())} == {device}
+    found = vocab_stats(
+        x.to(device), W_U.to(device), b_U.to(device), dict(enumerate(asked.to(device))), k=5, stats=EVERY
+    )
+    of_tokens = [part for of_token in found.tokens.values() for part in of_token]
+    assert {value.device.type for value in (*found.top, *of_tokens, *found.stats.values())} == {device}
     for name, expected in plainly(logits).items():
         error = (found.stats[name].cpu() - expected)[1:].abs()
         assert (error <= 2e-6 * (1 + logits.abs().max()) + 1e-5 * expected[1:]).all(), name
     assert torch.allclose(found.top.logit.cpu().double(), logits.topk(5).values, atol=1e-5, rtol=1e-5)
-    for tokens, rank in zip(asked, found.standing.rank[1:].cpu(), strict=True):
+    for name, tokens in enumerate(asked):
+        rank = found.tokens[name].rank.cpu()
         assert (rank == ranks(logits, tokens)).float().mean() > 0.99  # logits that differ by rounding may change places
-    assert (found.standing.rank[0, -1] == 1).all()
+    assert (found.tokens["final"].rank[-1] == 1).all()
 
 
 @pytest.mark.parametrize(

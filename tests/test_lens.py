@@ -10,7 +10,7 @@ from conftest import FAMILIES, Tiny
 import minilens
 from minilens.table import DEFAULT_STATS
 from minilens.traces import RESID_SITES
-from minilens.vocab import Standing
+from minilens.vocab import TokenStats
 
 
 @pytest.fixture(params=FAMILIES)
@@ -128,7 +128,7 @@ def test_every_number_of_the_table_is_right(
     assert table.next_tokens[-1] == -1
     standings = [(table.final, table.final_tokens), (table.next, table.next_tokens), (table.input, table.tokens)]
     for n, token in enumerate(table.track):
-        standings.append((Standing(*(part[..., n] for part in table.tracked)), torch.full_like(table.tokens, token)))
+        standings.append((TokenStats(*(part[..., n] for part in table.tracked)), torch.full_like(table.tokens, token)))
     for r, row in enumerate(rows):
         logits = row.logits[0].double()
         p = logits.exp() / logits.exp().sum(-1, keepdim=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minilens import vocab
-from minilens.vocab import KL, Standing, first_alike, survey
+from minilens.vocab import KL, TokenStats, VocabStats, first_alike, vocab_stats
 
 EVERY = frozenset({"entropy", "js", *KL})
 
@@ -73,15 +73,15 @@ def test_every_statistic_in_float64(
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(vocab.TILE, "cpu", tile)
         patch.setattr(vocab, "WHOLE", whole)
-        found = survey(x, W_U, b_U if bias else None, asked, k=k, stats=EVERY)
+        found = vocab_stats(x, W_U, b_U if bias else None, dict(enumerate(asked)), k=k, stats=EVERY)
     for name, expected in plainly(logits).items():
         assert torch.allclose(found.stats[name], expected.clamp(min=0), rtol=1e-9, atol=1e-11, equal_nan=True), name
     assert torch.allclose(found.top.logit, logits.topk(k).values, rtol=0, atol=1e-11)
     assert torch.allclose(found.top.logit, logits.gather(-1, found.top.tokens), rtol=0, atol=1e-11)
     logp = logits.log_softmax(-1)
     assert torch.allclose(found.top.logprob, logp.gather(-1, found.top.tokens), rtol=0, atol=1e-11)
-    for tokens, *standing in zip((found.top.tokens[-1, :, 0], *asked), *found.standing, strict=True):
-        logit, logprob, rank = standing
+    assert [*found.tokens] == ["final", 0, 1]
+    for tokens, (logit, logprob, rank) in zip((found.top.tokens[-1, :, 0], *asked), found.tokens.values(), strict=True):
         index = tokens[None, :, None].expand(n_rows, -1, 1)
         assert torch.allclose(logit, logits.gather(-1, index)[..., 0], rtol=0, atol=1e-11)
         assert torch.allclose(logprob, logp.gather(-1, index)[..., 0], rtol=0, atol=1e-11)
@@ -96,13 +96,13 @@ def test_ties_share_the_better_rank(n_rows: int, d_vocab: int, highest: int, see
     x = torch.randint(-highest, highest + 1, (n_rows, 6, 4), generator=random).float()
     W_U = torch.randint(-1, 2, (4, d_vocab), generator=random).float()
     asked = torch.randint(0, d_vocab, (3, 6), generator=random)
-    found = survey(x, W_U, None, asked, k=2, stats=frozenset())
+    found = vocab_stats(x, W_U, None, dict(enumerate(asked)), k=2, stats=frozenset())
     logits = x @ W_U
     assert torch.equal(found.top.logit, logits.topk(2).values)
     assert torch.equal(logits.gather(-1, found.top.tokens), found.top.logit)
-    assert (found.standing.rank[0, -1] == 1).all()
-    for tokens, rank in zip((found.top.tokens[-1, :, 0], *asked), found.standing.rank, strict=True):
-        assert torch.equal(rank, ranks(logits, tokens))
+    assert (found.tokens["final"].rank[-1] == 1).all()
+    for tokens, of_token in zip((found.top.tokens[-1, :, 0], *asked), found.tokens.values(), strict=True):
+        assert torch.equal(of_token.rank, ranks(logits, tokens))
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -114,11 +114,15 @@ def test_equal_embeddings_tie_whatever_the_rounding(d_model: int, dtype: torch.d
     x, W_U, b_U = x.to(torch.promote_types(dtype, torch.float32)), torch.cat([half, half], 1), half_bias.repeat(2)
     asked = torch.randint(0, 3000, (2, 50), generator=torch.Generator().manual_seed(0))
 
-    def standing(tokens: Tensor) -> Standing:
-        return survey(x, W_U, b_U if bias else None, tokens % 3000, k=4, stats=frozenset()).standing
+    def read(tokens: Tensor) -> VocabStats:
+        return vocab_stats(x, W_U, b_U if bias else None, dict(enumerate(tokens)), k=4, stats=frozenset())
 
-    best = survey(x, W_U, b_U if bias else None, asked, k=4, stats=frozenset()).top.tokens[-1, :, :1].mT
-    found, again, twins = (standing(torch.cat([best, asked]) + shift) for shift in (0, 3000, 1500))
+    def together(tokens: Tensor) -> TokenStats:
+        """[token, row, pos]: the last row's best token first."""
+        return TokenStats(*map(torch.stack, zip(*read(tokens % 3000).tokens.values(), strict=True)))
+
+    best = read(asked).top.tokens[-1, :, :1].mT
+    found, again, twins = (together(torch.cat([best, asked]) + shift) for shift in (0, 3000, 1500))
     for one, other, twin in zip(found, again, twins, strict=True):
         assert torch.equal(one[0], one[1])  # asked for once more
         assert torch.equal(one, other) and torch.equal(one, twin)
@@ -143,7 +147,7 @@ def test_tokens_alike_are_found_and_no_others(bias: bool) -> None:
 def check_float32(x: Tensor, W_U: Tensor, b_U: Tensor) -> None:
     """The bounds that vocab.py states, against float64 on the same vectors and weights."""
     logits = x.double() @ W_U.double() + b_U.double()
-    found = survey(x, W_U, b_U, torch.zeros(0, x.shape[1], dtype=torch.long), k=5, stats=EVERY)
+    found = vocab_stats(x, W_U, b_U, {}, k=5, stats=EVERY)
     for name, expected in plainly(logits).items():
         error = (found.stats[name] - expected)[1:].abs()
         assert (error <= 2e-6 * (1 + logits.abs().max()) + 1e-5 * expected[1:]).all(), name
@@ -161,11 +165,11 @@ def test_large_and_small_divergences() -> None:
     """Where each row is sure of another token, and where it hardly differs."""
     W_U = torch.eye(4)
     sure, other, nearly = torch.tensor([50.0, 0, 0, 0]), torch.tensor([0.0, 50, 0, 0]), torch.tensor([50.0, 1e-3, 0, 0])
-    found = survey(torch.stack([other, nearly, sure])[:, None], W_U, None, torch.zeros(0, 1).long(), k=1, stats=EVERY)
+    found = vocab_stats(torch.stack([other, nearly, sure])[:, None], W_U, None, {}, k=1, stats=EVERY)
     assert found.stats["kl_final"][:, 0].tolist() == pytest.approx([50, 0, 0], abs=1e-6)
     assert found.stats["kl_input"][:, 0].tolist() == pytest.approx([0, 49.999, 50], abs=1e-5)
     assert found.stats["js"][:, 0].tolist() == pytest.approx([math.log(2), 0, 0], abs=1e-6)
-    level = survey(torch.zeros(2, 1, 4), W_U, None, torch.zeros(0, 1).long(), k=1, stats=EVERY)
+    level = vocab_stats(torch.zeros(2, 1, 4), W_U, None, {}, k=1, stats=EVERY)
     assert level.stats["entropy"][:, 0].tolist() == pytest.approx([math.log(4)] * 2, rel=1e-6)
     assert level.stats["kl_final"].tolist() == [[0], [0]]
 
@@ -173,7 +177,7 @@ def test_large_and_small_divergences() -> None:
 def test_a_divergence_is_never_negative_and_none_from_itself() -> None:
     x, W_U, _ = vectors(3, 200, 16, 500, 1.0, 0, torch.float32)
     nearby = torch.cat([x[-1:] * (1 + 1e-7 * torch.randn(x[-1:].shape)), x[-1:], x[-1:]])
-    found = survey(nearby, W_U, None, torch.zeros(0, 200).long(), k=1, stats=EVERY)
+    found = vocab_stats(nearby, W_U, None, {}, k=1, stats=EVERY)
     for name in ("kl_final", "kl_row_final", "js"):
         assert (found.stats[name] >= 0).all()
     for name in ("kl_final", "kl_row_final"):
@@ -201,5 +205,5 @@ def test_no_row_of_logits_is_whole() -> None:
     with pytest.MonkeyPatch.context() as patch, Watch():
         patch.setitem(vocab.TILE, "cpu", 2**16)
         patch.setattr(vocab, "WHOLE", 2**17)
-        survey(x, W_U, None, torch.zeros(0, 300).long(), k=5, stats=frozenset({"entropy", *KL}))
+        vocab_stats(x, W_U, None, {}, k=5, stats=frozenset({"entropy", *KL}))
     assert largest <= 2**19 < 300 * 5000

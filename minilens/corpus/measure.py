@@ -1,6 +1,6 @@
 """The logit lens on documents: what each decoder's rows say of all their tokens, summed up."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,13 +8,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..checkpoint.tokenizer import Tokenizer
-from ..lens import Lens, lens_of, residuals
+from ..lens import Lens, Readout, residuals
 from ..model import Model
 from ..ops import upcast
-from ..vocab import survey
+from ..vocab import vocab_stats
 from .batches import Batch, batches, windows
 from .documents import SHARD
-from .tally import FREQUENCIES, NUMBERS, RANKS, SPLITS, Said, Tally, empty, groups, tally
+from .tally import FREQUENCIES, NUMBERS, RANKS, SPLITS, Observations, Tally, empty, groups, tally
 
 AT_ONCE = 2**13  # tokens whose sums are taken together, or those of one document
 STATS = frozenset(NUMBERS) - {"cross_entropy"}  # the others come of a token's standing
@@ -75,8 +75,8 @@ class CorpusLens:
         """The tally of each decoder. counts: how often each token occurs in the corpus, for the groups of frequency."""
         n, end, dtype = sum(map(len, documents)), 0, upcast(self.model.W_U[:0]).dtype
         # All room is taken first: results that lay between what batches take and free would leave the heap in pieces.
-        said = [
-            Said(
+        observed = [
+            Observations(
                 torch.empty(len(NUMBERS), len(labels), n, dtype=dtype),
                 torch.empty(len(RANKS), len(labels), n, dtype=torch.long),
                 torch.empty(len(labels), n, dtype=dtype),
@@ -87,25 +87,29 @@ class CorpusLens:
         for batch in batches(windows(documents, self.window - len(self.prefix)), self.prefix, self.plan.batch):
             here = slice(end, end := end + len(batch.next))
             group[:, here], document[here] = self._groups(batch, counts), batch.document
-            for whole, part in zip(said, self._said(batch), strict=True):
+            for whole, part in zip(observed, self._observations(batch), strict=True):
                 for values, found in zip(whole, part, strict=True):
                     values[..., here] = found
-        return [self._summed(of_decoder, group, document) for of_decoder in said]
+        return [self._summed(of_decoder, group, document) for of_decoder in observed]
 
-    def _summed(self, said: Said, group: Int[Tensor, "split token"], document: Int[Tensor, "token"]) -> Tally:
+    def _summed(
+        self, observed: Observations, group: Int[Tensor, "split token"], document: Int[Tensor, "token"]
+    ) -> Tally:
         """The tally of all these documents, some at a time: what is made of a number takes much more room than it."""
-        so_far = empty(len(self.groups), said.ranks.shape[1])
+        so_far = empty(len(self.groups), observed.ranks.shape[1])
         turn = document.bincount().cumsum(0)[document] // AT_ONCE
         for n in sorted({*turn.tolist()}):
             some = (turn == n).nonzero()[:, 0]
-            so_far += tally(Said(*(each[..., some] for each in said)), group[:, some], document[some], len(self.groups))
+            so_far += tally(
+                Observations(*(each[..., some] for each in observed)), group[:, some], document[some], len(self.groups)
+            )
         return so_far
 
-    def _lens(self, decoder: str, tokens: Tensor) -> Lens:
-        tokens = tokens.to(self.model.W_U.device)
-        return lens_of(self.model, tokens, decoder, self.plan.norm, False, self.plan.sites, None)
+    def _lens(self, decoder: str, tokens: Tensor) -> Readout:
+        lens = Lens(decoder, self.plan.norm, sites=self.plan.sites)
+        return lens.of(self.model, tokens.to(self.model.W_U.device))
 
-    def _said(self, batch: Batch) -> list[Said]:
+    def _observations(self, batch: Batch) -> list[Observations]:
         """What each decoder says; the blocks of the model run once for all."""
         lenses = [self._lens(decoder, batch.tokens) for decoder in self.plan.decoders]
         embed, W_U, b_U = lenses[0].embed, self.model.W_U, self.model.b_U
@@ -116,20 +120,23 @@ class CorpusLens:
                 if site in lens.sites:
                     reader, decoded = lens.read(site, resid)
                     x[lens.sites.index(site)] = reader.final_norm(decoded)[is_text]
-        asked = torch.stack([batch.next.clamp(min=0), batch.tokens[batch.is_text]]).to(embed.device)
-        said = []
+        asked: dict[Hashable, Tensor] = {
+            "next": batch.next.clamp(min=0).to(embed.device),
+            "input": batch.tokens[batch.is_text].to(embed.device),
+        }
+        observed = []
         for lens, x in zip(lenses, read, strict=True):
-            found = survey(x, W_U, b_U, asked, k=1, stats=STATS)
+            found = vocab_stats(x, W_U, b_U, asked, k=1, stats=STATS)
             found.check_finite(lens.labels, embed.dtype)
-            numbers = {**found.stats, "cross_entropy": -found.standing.logprob[1]}
-            said.append(
-                Said(
+            numbers = {**found.stats, "cross_entropy": -found.tokens["next"].logprob}
+            observed.append(
+                Observations(
                     torch.stack([numbers[name] for name in NUMBERS]).cpu(),
-                    found.standing.rank.cpu(),
+                    torch.stack([of_token.rank for of_token in found.tokens.values()]).cpu(),
                     found.top.prob[..., 0].cpu(),
                 )
             )
-        return said
+        return observed
 
     def _groups(self, batch: Batch, counts: Tensor) -> Int[Tensor, "split token"]:
         """The groups of each token: all, that of its place, and that of the true next token's frequency."""

@@ -55,7 +55,7 @@ def groups(window: int) -> tuple[Group, ...]:
     )
 
 
-class Said(NamedTuple):
+class Observations(NamedTuple):
     """What one decoder's rows say of some tokens."""
 
     numbers: Float[Tensor, "number row token"]  # NUMBERS; the cross-entropy is anything where nothing follows
@@ -118,23 +118,25 @@ class Tally:
         return (self.confidence - self.correct).abs().sum(-1) / self.confident.sum(-1)
 
 
-def tally(said: Said, group: Int[Tensor, "split token"], document: Int[Tensor, "token"], n_groups: int) -> Tally:
+def tally(
+    observed: Observations, group: Int[Tensor, "split token"], document: Int[Tensor, "token"], n_groups: int
+) -> Tally:
     """The tally of some whole documents.
 
     group: the groups of each token, one for each split, the first "all" and the last by the next token; -1 for none.
     """
     has_next = group[-1] >= 0
-    first = said.ranks == 1
+    first = observed.ranks == 1
     agrees = first[RANKS.index("final")]
     shares = torch.stack([*first, agrees.flip(0).int().cumprod(0).flip(0) == 1])
     counts = has_next | ~torch.tensor(OF_NEXT)[:, None]
-    values = torch.cat([said.numbers.double(), shares.double()]).masked_fill(~counts[:, None], 0)
+    values = torch.cat([observed.numbers.double(), shares.double()]).masked_fill(~counts[:, None], 0)
 
-    bucket = ((said.numbers.double().log2() - LOWEST) * PER_OCTAVE).floor().clamp(-1, N_BUCKETS - 2).long() + 1
-    rank = said.ranks.double().log2().floor().long()
-    sure = (said.confidence * N_CONFIDENCES).long().clamp(max=N_CONFIDENCES - 1)
+    bucket = ((observed.numbers.double().log2() - LOWEST) * PER_OCTAVE).floor().clamp(-1, N_BUCKETS - 2).long() + 1
+    rank = observed.ranks.double().log2().floor().long()
+    sure = (observed.confidence * N_CONFIDENCES).long().clamp(max=N_CONFIDENCES - 1)
     correct = first[RANKS.index("next")].double()
-    whole = _zeros(n_groups, said.ranks.shape[1])
+    whole = _zeros(n_groups, observed.ranks.shape[1])
     for each in group:
         with_next = each.masked_fill(~has_next, -1)
         _add_documents(whole, values.permute(2, 1, 0), counts.T, each, document)
@@ -145,7 +147,7 @@ def tally(said: Said, group: Int[Tensor, "split token"], document: Int[Tensor, "
             of = with_next if name == "next" else each
             whole["ranks"][:, :, n] += _histogram(rank[n], of, n_groups, N_RANKS)
         whole["confident"] += _histogram(sure, with_next, n_groups, N_CONFIDENCES)
-        whole["confidence"] += _histogram(sure, with_next, n_groups, N_CONFIDENCES, said.confidence.double())
+        whole["confidence"] += _histogram(sure, with_next, n_groups, N_CONFIDENCES, observed.confidence.double())
         whole["correct"] += _histogram(sure, with_next, n_groups, N_CONFIDENCES, correct).long()
     return Tally(**whole)
 

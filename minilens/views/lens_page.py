@@ -20,7 +20,7 @@ from torch import Tensor
 from ..shapes import Tokens
 from ..table import STATS, LensTable
 from ..traces import BlockTrace
-from ..vocab import Standing, Top
+from ..vocab import TokenStats, Top
 from .colours import CIVIDIS
 from .tokens import printable, token_label
 
@@ -78,7 +78,7 @@ def lens_page(
 def _table(table: LensTable) -> dict[str, Any]:
     """All that the table holds; top, the standings and the other statistics only where they are there."""
     stats = sorted(table.stats.items(), key=lambda item: (*STATS, item[0]).index(item[0]))  # a set has made their order
-    standings = {name: _standing(value) for name, value in stats if isinstance(value, Standing) and name != "tracked"}
+    standings = {name: _standing(value) for name, value in stats if isinstance(value, TokenStats) and name != "tracked"}
     return {
         "decoder": table.decoder,
         "norm": table.norm,
@@ -105,7 +105,7 @@ def _top(top: Top) -> dict[str, Any]:
     }
 
 
-def _standing(standing: Standing) -> dict[str, Any]:
+def _standing(standing: TokenStats) -> dict[str, Any]:
     return {
         "logit": _flat(standing.logit, _short),
         "logprob": _flat(standing.logprob, _exact),
@@ -113,9 +113,9 @@ def _standing(standing: Standing) -> dict[str, Any]:
     }
 
 
-def _tracked(tracked: Standing) -> list[dict[str, Any]]:
+def _tracked(tracked: TokenStats) -> list[dict[str, Any]]:
     """A standing for each tracked token."""
-    return [_standing(Standing(*(part[..., t] for part in tracked))) for t in range(tracked.rank.shape[-1])]
+    return [_standing(TokenStats(*(part[..., t] for part in tracked))) for t in range(tracked.rank.shape[-1])]
 
 
 def _attention(

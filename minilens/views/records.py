@@ -10,7 +10,7 @@ from torch import Tensor
 from ..checkpoint.tokenizer import Tokenizer
 from ..instruments.patching import Patching
 from ..table import LensTable
-from ..vocab import Standing
+from ..vocab import TokenStats
 from .tokens import token_label
 
 
@@ -36,7 +36,7 @@ def as_record(table: LensTable) -> dict[str, Any]:
         if "top" in table.stats:
             record["top"] = top(r)
         for name, value in table.stats.items():
-            if isinstance(value, Standing):
+            if isinstance(value, TokenStats):
                 for part in ("prob", "logprob", "logit"):
                     record[f"{name}_{part}"] = _numbers(getattr(value, part)[r])
                 record[f"{name}_rank"] = _numbers(value.rank[r], missing=0.0)

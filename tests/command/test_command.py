@@ -24,7 +24,7 @@ from minilens.views.lens_page import lens_page
 from minilens.views.lens_panels import NAMES
 from minilens.views.lens_terminal import lens_view
 from minilens.views.tokens import token_label
-from minilens.vocab import Standing
+from minilens.vocab import TokenStats
 
 TEXT = "once upon a time\n cat"
 Capture = pytest.CaptureFixture[str]
@@ -125,7 +125,7 @@ def test_json_holds_the_numbers_of_the_lens(
     for r, row in enumerate(record["rows"]):
         names = {"label", "layer"}
         for name, value in table.stats.items():
-            if isinstance(value, Standing):
+            if isinstance(value, TokenStats):
                 for part in ("prob", "logprob", "logit", "rank"):
                     none = 0 if part == "rank" else None
                     assert row[f"{name}_{part}"] == numbers(getattr(value, part)[r], none)

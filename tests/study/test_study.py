@@ -38,7 +38,7 @@ from minilens.views.study_curves import study_figure
 from minilens.views.study_report import WORDS as WORDS_WIDE
 from minilens.views.study_report import study_lines, study_report, verdict_tables
 from minilens.views.tokens import token_label
-from minilens.vocab import Standing, Top
+from minilens.vocab import TokenStats, Top
 
 SHORT = "Once upon a time there was a girl who had a cat."
 HOSTILE = "</style><img src=x onerror=alert(1)>$title \x1b[31m"
@@ -201,8 +201,8 @@ def made_up(
         ranks = [[1] * round(value * positions) + [9] * (positions - round(value * positions)) for value in values]
         return torch.tensor([each for rank in ranks for each in (rank, [5] * positions)][:-1])
 
-    def standing(rank: torch.Tensor) -> Standing:
-        return Standing(torch.zeros(rank.shape), torch.zeros(rank.shape), rank)
+    def standing(rank: torch.Tensor) -> TokenStats:
+        return TokenStats(torch.zeros(rank.shape), torch.zeros(rank.shape), rank)
 
     def table(tracked: list[list[int]], agree: list[float], token: int = 42) -> minilens.LensTable:
         ranks = torch.full((2 * len(agree) - 1, positions, 1), 777)

@@ -15,7 +15,7 @@ from conftest import Tiny
 
 import minilens
 from minilens.views.tokens import token_label
-from minilens.vocab import Standing, Top
+from minilens.vocab import TokenStats, Top
 
 matplotlib = pytest.importorskip("matplotlib", reason="matplotlib, of the extra plot, is not installed")
 from matplotlib.colors import LogNorm  # noqa: E402
@@ -326,7 +326,7 @@ def test_letters_stay_in_their_cells(long_table: minilens.LensTable, show: str, 
     columns = {name: getattr(long_table, name)[:n] for name in ("positions", "tokens", "final_tokens", "next_tokens")}
     stats = {
         "top": Top(*(each[:, :n] for each in long_table.top)),
-        "final": Standing(*(each[:, :n] for each in long_table.final)),
+        "final": TokenStats(*(each[:, :n] for each in long_table.final)),
         "kl_final": long_table.kl_final[:, :n],
     }
     figure = lens_figure(replace(long_table, **columns, stats=stats), show=show)

@@ -24,7 +24,7 @@ from minilens.table import STATS
 from minilens.views.colours import CIVIDIS
 from minilens.views.lens_page import HIDDEN, LARGEST, STEPS, TEMPLATE, lens_page
 from minilens.views.tokens import printable, token_label
-from minilens.vocab import Standing, Top
+from minilens.vocab import TokenStats, Top
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 SHOWN = HOSTILE.replace(" ", "·")
@@ -89,8 +89,8 @@ def made_up(rows: int, columns: int, k: int = 5, d_vocab: int = 50257) -> minile
     def ids(*shape: int) -> torch.Tensor:
         return torch.randint(0, d_vocab, shape, generator=random)
 
-    def standing() -> Standing:
-        return Standing(-50 - some(rows, columns, scale=50), -some(rows, columns, scale=20), 1 + ids(rows, columns))
+    def standing() -> TokenStats:
+        return TokenStats(-50 - some(rows, columns, scale=50), -some(rows, columns, scale=20), 1 + ids(rows, columns))
 
     top = Top(
         ids(rows, columns, k),
@@ -164,7 +164,7 @@ def test_every_number_is_the_tables(tables: list[minilens.LensTable]) -> None:
         assert list(found["standings"]) == ["final", "next", "input"]
         standings = [(found["standings"][name], table.stats[name]) for name in found["standings"]]
         standings += [
-            (found["tracked"][t], Standing(*(part[..., t] for part in table.tracked))) for t in range(len(TRACKED))
+            (found["tracked"][t], TokenStats(*(part[..., t] for part in table.tracked))) for t in range(len(TRACKED))
         ]
         for numbers, standing in standings:
             same(numbers["logit"], standing.logit)

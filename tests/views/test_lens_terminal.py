@@ -18,7 +18,7 @@ from minilens.views.colours import CIVIDIS
 from minilens.views.lens_panels import MEASURES, NAMES, stats_for
 from minilens.views.lens_terminal import _number, _shades, _style, lens_view
 from minilens.views.tokens import token_label
-from minilens.vocab import Standing
+from minilens.vocab import TokenStats
 
 NIGHTMARES = {
     0: b"\x1b[31m",
@@ -301,7 +301,7 @@ def test_shades(kind: str, numbers: list[float], shades: list[float]) -> None:
 
 def test_percentiles_are_of_all_tables(tables: list[minilens.LensTable]) -> None:
     low = replace(
-        tables[0], stats={**tables[0].stats, "final": Standing(tables[0].final.logit - 100, *tables[0].final[1:])}
+        tables[0], stats={**tables[0].stats, "final": TokenStats(tables[0].final.logit - 100, *tables[0].final[1:])}
     )
     darkest = ";".join(map(str, CIVIDIS[0]))
     alone, both = (shown(some, "final_logit", 1000, colour=True) for some in (low, [tables[0], low]))

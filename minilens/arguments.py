@@ -1,0 +1,82 @@
+"""What a caller gives, as the rest of minilens reads it.
+
+What does not fit is a ValueError of one sentence, which names the argument and what it takes.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from operator import index
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LONGEST = 80  # characters of a value that an error repeats
+EDIT = "a function of a site and the value there, as minilens.at makes one"
+
+
+def whole_number(name: str, value: Any) -> int:
+    """A Python int, of what counts as one: numpy's and a tensor of one number do, True and 2.0 do not."""
+    try:
+        if not isinstance(value, bool):
+            return index(value)
+    except TypeError:
+        pass
+    raise ValueError(f"{name} must be a whole number; got {quoted(value)}")
+
+
+def whole_numbers(name: str, value: Any) -> list[int]:
+    """Python ints, of any collection of whole numbers; one alone is a list of one."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    are_several = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
+    try:
+        return [whole_number(name, each) for each in (value if are_several else [value])]
+    except ValueError:
+        raise ValueError(f"{name} must be a whole number, or several; got {quoted(value)}") from None
+
+
+def names(name: str, value: Any) -> tuple[str, ...]:
+    """Any collection of names; one alone is a list of one."""
+    found = (value,) if isinstance(value, str) else value
+    found = tuple(found) if isinstance(found, Iterable) and not isinstance(found, Mapping) else (None,)
+    if not all(isinstance(each, str) for each in found):
+        raise ValueError(f"{name} must be a name, or several; got {quoted(value)}")
+    return found
+
+
+def check_function(name: str, value: Any, kind: str) -> None:
+    """Raise ValueError for what cannot be called."""
+    if not callable(value):
+        raise ValueError(f"{name} must be {kind}; got {quoted(value)}")
+
+
+def check_model(model: Any) -> None:
+    """Raise ValueError for what is no model, such as all that `load` gives."""
+    if not hasattr(model, "unembed"):
+        raise ValueError(
+            f"model must be a model, the first of the two things that minilens.load gives; got {quoted(model)}"
+        )
+
+
+def check_ids(tokens: Any) -> None:
+    """Raise ValueError for what is no plain tensor of whole numbers, [batch, pos]."""
+    if not isinstance(tokens, Tensor):
+        raise ValueError(f"tokens must be a tensor, as tokenizer.encode gives it; got a {type(tokens).__name__}")
+    for kind, is_that in (
+        ("nested", tokens.is_nested),
+        ("sparse", tokens.layout != torch.strided),
+        ("without numbers, on the device meta", tokens.is_meta),
+    ):
+        if is_that:
+            raise ValueError(f"tokens must be a plain tensor, as tokenizer.encode gives it; got one that is {kind}")
+    if tokens.ndim != 2 or tokens.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"tokens must be integers of shape [batch, pos]; got {list(tokens.shape)} {tokens.dtype}")
+
+
+def quoted(value: Any) -> str:
+    """A value as an error repeats it: text in quotes, what else is short as Python writes it, and the rest by type."""
+    if isinstance(value, str):
+        return f'"{value[:LONGEST]}"' if value.isprintable() else json.dumps(value[:LONGEST])
+    is_plain = value is None or isinstance(value, (bool, int, float, list, tuple))
+    text = ascii(value) if is_plain else ""
+    return text if 0 < len(text) <= LONGEST else f"a {type(value).__name__}"

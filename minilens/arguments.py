@@ -32,7 +32,23 @@ def whole_numbers(name: str, value: Any) -> list[int]:
     try:
         return [whole_number(name, each) for each in (value if are_several else [value])]
     except ValueError:
-        raise ValueError(f"{name} must be a whole number, or several; got {quoted(value)}") from None
+        raise ValueError(f"{name} must be whole numbers; got {quoted(value)}") from None
+
+
+def token_id(name: str, value: Any, d_vocab: int) -> int:
+    """The id of a token of the model."""
+    found = whole_number(name, value)
+    if not 0 <= found < d_vocab:
+        raise ValueError(f"{name} is {found}, which is out of range: the model's ids go from 0 to {d_vocab - 1}")
+    return found
+
+
+def position_in(text: str, value: Any, n: int) -> int:
+    """A position in a text of n tokens, counted from 0; a negative one is counted from the end."""
+    found = whole_number("position", value)
+    if not -n <= found < n:
+        raise ValueError(f"position {found} does not exist: {text} {n} tokens, so positions 0 to {n - 1}")
+    return found % n
 
 
 def names(name: str, value: Any) -> tuple[str, ...]:

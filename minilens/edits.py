@@ -9,12 +9,12 @@ Texts side by side in a batch are padded on the right. An edit does not see wher
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from operator import index
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .arguments import EDIT, check_function, check_model, quoted, whole_number, whole_numbers
 from .model import Model
 from .traces import HEAD_SITES, RESID_SITES, SITES, BlockTrace, Edit, Site, kept
 
@@ -42,11 +42,15 @@ def at(
     cannot be edited or has no heads, and for a negative layer; what the model or a text does not have is refused when
     it runs.
     """
-    return _At(_site(layer, site), fn, _Part(site, positions, heads, lengths))
+    place = _site(layer, site)
+    check_function("fn", fn, "a function of the value that gives a new one")
+    return _At(place, fn, _Part(site, positions, heads, lengths))
 
 
 def then(*edits: Edit) -> Edit:
-    """Several edits as one, each given what the one before it returned."""
+    """Several edits as one, each given what the one before it returned. Raises ValueError for what is no edit."""
+    for edit in edits:
+        check_function("each edit", edit, EDIT)
     return _Then(edits)
 
 
@@ -69,6 +73,7 @@ def mean(
     reference_lengths: of the reference's texts, whose padding is then left out of the mean. All else as in `at`; raises
     ValueError also for `pattern`, whose positions have different keys.
     """
+    _check_block("reference", reference)
     place, part = _site(reference.layer, site), _Part(site, positions, heads, lengths)
     if site == "pattern":
         raise ValueError('"pattern" has no mean over the positions, since they have different keys; edit z instead')
@@ -97,6 +102,7 @@ def patch(
     those that are edited. A source of one text serves a batch of any size. All else as in `at`; raises ValueError also
     for what the source does not have.
     """
+    _check_block("source", source)
     place = _site(source.layer if layer is None else layer, site)
     part = _Part(site, positions, heads, lengths)
     value: Tensor = getattr(source, site)
@@ -125,8 +131,10 @@ def add(
 ) -> Edit:
     """A direction, of the site's width (d_model, d_head, d_mlp), added to the value: steering.
 
-    All else as in `at`; raises ValueError also when it runs for a direction of another width.
+    All else as in `at`; raises ValueError also for what is no tensor and, when it runs, for one of another width.
     """
+    if not isinstance(direction, Tensor):
+        raise ValueError(f"direction must be a tensor, as wide as the site; got {quoted(direction)}")
 
     def fn(old: Tensor) -> Tensor:
         if direction.shape != old.shape[-1:]:
@@ -153,9 +161,12 @@ def towards(
     layers see a token as if it were their own guess. All else as in `at`; raises ValueError also for what is no
     residual or token.
     """
+    check_model(model)
     if site not in RESID_SITES:
-        raise ValueError(f'"{site}" is no residual; {", ".join(RESID_SITES)} are')
-    if not 0 <= token < model.W_U.shape[1]:
+        raise ValueError(f"{quoted(site)} is no residual; {', '.join(RESID_SITES)} are")
+    if isinstance(amount, bool) or not isinstance(amount, (int, float)):
+        raise ValueError(f"amount must be a number, such as 0.5; got {quoted(amount)}")
+    if not 0 <= (token := whole_number("token", token)) < model.W_U.shape[1]:
         raise ValueError(f"token id {token} does not exist: the model's ids go from 0 to {model.W_U.shape[1] - 1}")
     embedding = model.W_U[:, token]
 
@@ -233,22 +244,24 @@ class _Then:
 
 def _site(layer: int, site: str) -> Site:
     if site not in SITES:
-        raise ValueError(f'"{site}" is not a site that can be edited; those are {", ".join(SITES)}')
-    if layer < 0:
+        raise ValueError(f"{quoted(site)} is not a site that can be edited; those are {', '.join(SITES)}")
+    if (layer := whole_number("layer", layer)) < 0:
         raise ValueError(f"layer {layer} does not exist: layers count from 0")
     return Site(layer, site)
+
+
+def _check_block(name: str, block: BlockTrace) -> None:
+    if not isinstance(block, BlockTrace):
+        raise ValueError(f"{name} must be one block of a trace, such as trace.blocks[3]; got {quoted(block)}")
 
 
 def _listed(what: str, places: Places | Lengths) -> list[int] | None:
     if places is None:
         return None
-    found = places.tolist() if isinstance(places, Tensor) else places
-    found = list(found) if isinstance(found, Iterable) else [found]
+    found = whole_numbers(what, places)
     if not found:
         raise ValueError(f"{what} is empty: choose at least one, or leave it out for all")
-    if not all(hasattr(place, "__index__") and not isinstance(place, bool) for place in found):
-        raise ValueError(f"{what} must be whole numbers; got {places!r}")
-    return [index(place) for place in found]
+    return found
 
 
 def _within(places: list[int] | None, n: int, what: str, site: Site) -> list[int]:

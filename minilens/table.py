@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .arguments import check_ids, names, quoted, whole_number, whole_numbers
+from .arguments import check_ids, names, position_in, quoted, whole_number, whole_numbers
 from .checkpoint.tokenizer import Tokenizer
 from .lens import Lens
 from .model import Model
@@ -219,13 +219,10 @@ def _columns(positions: int | Iterable[int] | None, n: int) -> list[int]:
     """The positions to show of a text of n tokens, counted from 0."""
     if positions is None:
         return list(range(n))
-    chosen = whole_numbers("positions", positions)
+    chosen = [position_in("the text has", position, n) for position in whole_numbers("positions", positions)]
     if not chosen:
         raise ValueError("positions is empty: choose at least one, or leave it out to see all")
-    for position in chosen:
-        if not -n <= position < n:
-            raise ValueError(f"position {position} does not exist: the text has {n} tokens, so positions 0 to {n - 1}")
-    return [position % n for position in chosen]
+    return chosen
 
 
 def _where(there: Bool[Tensor, "pos"], found: TokenStats) -> TokenStats:

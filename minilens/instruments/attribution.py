@@ -15,16 +15,17 @@ directly. It is not what the logit would lose without that part: later blocks re
 
 from dataclasses import dataclass
 from math import isfinite
-from operator import index
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..arguments import check_model, position_in, token_id
 from ..edits import then
-from ..model import Model, run
+from ..model import Model, Writes, run
 from ..ops import check_layer, upcast
-from ..shapes import Tokens
+from ..shapes import Resid, Tokens
 from ..traces import Edit, Site, untouched
 
 STREAM = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")  # here an edit changes the sum itself
@@ -114,80 +115,104 @@ def attribute(
     >>> abs(parts.error) < 1e-4
     True
     """
-    embed = model.embed(tokens)
-    n, d_vocab = tokens.shape[1], model.W_U.shape[1]
+    check_model(model)
+    embed, d_vocab = model.embed(tokens), model.W_U.shape[1]
     if len(tokens) != 1:
         raise ValueError(f"attribute reads one text, of shape [1, pos]; got {len(tokens)} of them")
-    if not -n <= index(position) < n:
-        raise ValueError(f"position {position} does not exist: the text has {n} tokens, so positions 0 to {n - 1}")
-    place = index(position) % n
-    for name, id_ in (("token", token), ("against", against)):
-        if id_ is not None and not 0 <= index(id_) < d_vocab:
-            raise ValueError(f"{name} is {id_}, which is out of range: the model's ids go from 0 to {d_vocab - 1}")
+    place = position_in("the text has", position, tokens.shape[1])
+    token = None if token is None else token_id("token", token, d_vocab)
+    against = None if against is None else token_id("against", against, d_vocab)
     if neurons is not None:
         check_layer(neurons, model.n_layers)
 
-    def here(x: Float[Tensor, "1 *head pos d"]) -> Float[Tensor, "*head d"]:
-        """The position asked for, copied: a view would keep all of x."""
-        return upcast(x[0, ..., place, :].clone())
-
-    before: dict[str, Tensor] = {}
-
-    def note(site: Site, value: Tensor) -> Tensor:
-        before[site.name] = value
-        return value
-
-    writes = []
-    resid = embed
-    for block in run(model, embed, edit=then(note, edit)):
-        edited = [name for name in STREAM if getattr(block, name) is not before[name]]
-        changes = {name: here(getattr(block, name)) - here(before[name]) for name in edited}
-        writes.append((here(block.z), here(block.mlp_post), changes))
-        resid = block.resid_post[:, [place]]
-        before.clear()
-        del block
-
+    writes, resid = _writes(model, embed, place, edit)
     logits = model.unembed(resid)[0, 0]
-    token = int(logits.argmax()) if token is None else index(token)
-
-    def chosen(x: Float[Tensor, "*d d_vocab"]) -> Float[Tensor, "*d"]:
-        """Of the token, less of the one that it is held against."""
-        value = upcast(x[..., token])
-        return value if against is None else value - upcast(x[..., against])
-
-    logit, u = float(chosen(logits)), chosen(model.W_U)
-    if not isfinite(logit):
+    ids = _Ids(int(logits.argmax()) if token is None else token, against)
+    if not isfinite(logit := float(ids.of(logits))):
         raise ValueError(
             f"the logit at position {place} is not finite: there is a NaN or an infinity in the weights, or the "
             f"numbers are too large for {embed.dtype}; if so, load it in a wider dtype, torch.float32 or torch.float64"
         )
-    ln = model.ln_final
-    w = upcast(ln.w) * u
-    variance = upcast(resid[0, 0]).var(correction=0)
-    direction = (w - w.mean()) * (variance + model.ln_final_eps).rsqrt()
+    u = ids.of(model.W_U)
+    direction = _direction(model, upcast(resid[0, 0]), u)
 
-    positions = here(model.positions(n)[None])
-    parts = {"embed": (here(embed) - positions) @ direction, "positions": positions @ direction}
-    for layer, (weights, (z, mlp_post, changes)) in enumerate(zip(model.blocks, writes, strict=True)):
-        heads = (z * (upcast(weights.W_O) @ direction).view_as(z)).sum(-1)
-        mlp = mlp_post * (upcast(weights.W_out) @ direction)
-        parts |= {f"{layer}.head.{head}": value for head, value in enumerate(heads)}
-        parts[f"{layer}.attn_bias"] = upcast(weights.b_O) @ direction
-        if layer == neurons:
-            parts |= {f"{layer}.neuron.{neuron}": value for neuron, value in enumerate(mlp)}
-        else:
-            parts[f"{layer}.mlp"] = mlp.sum()
-        parts[f"{layer}.mlp_bias"] = upcast(weights.b_out) @ direction
-        parts |= {f"{layer}.{name}_edit": change @ direction for name, change in changes.items()}
-    parts["final_norm_bias"] = upcast(ln.b) @ u
+    positions = _at(place, model.positions(tokens.shape[1])[None])
+    parts = {"embed": (_at(place, embed) - positions) @ direction, "positions": positions @ direction}
+    for layer, (weights, written) in enumerate(zip(model.blocks, writes, strict=True)):
+        of_block = _parts(weights, written, direction, by_neuron=layer == neurons)
+        parts |= {f"{layer}.{name}": value for name, value in of_block.items()}
+    parts["final_norm_bias"] = upcast(model.ln_final.b) @ u
     if model.b_U is not None:
-        parts["unembed_bias"] = chosen(model.b_U)
+        parts["unembed_bias"] = ids.of(model.b_U)
     return Attribution(
         labels=tuple(parts),
         layers=tuple(int(label.split(".")[0]) if "." in label else -1 for label in parts),
         contributions=torch.stack([*parts.values()]).cpu(),
         logit=logit,
         position=place,
-        token=token,
-        against=None if against is None else index(against),
+        token=ids.token,
+        against=against,
     )
+
+
+class _Ids(NamedTuple):
+    """The token of the logit, and the one that is subtracted."""
+
+    token: int
+    against: int | None
+
+    def of(self, x: Float[Tensor, "*d d_vocab"]) -> Float[Tensor, "*d"]:
+        value = upcast(x[..., self.token])
+        return value if self.against is None else value - upcast(x[..., self.against])
+
+
+class _Written(NamedTuple):
+    """What a block wrote at the position: its heads' z, its neurons, and what an edit changed in the stream."""
+
+    z: Float[Tensor, "head d_head"]
+    mlp_post: Float[Tensor, "d_mlp"]
+    changes: dict[str, Float[Tensor, "d_model"]]  # by site: the new value less the old
+
+
+def _writes(model: Model, embed: Resid, place: int, edit: Edit) -> tuple[list[_Written], Resid]:
+    """What every block wrote at one position, and the last residual there."""
+    before: dict[str, Tensor] = {}
+
+    def note(site: Site, value: Tensor) -> Tensor:
+        before[site.name] = value
+        return value
+
+    writes, resid = [], embed
+    for block in run(model, embed, edit=then(note, edit)):
+        edited = [name for name in STREAM if getattr(block, name) is not before[name]]
+        changes = {name: _at(place, getattr(block, name)) - _at(place, before[name]) for name in edited}
+        writes.append(_Written(_at(place, block.z), _at(place, block.mlp_post), changes))
+        resid = block.resid_post[:, [place]]
+        before.clear()
+        del block
+    return writes, resid
+
+
+def _at(place: int, x: Float[Tensor, "1 *head pos d"]) -> Float[Tensor, "*head d"]:
+    """One position, copied: a view would keep all of x."""
+    return upcast(x[0, ..., place, :].clone())
+
+
+def _direction(model: Model, resid: Float[Tensor, "d_model"], u: Float[Tensor, "d_model"]) -> Float[Tensor, "d_model"]:
+    """What each part is multiplied with: u through the final norm, whose scale is that of this residual."""
+    w = upcast(model.ln_final.w) * u
+    return (w - w.mean()) * (resid.var(correction=0) + model.ln_final_eps).rsqrt()
+
+
+def _parts(weights: Writes, written: _Written, direction: Tensor, *, by_neuron: bool) -> dict[str, Tensor]:
+    """What the parts of one block add."""
+    z = written.z
+    heads = (z * (upcast(weights.W_O) @ direction).view_as(z)).sum(-1)
+    neurons = written.mlp_post * (upcast(weights.W_out) @ direction)
+    return {
+        **{f"head.{head}": value for head, value in enumerate(heads)},
+        "attn_bias": upcast(weights.b_O) @ direction,
+        **({f"neuron.{n}": value for n, value in enumerate(neurons)} if by_neuron else {"mlp": neurons.sum()}),
+        "mlp_bias": upcast(weights.b_out) @ direction,
+        **{f"{name}_edit": change @ direction for name, change in written.changes.items()},
+    }

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..arguments import check_model
 from ..model import Model
 
 TILE = 2**13  # embeddings at a time
@@ -28,6 +29,7 @@ class Geometry(NamedTuple):
 
 def geometry(model: Model) -> Geometry:
     """The geometry of a model's embeddings, in float64."""
+    check_model(model)
     W_E = model.W_U.mT
     n = len(W_E)
     tiles = [slice(start, start + TILE) for start in range(0, n, TILE)]

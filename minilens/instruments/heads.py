@@ -20,8 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..arguments import check_model, quoted, whole_number
 from ..model import Model, run
 from ..ops import upcast
+from ..shapes import shapes_of
 from ..traces import Edit, untouched
 
 PerHead = Float[Tensor, "layer head"]
@@ -42,12 +44,15 @@ class HeadScores(NamedTuple):
     previous: PerHead
     duplicate: PerHead
 
+    def __repr__(self) -> str:
+        return shapes_of(self)
+
     def best(self, kind: str, k: int = 5) -> list[Head]:
         """The k heads of the highest score of a kind, "induction", "previous" or "duplicate", best first."""
         if kind not in self._fields:
-            raise ValueError(f'there is no score "{kind}"; there are {", ".join(self._fields)}')
+            raise ValueError(f"there is no score {quoted(kind)}; there are {', '.join(self._fields)}")
         scores: PerHead = getattr(self, kind)
-        order = scores.flatten().argsort(descending=True, stable=True)[:k].tolist()
+        order = scores.flatten().argsort(descending=True, stable=True)[: whole_number("k", k)].tolist()
         n_heads = scores.shape[1]
         return [Head(at // n_heads, at % n_heads, float(scores.flatten()[at])) for at in order]
 
@@ -66,6 +71,8 @@ def head_scores(
     >>> minilens.head_scores(model).induction.shape
     torch.Size([8, 8])
     """
+    check_model(model)
+    length, batch, seed = whole_number("length", length), whole_number("batch", batch), whole_number("seed", seed)
     d_vocab = model.W_U.shape[1]
     if not 3 <= length <= d_vocab:
         raise ValueError(f"length must be between 3 and the size of the vocabulary, {d_vocab}; it is {length}")

@@ -6,12 +6,12 @@ Vig et al. 2020 and Meng et al. 2022 (causal tracing); "clean" and "corrupt" are
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from operator import index
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..arguments import check_function, check_model, names, position_in, quoted, whole_number
 from ..checkpoint.tokenizer import Tokenizer
 from ..model import Model, run
 from ..ops import upcast
@@ -57,7 +57,7 @@ class Patching:
 def logit_difference(right: int, wrong: int) -> Metric:
     """The metric of Wang et al. 2022: the logit of one token less that of another."""
     ids = _ids(right, wrong)
-    return lambda logits: upcast(_known(logits, ids)[:, right]) - upcast(logits[:, wrong])
+    return lambda logits: upcast(_known(logits, ids)[:, ids[0]]) - upcast(logits[:, ids[1]])
 
 
 def log_probability(token: int) -> Metric:
@@ -67,10 +67,10 @@ def log_probability(token: int) -> Metric:
 
 
 def _ids(*tokens: int) -> list[int]:
-    for token in tokens:
-        if index(token) < 0:
-            raise ValueError(f"token id {token} does not exist: ids count from 0")
-    return [index(token) for token in tokens]
+    found = [whole_number("token", token) for token in tokens]
+    if min(found) < 0:
+        raise ValueError(f"token id {min(found)} does not exist: ids count from 0")
+    return found
 
 
 def _known(logits: Tensor, ids: list[int]) -> Tensor:
@@ -85,7 +85,7 @@ def patching(
     corrupt: Int[Tensor, "batch corrupt_pos"],  # of the same length, which is checked here
     metric: Metric,
     *,
-    sites: Sequence[str] = ("resid_pre", "attn_out", "mlp_out"),
+    sites: str | Iterable[str] = ("resid_pre", "attn_out", "mlp_out"),
     by: str = "position",
     position: int = -1,
     tokenizer: Tokenizer | None = None,
@@ -101,8 +101,15 @@ def patching(
     Raises ValueError for texts that do not match, for sites and positions that do not exist, and where the metric is
     the same for both texts, so that nothing could be recovered.
     """
-    sites = _check(clean, corrupt, sites, by, position)
-    position %= corrupt.shape[1]
+    check_model(model)
+    check_function("metric", metric, "a function of logits, such as logit_difference makes")
+    embeds = model.embed(clean), model.embed(corrupt)
+    if clean.shape != corrupt.shape or len(corrupt) != 1:
+        raise ValueError(
+            f"patching needs two texts of the same length, [1, pos]; got {list(clean.shape)} and {list(corrupt.shape)}"
+        )
+    position = position_in("the texts have", position, corrupt.shape[1])
+    chosen = _chosen(sites, by)
 
     def measured(resid: Resid) -> list[float]:
         """Each text's number. A metric that mixes the texts of a batch would go unseen with one text: so never one."""
@@ -116,8 +123,8 @@ def patching(
         numbers: list[float] = value.tolist()
         return numbers[: len(resid)]
 
-    *_, last = run(model, model.embed(clean))
-    reach, corrupt_resid = _reach(model, corrupt, position)
+    *_, last = run(model, embeds[0])
+    reach, corrupt_resid = _reach(model, embeds[1], position)
     (clean_metric,), (corrupt_metric,) = measured(last.resid_post), measured(corrupt_resid)
     if not (isfinite(clean_metric) and isfinite(corrupt_metric)):
         raise ValueError(f"the metric is {clean_metric:g} and {corrupt_metric:g} for the two texts; it must be finite")
@@ -125,11 +132,11 @@ def patching(
         raise ValueError(f"the metric is {clean_metric:g} for both texts, so that there is nothing to recover")
 
     n_places = last.pattern.shape[1] if by == "head" else corrupt.shape[1]
-    result = {site: torch.full((model.n_layers, n_places), corrupt_metric, dtype=torch.float64) for site in sites}
-    can_change = {site: torch.zeros(model.n_layers, n_places, dtype=torch.bool) for site in sites}
-    pairs = zip(run(model, model.embed(clean)), run(model, model.embed(corrupt)), strict=True)
-    for layer, site in each([(layer, site) for layer in range(model.n_layers) for site in sites]):
-        if site == sites[0]:
+    result = {site: torch.full((model.n_layers, n_places), corrupt_metric, dtype=torch.float64) for site in chosen}
+    can_change = {site: torch.zeros(model.n_layers, n_places, dtype=torch.bool) for site in chosen}
+    pairs = zip(run(model, embeds[0]), run(model, embeds[1]), strict=True)
+    for layer, site in each([(layer, site) for layer in range(model.n_layers) for site in chosen]):
+        if site == chosen[0]:
             ours, theirs = next(pairs)
         differs = (getattr(ours, site)[0] != getattr(theirs, site)[0]).any(-1) & reach[site][layer]  # [(head) pos]
         if by == "head":
@@ -160,13 +167,13 @@ def _swap(source: BlockTrace, site: str, by: str, places: list[int]) -> Edit:
     return edit
 
 
-def _reach(model: Model, tokens: Tokens, position: int) -> tuple[dict[str, list[Tensor]], Resid]:
+def _reach(model: Model, embed: Resid, position: int) -> tuple[dict[str, list[Tensor]], Resid]:
     """From which positions, [pos] by site and layer, a path leads to the output at one; and the last residual."""
     visible = []
-    for block in run(model, model.embed(tokens)):
+    for block in run(model, embed):
         visible.append((block.scores[0] > -torch.inf).any(0))
     resid = block.resid_post
-    after = torch.arange(tokens.shape[1], device=resid.device) == position
+    after = torch.arange(resid.shape[1], device=resid.device) == position
     reach: dict[str, list[Tensor]] = {site: [] for site in SITES}
     for seen in reversed(visible):
         keys = seen[after].any(0)
@@ -177,24 +184,15 @@ def _reach(model: Model, tokens: Tokens, position: int) -> tuple[dict[str, list[
     return reach, resid
 
 
-def _check(
-    clean: Tokens, corrupt: Int[Tensor, "batch corrupt_pos"], sites: Sequence[str], by: str, position: int
-) -> list[str]:
-    """The sites, where everything can be compared."""
-    if clean.shape != corrupt.shape or clean.ndim != 2 or len(corrupt) != 1:
-        raise ValueError(
-            f"patching needs two texts of the same length, [1, pos]; got {list(clean.shape)} and {list(corrupt.shape)}"
-        )
-    n = corrupt.shape[1]
-    if not -n <= position < n:
-        raise ValueError(f"position {position} does not exist: the texts have {n} tokens, so positions 0 to {n - 1}")
+def _chosen(sites: str | Iterable[str], by: str) -> list[str]:
+    """The sites, each once."""
     if by not in ("position", "head"):
-        raise ValueError(f'by must be "position" or "head"; got "{by}"')
+        raise ValueError(f'by must be "position" or "head"; got {quoted(by)}')
     allowed = HEAD_SITES if by == "head" else SITES
-    sites = list(dict.fromkeys([sites] if isinstance(sites, str) else sites))
-    for site in sites:
+    chosen = list(dict.fromkeys(names("sites", sites)))
+    for site in chosen:
         if site not in allowed:
-            raise ValueError(f'"{site}" cannot be patched by {by}; {", ".join(allowed)} can')
-    if not sites:
+            raise ValueError(f"{quoted(site)} cannot be patched by {by}; {', '.join(allowed)} can")
+    if not chosen:
         raise ValueError("sites is empty: name at least one")
-    return sites
+    return chosen

@@ -1,12 +1,11 @@
 """config.json, checked key by key."""
 
-import ast
-import inspect
 import json
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from math import lcm
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,8 @@ from ..checkpoint.keys import ONLY, why_harmless
 from ..checkpoint.settings import CheckpointError, Settings
 from ..loading import ALIASES, FAMILIES, unnamed_family
 
-MOST_HEADS = 64
+MEASURES = {"d_model", "n_layers", "n_heads"}  # sizes that other keys must suit
+PLAINEST: dict[str, Any] = {"attention_layers": ["global"]}  # what a model of one layer must say beyond its sizes
 
 
 class Key(NamedTuple):
@@ -36,14 +36,56 @@ def noted(faults: list[str]) -> Iterator[None]:
         faults.append(str(error))
 
 
-class _Noting(Settings):
-    """Settings that know which key was refused."""
+class _Size(int):
+    """A size that is an object of its own, so that a field which holds it is known by it."""
 
-    refused = ""
+
+class _Collecting(Settings):
+    """Settings that note what is wrong with a key, and go on with a value that fits."""
+
+    def __init__(self, values: Mapping[str, Any], path: Path) -> None:
+        super().__init__(values, path)
+        self.faults: dict[str, str] = {}
+        self.given: dict[str, Any] = {}  # what each key was read as
+        self.replaced: set[str] = set()  # the keys that get a stand-in, whatever they say
+        self.refused = ""
+
+    def again(self) -> Settings:
+        """The same, with nothing read yet."""
+        self.unread = dict(self.values)
+        return self
+
+    def take(self, key: str, default: Any = None) -> Any:
+        self.given.setdefault(key, None)
+        return super().take(key, default)
+
+    def integer(self, key: str, default: int | None = None, *, most: int = 2**31 - 1) -> Any:
+        return self._noted(key, partial(super().integer, key, default, most=most), 1)
+
+    def number(self, key: str, default: float) -> Any:
+        return self._noted(key, partial(super().number, key, default), default)
+
+    def flag(self, key: str, default: bool) -> Any:
+        return self._noted(key, partial(super().flag, key, default), default)
+
+    def choice(self, key: str, choices: Mapping[str, Any], default: str | None = None) -> Any:
+        return self._noted(key, partial(super().choice, key, choices, default), next(iter(choices.values())))
 
     def refusal(self, key: str, value: Any, expected: str) -> CheckpointError:
         self.refused = key
         return super().refusal(key, value, expected)
+
+    def _noted(self, key: str, read: Callable[[], Any], stand_in: Any) -> Any:
+        value = stand_in
+        try:
+            found = read()
+            value = stand_in if key in self.replaced else found
+        except CheckpointError as error:
+            self.faults.setdefault(key, str(error))
+        if isinstance(value, bool):
+            return value
+        self.given[key] = _Size(value) if isinstance(value, int) else value
+        return self.given[key]
 
 
 def audit(values: dict[str, Any], path: Path, ignoring: Collection[str] = ()) -> tuple[str | None, Any, list[Key]]:
@@ -51,8 +93,8 @@ def audit(values: dict[str, Any], path: Path, ignoring: Collection[str] = ()) ->
 
     ignoring: keys that minilens does not know, and that the caller knows to change nothing.
     """
-    settings = _Noting(values, path)
-    family, config, fields, faults, aliases = None, None, {}, {}, {}
+    settings = Settings(values, path)
+    family, config, sets, faults, aliases = None, None, {}, {}, {}
     try:
         family = settings.choice("model_type", {name: name for name in FAMILIES}, unnamed_family(values))
     except CheckpointError as error:
@@ -64,15 +106,15 @@ def audit(values: dict[str, Any], path: Path, ignoring: Collection[str] = ()) ->
                 settings.rename(alias, key)
             except CheckpointError as error:
                 faults[alias] = str(error)
-        config, others = _config(FAMILIES[family], settings.unread, path)
+        sets = fields_set(FAMILIES[family].Config)
+        config, others = _config(FAMILIES[family].Config, settings.unread, path, sets)
         config, faults = None if faults else config, faults | others
-        fields = _fields(FAMILIES[family])
 
     def row(key: str, value: Any) -> Key:
         if key in aliases:
-            return Key(key, _json(value), "read", fields.get(aliases[key], ""), faults.get(key))
-        if key in fields or key == "model_type":
-            return Key(key, _json(value), "read", fields.get(key, "family"), faults.get(key))
+            return Key(key, _json(value), "read", sets.get(aliases[key], ""), faults.get(key))
+        if key in sets or key == "model_type":
+            return Key(key, _json(value), "read", sets.get(key, "family"), faults.get(key))
         if key not in ONLY and key not in ignoring and family is None and not why_harmless(key, value):
             return Key(key, _json(value), "not read", "", None)
         alone, refusals = Settings({key: value}, path), list[str]()
@@ -85,8 +127,8 @@ def audit(values: dict[str, Any], path: Path, ignoring: Collection[str] = ()) ->
         return Key(key, _json(value), "ignored" if why else "unknown", why, refusals[0] if refusals else None)
 
     keys = [row(key, value) for key, value in values.items()]
-    set_by_others = {fields.get(key) for key in values}
-    for key, field in fields.items():
+    set_by_others = {sets.get(key) for key in values}
+    for key, field in sets.items():
         if key not in values and key in faults:
             keys.append(Key(key, "", "missing", field, faults[key]))
         elif key not in (*values, *aliases.values()) and config and field and field not in set_by_others:
@@ -98,51 +140,31 @@ def audit(values: dict[str, Any], path: Path, ignoring: Collection[str] = ()) ->
     return family, config, keys
 
 
-def _config(family: Any, values: dict[str, Any], path: Path) -> tuple[Any, dict[str, str]]:
+def _config(kind: Any, values: dict[str, Any], path: Path, sets: dict[str, str]) -> tuple[Any, dict[str, str]]:
     """The Config, if no key is refused, and what is wrong with each key that is.
 
-    A key that is refused gets its default, or a number that the other sizes divide, or 1, so that the next is seen.
+    Where keys do not suit each other, all are read again with a stand-in for the one that is refused.
     """
-    faults: dict[str, str] = {}
-    stand_ins = lcm(*(n for n in values.values() if type(n) is int and 0 < n <= MOST_HEADS)), 1
-    trial, left = dict(values), dict[str, Iterator[int]]()
+    settings = _Collecting(values, path)
     while True:
-        settings = _Noting(trial, path)
         try:
-            config = family.Config.read(settings)
+            kind.read(settings.again())
+            break
         except CheckpointError as error:
-            key = settings.refused
-            if key not in faults:
-                faults[key], left[key] = str(error), iter(stand_ins)
-                trial.pop(key, None)
-            elif (stand_in := next(left[key], None)) is not None:
-                trial[key] = stand_in
-            else:
-                return None, faults
-        else:
-            return None if faults else config, faults
+            if not MEASURES & {sets[key] for key in settings.faults}:  # else it may come of the stand-in for that size
+                settings.faults[settings.refused] = str(error)
+            if settings.refused in settings.replaced:
+                break
+            settings.replaced.add(settings.refused)
+    return None if settings.faults else kind.read(Settings(values, path)), settings.faults
 
 
-def _fields(family: Any) -> dict[str, str]:
-    """The keys that a family reads, and the field of Config that each sets, if it does, as the source has it."""
-    tree = ast.parse(inspect.getsource(family))
-    functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-
-    def keys(source: ast.AST) -> Iterator[str]:
-        """Those read there, or in a function of the file that is called there."""
-        for node in ast.walk(source):
-            match node:
-                case ast.Call(func=ast.Attribute(value=ast.Name("settings")), args=[ast.Constant(str(key)), *_]):
-                    yield key
-                case ast.Call(func=ast.Name(name)) if name in functions:
-                    yield from keys(functions[name])
-
-    found = dict.fromkeys(keys(functions["read"]), "")
-    for node in ast.walk(functions["read"]):
-        match node:
-            case ast.Assign(targets=[ast.Name(field)], value=value) | ast.keyword(arg=str(field), value=value):
-                found |= dict.fromkeys(keys(value), field)
-    return found
+def fields_set(kind: Any) -> dict[str, str]:
+    """The keys that a family's Config reads, and the field that each sets; nothing of flags and of several keys."""
+    settings = _Collecting(PLAINEST, Path())
+    config = kind.read(settings)
+    held = [(field.name, getattr(config, field.name)) for field in fields(config)]
+    return {key: next((name for name, value in held if value is given), "") for key, given in settings.given.items()}
 
 
 def _json(value: Any) -> str:

@@ -126,15 +126,15 @@ def _finished(
     raw.encode_special_tokens = config.get("split_special_tokens") is True
     special = dict.fromkeys((token.content for token in raw.get_added_tokens_decoder().values()), path.name)
     tokens = list(_special_tokens(documents, path.parent, kind == "GPT2Tokenizer"))
-    _check_length(path.parent, [token.content for _, token, _ in tokens])
+    for name in (CONFIG, SPECIAL, ADDED):
+        _check_length(path.parent / name, [token.content for file, token, _ in tokens if file == name])
     for file, token, number in tokens:
         special.setdefault(token.content, file)
         raw.add_tokens([token])
         given = raw.token_to_id(token.content)
         if number is not None and given != number:
             warnings.warn(
-                f"{path.parent / file} gives {token.content!r:.80} the id {number}; it gets the next one, {given}, as "
-                "in transformers",
+                f"{path.parent / file} gives {token.content!r:.80} the id {number}; it has {given}, as in transformers",
                 stacklevel=4,
             )
     _check_ids(raw, path)
@@ -169,7 +169,10 @@ def _special_tokens(
     found = [named[key] for key in (*NAMED, *more) if key in named and named[key][1] is not None]
     for key in ("extra_special_tokens", "additional_special_tokens"):
         file, values = named.get(key, (CONFIG, None))
-        found += [(file, value) for value in (values.values() if isinstance(values, dict) else values or ())]
+        values = list(values.values()) if isinstance(values, dict) else values or []
+        if not isinstance(values, list):
+            raise CheckpointError(f"{folder / file}: {key} must be a list; found {shown(values)}")
+        found += [(file, value) for value in values]
     names = {_token(folder / file, value, True).content for file, value in found}
     seen = set()
     for number, (file, value) in sorted(numbered.items()):

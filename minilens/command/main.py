@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from ..checkpoint.settings import CheckpointError
 from . import corpus, diff, geometry, lens, models, patching, study, trace, verify, walk
-from .outputs import say
+from .outputs import say, with_signs
 
 COMMANDS = (lens, trace, walk, diff, patching, study, corpus, geometry, verify, models)
 
@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = 0
     try:
         args = _parser().parse_args(argv)
+        with_signs(sys.stdout)
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: say(f"note: {message}")
             status = args.command(args) or 0  # all but `verify` return None

@@ -1,9 +1,11 @@
 """Where the results of a command go: one line on stderr, a new file, a figure."""
 
 import argparse
+import codecs
+import io
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..views.tokens import printable
 
@@ -36,6 +38,22 @@ def check_files(args: argparse.Namespace, figures: dict[str, Path]) -> None:
 def say(message: str) -> None:
     """One line on stderr, with nothing in it that a terminal would obey: names and paths may hold anything."""
     sys.stderr.write(f"minilens: {printable(message)}\n")  # at once: other workers write there, too
+
+
+SIGNS = {"↵": "\\x0a", "⇥": "\\x09", "∅": "\\u2205", "◌": "\\u25cc"}  # of views/tokens.py, in ASCII
+
+
+def with_signs(stream: TextIO) -> None:
+    """Let an output that cannot hold the marks of white space, as Windows' cp1252, show them as escapes."""
+
+    def sign(error: UnicodeError) -> tuple[str, int]:
+        if isinstance(error, UnicodeEncodeError) and (text := SIGNS.get(error.object[error.start])):
+            return text, error.start + 1
+        raise error
+
+    codecs.register_error("signs", sign)
+    if isinstance(stream, io.TextIOWrapper):  # not where a test or a notebook has put something in its place
+        stream.reconfigure(errors="signs")
 
 
 def check_new(path: Path, overwrite: bool) -> None:

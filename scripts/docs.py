@@ -65,6 +65,8 @@ def renewed(path: Path, *, all_outputs: bool = False) -> str:
 
     What is not compared stays as it is, but with all_outputs. Raises RuntimeError for a block that fails.
     """
+    import minilens.command.main  # noqa: F401  (before the folder is another)
+
     text = path.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder, in_folder(folder):
         for name in ("scripts", "minilens", "weights"):  # what a checkout holds

@@ -29,7 +29,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from difflib import SequenceMatcher, unified_diff
 from functools import cache
 from pathlib import Path
@@ -158,7 +158,7 @@ def in_folder(folder: str) -> Iterator[None]:
 
 def is_ours(command: str) -> bool:
     """Whether a command can be run in this process, which spares it the import of torch."""
-    words = [*shlex.shlex(command, posix=True, punctuation_chars=True)]
+    words = [*shlex.shlex(command.partition(" > ")[0], posix=True, punctuation_chars=True)]
     return command.startswith(OUR_COMMANDS) and not any(set(word) <= set("|>&;<") for word in words if word)
 
 
@@ -166,9 +166,10 @@ def ours(command: str) -> tuple[int, str]:
     """The exit status and the output of minilens, or of a script."""
     from minilens.command.main import main
 
+    command, _, file = command.partition(" > ")
     name, *words = shlex.split(command)
     os.environ["COLUMNS"] = "80"
-    with listening() as out:
+    with listening() as out, redirect_stdout(Path(file).open("w", encoding="utf-8")) if file else nullcontext():
         try:
             if name == ".venv/bin/python":
                 status = runpy.run_path(words[0])["main"](words[1:])
@@ -231,8 +232,8 @@ def alike(one: str, other: str) -> bool:
 
 
 def _close(one: str, other: str) -> bool:
-    places = [len(number.partition(".")[2]) for number in (one, other)]
-    return places[0] == places[1] and abs(float(one) - float(other)) < 1.5 * 10.0 ** -places[0]
+    places = max(len(number.partition(".")[2]) for number in (one, other))
+    return abs(float(one) - float(other)) < 1.5 * 10.0**-places
 
 
 def differences(path: Path, should: str) -> str:

@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from difflib import SequenceMatcher, unified_diff
 from functools import cache
@@ -112,7 +112,9 @@ class _Run:
         if block.kind == "text" and self.printed is not None:
             printed, self.printed = self.printed, None
             return block.text if keep else excerpt(printed, block.text)
-        raise self.trouble(block, f'a block of {block.kind} that is not the output of one of Python must be "not run: …"')
+        raise self.trouble(
+            block, f'a block of {block.kind} that is not the output of one of Python must be "not run: …"'
+        )
 
     def python(self, block: Block) -> str:
         code = compile("\n" * block.line + block.text, self.name, "exec")

@@ -9,7 +9,7 @@ from .instruments.attribution import Attribution, attribute
 from .instruments.geometry import Geometry, geometry
 from .instruments.heads import HeadScores, head_scores
 from .instruments.patching import Patching, log_probability, logit_difference, patching
-from .lens import LensRow, lens_rows
+from .lens import Lens, LensRow, lens_rows
 from .loading import load
 from .model import Model, decode, run, trace
 from .table import LensTable, logit_lens, logit_lenses
@@ -28,6 +28,7 @@ __all__ = [
     "Edit",
     "Geometry",
     "HeadScores",
+    "Lens",
     "LensRow",
     "LensTable",
     "Model",

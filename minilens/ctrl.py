@@ -39,7 +39,7 @@ from .ops import (
     softmax,
     split_heads,
 )
-from .shapes import Logits, Resid, Tokens
+from .shapes import Logits, Resid, Tokens, shapes_of
 from .traces import BlockTrace, Edit, editable, untouched
 
 
@@ -95,6 +95,8 @@ class Block:
     W_out: Float[Tensor, "d_mlp d_model"]
     b_out: Float[Tensor, "d_model"]
 
+    __repr__ = shapes_of
+
 
 @dataclass(frozen=True, eq=False)
 class CTRL:
@@ -107,6 +109,8 @@ class CTRL:
     ln_final: LayerNorm
     W_U: Float[Tensor, "d_model d_vocab"]
     b_U: Float[Tensor, "d_vocab"]
+
+    __repr__ = shapes_of
 
     @property
     def n_layers(self) -> int:

@@ -36,7 +36,7 @@ from .ops import (
     softmax,
     split_heads,
 )
-from .shapes import Logits, Resid, Tokens
+from .shapes import Logits, Resid, Tokens, shapes_of
 from .traces import BlockTrace, Edit, editable, untouched
 
 
@@ -116,6 +116,8 @@ class Block:
     W_out: Float[Tensor, "d_mlp d_model"]
     b_out: Float[Tensor, "d_model"]
 
+    __repr__ = shapes_of
+
 
 @dataclass(frozen=True, eq=False)
 class GPTNeo:
@@ -129,6 +131,8 @@ class GPTNeo:
     blocks: tuple[Block, ...]
     ln_final: LayerNorm
     W_U: Float[Tensor, "d_model d_vocab"]
+
+    __repr__ = shapes_of
 
     @property
     def n_layers(self) -> int:

@@ -50,6 +50,12 @@ class Report:
     identities: tuple[Identity, ...] | None  # None where the files make no model
     published: tuple[dict[str, Any], ...]  # as `published.check` gives them; none where nothing is known
 
+    def __repr__(self) -> str:
+        parts = "files", "config", "tensors", "identities", "published"
+        counts = ", ".join(f"{name} {len(getattr(self, name) or ())}" for name in parts)
+        how = f"{len(self.faults)} faults" if self.faults else "passed"
+        return f"Report on {self.model!r} ({self.family or 'no family'}): {how}\n  {counts}"
+
     @property
     def loads(self) -> bool:
         """Whether `load` takes it."""

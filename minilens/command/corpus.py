@@ -4,15 +4,13 @@ import argparse
 import csv
 import io
 import json
-import os
 import sys
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -21,6 +19,7 @@ from ..corpus.documents import SHARD, TextFile
 from ..corpus.measure import CorpusLens, Plan
 from ..corpus.shared_files import replacing
 from ..corpus.sweep import Sweep
+from ..corpus.worker import Worker
 from ..loading import load
 from ..traces import RESID_SITES
 from ..views.corpus_record import SCHEMA, corpus_lines, corpus_record
@@ -28,19 +27,10 @@ from ..views.corpus_terminal import corpus_summary, corpus_tables
 from .inputs import Subparsers, add_ignored, words
 from .outputs import check_new, say
 
-PATIENCE = timedelta(hours=6)  # until all workers have counted their share of the tokens
 PAUSE = 10  # seconds between two lines that say how far the work is
 MOST_THREADS = 1024
 ERRORS = "what follows a ± is a standard error, from the spread between documents"
 WIDEST = 120  # characters; the tables need some 80
-
-
-class Worker(NamedTuple):
-    """This process among those that torchrun started; alone, the first of one."""
-
-    rank: int
-    size: int
-    local: int  # on its machine
 
 
 def add_to(subparsers: Subparsers) -> None:
@@ -102,7 +92,7 @@ def add_to(subparsers: Subparsers) -> None:
 
 def corpus(args: argparse.Namespace) -> None:
     """Read the files, print the tables, and write the report."""
-    worker = Worker(*(int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))
+    worker = Worker.from_environment()
     if args.json and args.csv:
         raise ValueError("--json and --csv are both given: choose one")
     if not 1 <= args.threads <= MOST_THREADS:
@@ -125,15 +115,8 @@ def corpus(args: argparse.Namespace) -> None:
         tuple(words(args.decoder)), args.norm, tuple(words(args.sites)), args.window, prefix, args.batch, args.shard
     )
     sweep = Sweep(CorpusLens(model, tokenizer, plan), files, args.out, any_machine=args.any_machine)
-    if worker.size > 1:
-        if device.startswith("cuda"):
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
-    try:
+    with worker.together(torch.device(device)):
         sweep.count(worker.rank, worker.size)
-    finally:
-        if worker.size > 1:
-            dist.destroy_process_group()
     try:
         _run(sweep, worker)
     except KeyboardInterrupt:
@@ -187,7 +170,7 @@ def _show(args: argparse.Namespace, record: dict[str, Any], beside: list[dict[st
                 console.print(table, end="\n")
             console.print(corpus_summary(record), markup=False, soft_wrap=True)
         lines = [line.rstrip() for line in shown.get().splitlines()]
-        print("\n".join(lines + [ERRORS] * ("±" in shown.get())))
+        print("\n".join([*lines, ERRORS] if "±" in shown.get() else lines))
     say(f"{args.out} holds {', '.join(files)}")
 
 

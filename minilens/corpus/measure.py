@@ -51,8 +51,7 @@ class CorpusLens:
             n, n_ctx = len(self.prefix), model.config.n_ctx
             raise ValueError(
                 f"the window must be of {n + 1} to {n_ctx} tokens, the model's context"
-                + f", for {n} are the prefix" * (n > 0)
-                + f"; it is {self.window}"
+                f"{f', for {n} are the prefix' if n else ''}; it is {self.window}"
             )
         self.groups = groups(self.window - len(self.prefix))
         lenses = {decoder: self._lens(decoder, torch.zeros(1, 1, dtype=torch.long)) for decoder in plan.decoders}

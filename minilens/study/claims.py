@@ -55,79 +55,120 @@ def claims(study: Study) -> tuple[Claim, ...]:
 
     On the passage, with the final decoder, unless a claim says otherwise; KL are medians over the positions.
     """
-    n = study.n_layers
-    labels = study.tables["passage", "final"].labels
-    whole = [r for r, label in enumerate(labels) if not label.endswith("resid_mid")]  # embed, then n blocks
-    kl_final = study.quartiles("passage", "final", "kl_final")[1, whole]
-    kl_input = study.quartiles("passage", "final", "kl_input")[1, whole]
-    input_first = study.share("passage", "final", "input_first")[whole].tolist()
-    agrees = study.share("passage", "final", "agrees")[whole].tolist()
-    earlier = f"{n - 3}.resid_post"
+    findings = (
+        block_0_leaves_the_input,
+        last_block_in_the_decoder,
+        input_fades_step_by_step,
+        output_comes_step_by_step,
+        rare_word_rebuilt_late,
+        repetition_noticed_late,
+    )
+    return tuple(finding(study) for finding in findings)
+
+
+def block_0_leaves_the_input(study: Study) -> Claim:
+    input_first = _share(study, "input_first")
+    to_output, to_input = _median(study, "kl_final"), _median(study, "kl_input")
+    return Claim(
+        "Block 0 leaves the input at once",
+        "the post of 2020, of GPT-2",
+        Check("input token first before it: share of positions", input_first[0], "at least", 0.5),
+        (
+            Check("input token first after it: share of positions", input_first[1], "at most", 0.1),
+            Check("KL(output || row) over KL(input || row) after it", _ratio(to_output[1], to_input[1]), "at most", 1),
+        ),
+    )
+
+
+def last_block_in_the_decoder(study: Study) -> Claim:
+    before_last = study.n_layers - 1
+    earlier = f"{study.n_layers - 3}.resid_post"
     with_block, with_mlp = (
         study.share("passage", reading, "agrees")[study.tables["passage", reading].labels.index(earlier)]
         for reading in ("block:1", "mlp")
     )
-    late = [ranks[whole, -1] <= LATE for ranks in _all_words(study, "repetition")]
-    noticed = [ranks[whole, 0] >= LATE * ranks[whole, -1] for ranks in _all_words(study, "extreme")]
-    words = f"{len(late)} words" if len(late) > 1 else "one word"
-    return (
-        Claim(
-            "Block 0 leaves the input at once",
-            "the post of 2020, of GPT-2",
-            Check("input token first before it: share of positions", input_first[0], "at least", 0.5),
-            (
-                Check("input token first after it: share of positions", input_first[1], "at most", 0.1),
-                Check(
-                    "KL(output || row) over KL(input || row) after it", _ratio(kl_final[1], kl_input[1]), "at most", 1
-                ),
-            ),
-        ),
-        Claim(
-            "The last block must be in the decoder",
-            "the notebook of 2021, of GPT-Neo",
-            None,
-            (
-                Check("output's token first before the last block: share", agrees[n - 1], "at most", 0.25),
-                Check("that share a block earlier, with block:1", with_block.item(), "at least", 0.5),
-                Check("and with mlp, over that with block:1", _ratio(with_mlp, with_block), "at most", 0.5),
-            ),
-        ),
-        Claim(
-            "The input fades step by step",
-            "the notebook of 2021, of CTRL: a smooth road",
-            Check("input token first in the output: share of positions", input_first[-1], "at most", 0.1),
-            (
-                Check("input token first after block 0: share of positions", input_first[1], "at least", 0.5),
-                Check("largest rise of KL(input || row), in even steps", _largest(kl_input), "at most", EVEN),
-            ),
-        ),
-        Claim(
-            "The output comes step by step",
-            "the notebook of 2021, of CTRL: a smooth road",
-            Check("KL(output || row) before block 0, nats", kl_final[0].item(), "at least", 1),
-            (
-                Check("largest fall of KL(output || row), in even steps", _largest(-kl_final), "at most", EVEN),
-                Check("largest rise of it, in even steps", _largest(kl_final), "at most", EVEN / 10),
-            ),
-        ),
-        Claim(
-            "A rare word is rebuilt late, not copied early",
-            "the post of 2020, of GPT-2; on the repetition",
-            Check(f"in the output's top {LATE} where it comes again: share of {words}", _last(late), "at least", 0.5),
-            (Check("from which block on, as share of all; their median", _onset(late), "at least", 2 / 3),),
-        ),
-        Claim(
-            "Only the upper half notices repetition",
-            "the post of 2020, of GPT-2; on the extreme form",
-            Check(
-                f"rank {LATE} times better the last time than the first: share of {words}",
-                _last(noticed),
-                "at least",
-                0.5,
-            ),
-            (Check("from which block on, as share of all; their median", _onset(noticed), "at least", 1 / 2),),
+    alone = _share(study, "agrees")[before_last]
+    return Claim(
+        "The last block must be in the decoder",
+        "the notebook of 2021, of GPT-Neo",
+        None,
+        (
+            Check("output's token first before the last block: share", alone, "at most", 0.25),
+            Check("that share a block earlier, with block:1", with_block.item(), "at least", 0.5),
+            Check("and with mlp, over that with block:1", _ratio(with_mlp, with_block), "at most", 0.5),
         ),
     )
+
+
+def input_fades_step_by_step(study: Study) -> Claim:
+    input_first = _share(study, "input_first")
+    return Claim(
+        "The input fades step by step",
+        "the notebook of 2021, of CTRL: a smooth road",
+        Check("input token first in the output: share of positions", input_first[-1], "at most", 0.1),
+        (
+            Check("input token first after block 0: share of positions", input_first[1], "at least", 0.5),
+            Check(
+                "largest rise of KL(input || row), in even steps", _largest(_median(study, "kl_input")), "at most", EVEN
+            ),
+        ),
+    )
+
+
+def output_comes_step_by_step(study: Study) -> Claim:
+    to_output = _median(study, "kl_final")
+    return Claim(
+        "The output comes step by step",
+        "the notebook of 2021, of CTRL: a smooth road",
+        Check("KL(output || row) before block 0, nats", to_output[0].item(), "at least", 1),
+        (
+            Check("largest fall of KL(output || row), in even steps", _largest(-to_output), "at most", EVEN),
+            Check("largest rise of it, in even steps", _largest(to_output), "at most", EVEN / 10),
+        ),
+    )
+
+
+def rare_word_rebuilt_late(study: Study) -> Claim:
+    late = [ranks[_whole(study), -1] <= LATE for ranks in _all_words(study, "repetition")]
+    what = f"in the output's top {LATE} where it comes again: share of {_words(late)}"
+    return Claim(
+        "A rare word is rebuilt late, not copied early",
+        "the post of 2020, of GPT-2; on the repetition",
+        Check(what, _last(late), "at least", 0.5),
+        (Check("from which block on, as share of all; their median", _onset(late), "at least", 2 / 3),),
+    )
+
+
+def repetition_noticed_late(study: Study) -> Claim:
+    rows = _whole(study)
+    noticed = [ranks[rows, 0] >= LATE * ranks[rows, -1] for ranks in _all_words(study, "extreme")]
+    what = f"rank {LATE} times better the last time than the first: share of {_words(noticed)}"
+    return Claim(
+        "Only the upper half notices repetition",
+        "the post of 2020, of GPT-2; on the extreme form",
+        Check(what, _last(noticed), "at least", 0.5),
+        (Check("from which block on, as share of all; their median", _onset(noticed), "at least", 1 / 2),),
+    )
+
+
+def _whole(study: Study) -> list[int]:
+    """The rows between whole blocks: embed, then one for each block."""
+    labels = study.tables["passage", "final"].labels
+    return [row for row, label in enumerate(labels) if not label.endswith("resid_mid")]
+
+
+def _median(study: Study, statistic: str) -> Tensor:
+    """By row, over the positions of the passage."""
+    return study.quartiles("passage", "final", statistic)[1, _whole(study)]
+
+
+def _share(study: Study, share: str) -> list[float]:
+    """By row, of the positions of the passage."""
+    return study.share("passage", "final", share)[_whole(study)].tolist()
+
+
+def _words(holds: list[Tensor]) -> str:
+    return f"{len(holds)} words" if len(holds) > 1 else "one word"
 
 
 def _all_words(study: Study, prompt: str) -> list[Tensor]:

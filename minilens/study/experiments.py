@@ -4,9 +4,9 @@ nostalgebraist 2020, "interpreting GPT: the logit lens" (the post), and the note
 and CTRL.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -18,20 +18,18 @@ from ..table import LensTable, logit_lens
 
 
 class Reading(NamedTuple):
-    """One way to decode the rows: options of `logit_lens`."""
+    """One way to decode the rows."""
 
     name: str
-    decoder: str = "final"
-    norm: str = "final"
-    centre: bool = False
+    lens: Mapping[str, Any]  # options of a `Lens`
 
 
 READINGS = (
-    Reading("final"),
-    Reading("plain norm", norm="plain"),
-    Reading("centred", centre=True),
-    Reading("mlp", decoder="mlp"),
-    Reading("block:1", decoder="block:1"),
+    Reading("final", {}),
+    Reading("plain norm", {"norm": "plain"}),
+    Reading("centred", {"centre": True}),
+    Reading("mlp", {"decoder": "mlp"}),
+    Reading("block:1", {"decoder": "block:1"}),
 )
 SITES = ("resid_mid", "resid_post")
 PROMPTS = ("passage", "repetition", "extreme")
@@ -162,7 +160,7 @@ def study(
     if model.n_layers < 3:
         raise ValueError(f"a study compares first, middle and last blocks: it needs three, not {model.n_layers}")
     if (n := tokenizer.encode(passage).shape[1]) < 2:
-        raise ValueError(f"the passage has {n} token{'s' * (n != 1)}: a study needs at least two")
+        raise ValueError(f"the passage has {n} {'token' if n == 1 else 'tokens'}: a study needs at least two")
 
     def coded(text: str) -> str:
         return f"{tokenizer.codes[0]} {text}" if tokenizer.codes and tokenizer.hint(text) else text
@@ -180,9 +178,7 @@ def study(
             table = logit_lens(
                 model,
                 tokenizer.encode(text),
-                decoder=reading.decoder,
-                norm=reading.norm,
-                centre=reading.centre,
+                **reading.lens,
                 sites=SITES,
                 track=(token,),
                 top_k=1,

@@ -20,24 +20,38 @@ class Line(NamedTuple):
     groups: list[list[Cell]]
 
 
+Part = tuple[int, range]  # a position, and those of its columns that stand in one panel
+
+
 def in_panels(lines: list[Line], n_tables: int, width: int) -> Iterator[Text]:
     """The lines, cut into panels that fit the width; a group of columns is torn only where it alone does not fit."""
     label_width = max(len(line.label) for line in lines)
-    room = width - label_width
     widths = [_widths(groups, n_tables) for groups in zip(*(line.groups for line in lines), strict=True)]
-    parts = [(p, columns) for p, group in enumerate(widths) for columns in _runs(group, room - 1)]
-    for run in _runs([1 + sum(widths[p][c] for c in columns) for p, columns in parts], room):
+    for parts in _packed(widths, width - label_width):
         for label, groups in lines:
             text = Text(no_wrap=True, overflow="ellipsis").append(label.ljust(label_width), DIM)
-            for p, columns in (parts[i] for i in run):
-                wide = [widths[p][c] for c in columns]
-                own = len(groups[p]) == n_tables
-                cells, wide = ([groups[p][c] for c in columns], wide) if own else (groups[p], [sum(wide)])
+            for p, columns in parts:
                 text.append(" ")
-                for (content, style), cell_width in zip(cells, wide, strict=True):
-                    text.append(_fit(content, cell_width), style)
+                _write(text, groups[p], columns, widths[p])
             yield text
         yield Text()
+
+
+def _packed(widths: list[list[int]], room: int) -> Iterator[list[Part]]:
+    """The parts of each panel, as many as fit the room; a space stands before each part."""
+    parts = [(p, columns) for p, group in enumerate(widths) for columns in _runs(group, room - 1)]
+    for run in _runs([1 + sum(widths[p][c] for c in columns) for p, columns in parts], room):
+        yield [parts[i] for i in run]
+
+
+def _write(text: Text, group: list[Cell], columns: range, widths: list[int]) -> None:
+    """Some columns of a group, or the one cell that stands across all columns."""
+    wide = [widths[c] for c in columns]
+    is_across = len(group) < len(widths)
+    for (content, style), cell_width in zip(
+        group if is_across else [group[c] for c in columns], [sum(wide)] if is_across else wide, strict=True
+    ):
+        text.append(_fit(content, cell_width), style)
 
 
 def _widths(groups: Sequence[list[Cell]], n_tables: int) -> list[int]:

@@ -6,8 +6,11 @@ A view is imported when it is asked for: `import minilens` stays quick.
 
 import html
 
+from ..instruments.attribution import Attribution
+from ..instruments.heads import HeadScores
 from ..instruments.patching import Patching
 from ..table import LensTable
+from ..traces import BlockTrace
 
 HEIGHT = 720  # CSS pixels
 
@@ -34,7 +37,35 @@ def patching_html(patching: Patching) -> str:
     return in_frame("Activation patching", patching_page(patching))
 
 
+def heads_html(scores: HeadScores) -> str:
+    """The scores of every head, shaded."""
+    from .pictures import heads_page
+
+    return in_frame("Head scores", heads_page(scores))
+
+
+def attribution_html(attribution: Attribution) -> str:
+    """What each head adds, shaded, and the largest parts."""
+    from .pictures import attribution_page
+
+    return in_frame("Attribution", attribution_page(attribution))
+
+
+def patterns_html(block: BlockTrace) -> str | None:
+    """The attention pattern of each head. None on the device "meta", where there are no numbers."""
+    from .pictures import patterns_page
+
+    return None if block.pattern.is_meta else in_frame("Attention", patterns_page(block))
+
+
 def show_in_notebooks() -> None:
     """Give the results the method that a notebook asks for."""
-    for kind, page in ((LensTable, lens_html), (Patching, patching_html)):
+    pages = {
+        LensTable: lens_html,
+        Patching: patching_html,
+        HeadScores: heads_html,
+        Attribution: attribution_html,
+        BlockTrace: patterns_html,
+    }
+    for kind, page in pages.items():
         setattr(kind, "_repr_html_", page)  # noqa: B010  (the class declares no such attribute)

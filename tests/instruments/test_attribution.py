@@ -37,8 +37,8 @@ class RandomWeights(Checkpoint):
     def ignore(self, *names: str) -> None:
         pass
 
-    def tied(self, name: str, to: Tensor) -> None:
-        pass
+    def unembedding(self, name: str, W_E: Tensor, is_tied: bool) -> Tensor:
+        return W_E.mT
 
 
 def random_model(

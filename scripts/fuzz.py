@@ -9,6 +9,7 @@ own `minilens.load` reads it, and of every three cases, but for very large ones,
 lens` as well. A case is
 
 - refused where CheckpointError is raised, of one line that names the folder, and the command prints that line alone;
+  or where the model loads without its tokenizer, and one line says why;
 - loaded where config, logits and tokens are those of a second reading, which shares no parser with minilens: Python's
   json and numpy for safetensors, Python's pickle for .bin, a BPE of a few lines for vocab.json, and for tokenizer.json
   the `tokenizers` package itself. What that reading refuses must not load: a key that is there twice, tensors that
@@ -107,6 +108,14 @@ def command(folder: Path, *source: str) -> tuple[int | str, list[str]]:
     return status, err.getvalue().splitlines()
 
 
+def has_tokenizer(folder: Path, model: minilens.Model) -> bool:
+    """Whether a file is there that makes or spoils a tokenizer."""
+    names = ["vocab.json", "merges.txt"]
+    if model.family != "ctrl":
+        names += ["tokenizer.json", "aitextgen.tokenizer.json"]
+    return any(os.path.lexists(folder / name) for name in names)
+
+
 def attempt(case: Case, root: Path) -> Result:
     """Read one checkpoint and say what came of it."""
     folder = root / "case"
@@ -116,12 +125,19 @@ def attempt(case: Case, root: Path) -> Result:
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
     resident, start = memory("VmRSS"), time.perf_counter()
-    sentence = ""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    sentence, said_so = "", False  # that there is no tokenizer, and why
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
         try:
             model, tokenizer = minilens.load(folder)
             outcome = "loaded"
+            for note in map(str, (note.message for note in notes)):
+                fault = sentence_fault(note, folder)
+                said_so = said_so or note.startswith(f"{str(folder)!r} is loaded without its tokenizer: ")
+                outcome = outcome if fault is None else f"{fault}: {note:.1000}"
+            is_silent = tokenizer is None and not said_so and has_tokenizer(folder, model)
+            if is_silent or (said_so and tokenizer):
+                outcome = f"the tokenizer is {tokenizer}, and what is said of it: {said_so}"
         except minilens.CheckpointError as error:
             sentence = str(error)
             fault = sentence_fault(sentence, folder)
@@ -131,7 +147,7 @@ def attempt(case: Case, root: Path) -> Result:
         seconds, rise = time.perf_counter() - start, memory("VmHWM") - resident
         if outcome == "loaded":
             try:
-                outcome = difference(folder, model, tokenizer) or "loaded"
+                outcome = difference(folder, model, tokenizer) or ("refused" if said_so else "loaded")
             except Exception as error:
                 outcome = f"the second reading refuses: {type(error).__name__} {error!s:.300}"
     if outcome in ("refused", "loaded") and seconds < 0.5 and crc32(case.name.encode()) % 3 == 0:
@@ -140,12 +156,12 @@ def attempt(case: Case, root: Path) -> Result:
         errors = [line.removeprefix("minilens: error: ") for line in lines if line.startswith("minilens: error: ")]
         if not all(line.startswith("minilens: ") for line in lines) or [status, len(errors)] not in ([0, 0], [2, 1]):
             outcome = f"the command ends in {status} and says {lines[-3:]}"
-        elif outcome == "refused" and errors[0].split("(")[0] != sentence.split("(")[0]:
+        elif outcome == "refused" and not said_so and errors[0].split("(")[0] != sentence.split("(")[0]:
             outcome = f"the command says {errors}, and load {sentence}"
         elif (
-            outcome == "loaded"
+            (outcome == "loaded" or said_so)
             and status != 0
-            and not re.search("finite|out of range|context holds|empty|no tokenizer", errors[0])
+            and not re.search("finite|out of range|context holds|empty|no tokenizer|cannot read this text", errors[0])
         ):
             outcome = f"it loads, and the command says {errors}"
     if rise > 2 * size + SPARE:

@@ -88,12 +88,13 @@ def _from_one_file(path: Path) -> "tokenizers.Tokenizer":
     if isinstance(added, list):
         _check_length(path, [entry.get("content") for entry in added if isinstance(entry, dict)])
     check_parts(document, path)
-    # Nothing is to be added, cut off or filled up: the text's own tokens are wanted.
-    document |= dict(post_processor=None, truncation=None, padding=None)
     try:
-        return tokenizers.Tokenizer.from_str(json.dumps(document))
+        raw = tokenizers.Tokenizer.from_str(json.dumps(document))
     except Exception as error:  # the tokenizers package raises no type of its own
         raise CheckpointError(f"{path} is not readable as a tokenizer: {one_line(error)}") from error
+    raw.no_truncation()
+    raw.no_padding()
+    return raw
 
 
 def _from_two_files(vocab: Path, merges: Path | None) -> "tokenizers.Tokenizer":

@@ -70,7 +70,7 @@ def _fault(name: str, part: Any) -> str | None:
     if kind not in PARTS[name].split():
         return f"is of the type {shown(kind)}"
     if name == "model":
-        return _model_fault(kind, part)
+        return _model_fault(part)
     pattern = part.get("pattern")
     pattern = pattern if isinstance(pattern, dict) else {}
     found = list(pattern.values())
@@ -93,21 +93,24 @@ def _growth(part: dict[str, Any]) -> float:
     return GROWTH.get(part["type"], 1.0)
 
 
-def _model_fault(kind: str, model: dict[str, Any]) -> str | None:
+def _model_fault(model: dict[str, Any]) -> str | None:
+    """What is wrong with a model of any type, as a clause: an older file does not say of which it is."""
     if model.get("dropout"):
         return f"has a dropout of {shown(model['dropout'])}, and so other tokens each time"
-    if kind == "WordPiece" and not _is_at_most(model.get("max_input_chars_per_word", 100), LONGEST_WORD):
+    longest = model.get("max_input_chars_per_word", 0)
+    if type(longest) is not int or longest > LONGEST_WORD:
         return f"takes words of more than {LONGEST_WORD} characters"
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if isinstance(text := model.get(key), str) and len(text) > LONGEST:
             return f"has a {key} of more than {LONGEST} characters"
-    entries = model.get("vocab")
-    if kind == "Unigram" and isinstance(entries, list):
+    entries, merges, prefix = (model.get(key) for key in ("vocab", "merges", "continuing_subword_prefix"))
+    if isinstance(merges, list) and isinstance(prefix, str):
+        for merge in merges:  # the package cuts so much off the second part, whether it is the prefix or not
+            parts = merge.split(" ") if isinstance(merge, str) else merge
+            if isinstance(parts, list) and parts and not str(parts[-1]).startswith(prefix):
+                return f"merges {shown(merge)}, which does not go on with {shown(prefix)}"
+    if isinstance(entries, list):
         texts = [entry[0] for entry in entries if isinstance(entry, list) and entry]
         if any(isinstance(text, str) and len(text) > LONGEST_ENTRY for text in texts):
             return f"has an entry of more than {LONGEST_ENTRY} characters"
     return None
-
-
-def _is_at_most(value: Any, most: int) -> bool:
-    return type(value) is int and value <= most

@@ -117,6 +117,17 @@ def hand_safetensors() -> Named:
     for name in ("x", "a\nb\x1b[31m", "", "x" * 10**6, "transformer.transformer.wte.weight", "h.9.ln_1.weight"):
         found[f"one more tensor {name[:9]!r}"] = packed({**header, name: nothing}, body)
     found["with and without prefix"] = packed({**header, a.removeprefix("transformer."): nothing}, body)
+    tensors = weights("gpt2")
+    head = {"lm_head.weight": tensors["transformer.wte.weight"].clone()}
+    for name in ("v_head.summary.weight", "score.weight", "lm_head.weight", "lm_head.decoder.weight", "lm_head.bias"):
+        found[f"a head, {name}"] = save({**tensors, name: torch.zeros(300, 8)})
+    found["a head that is the embedding, of old"] = save({**tensors, "lm_head.decoder.weight": head["lm_head.weight"]})
+    found["both heads"] = save({**tensors, **head, "lm_head.decoder.weight": head["lm_head.weight"] + 1})
+    found["an adapter"] = save({**tensors, "transformer.h.0.attn.c_attn.lora_A.weight": torch.zeros(2, 8)})
+    for prefix in ("module.", "model.", "_orig_mod.", "base_model.model.", "module._orig_mod.", "x.", "module.module."):
+        wrapped = {prefix + name: tensor for name, tensor in {**tensors, **head}.items()}
+        found[f"all in {prefix}"] = save(wrapped)
+        found[f"all but one in {prefix}"] = save({**wrapped, "x": torch.zeros(1)})
     found["20,000 more tensors"] = packed({**header, **{str(n): nothing for n in range(20_000)}}, body)
     found["10 million keys"] = lambda path: path.write_bytes(packed(b"{" + b'"a":1,' * 10**7 + raw[1:], body))
     for torch_dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.int64, torch.bool, torch.float64):
@@ -175,6 +186,24 @@ def hand_config() -> Named:
             for key in ("prefix", "unknown", "tie_word_embeddings") if family == "gpt2" else ():
                 deep = text + b', "%s": ' % key.encode() + b"[" * depth + b"]" * depth + b"}"
                 yield f"{family} {key}, {depth} deep", {"config.json": deep}
+        named = {"hidden_size": config.get("n_embd"), "num_hidden_layers": 2, "num_attention_heads": 2}
+        for n, value in enumerate((None, 2, 2**40, "2", [2], True, 2.0)):
+            for key in named:
+                yield f"{family} {key} as well, {n}", {"config.json": encoded({**config, key: value})}
+            yield f"{family} tied, {n}", {"config.json": encoded({**config, "tie_word_embeddings": value})}
+        yield f"{family} the other names", {"config.json": encoded({**config, **named, "n_embd": None, "n_head": None})}
+        for key in (
+            "dropout",
+            "token_dropout",
+            "bos_token",
+            "author",
+            "train_loss",
+            "rope_theta",
+            "my_scale",
+            "x" * 999,
+        ):
+            for n, value in enumerate((0, 0.1, -1, True, "x", None, [], {})):
+                yield f"{family} {key:.20} is {n}", {"config.json": encoded({**config, key: value})}
     neo = CONFIGS["gpt_neo"]
     for label, types in {
         "a billion layers": [[["global"], 10**9]],
@@ -199,6 +228,65 @@ def hand_config() -> Named:
     yield "200,000 keys", {"config.json": b"{" + keys + b', "199999": 1}'}
 
 
+def hostile_normalizers() -> Iterator[Any]:
+    """What may stand in the place of a normalizer: it grows a text, searches for ever, or brings its reader down."""
+
+    def replace(pattern: Any, content: str) -> dict[str, Any]:
+        return {"type": "Replace", "pattern": pattern, "content": content}
+
+    double = replace({"String": "a"}, "aa")
+    yield {"type": "Sequence", "normalizers": [double] * 45}
+    yield {"type": "Sequence", "normalizers": [double] * 6}
+    yield {"type": "Sequence", "normalizers": [{"type": "NFKC"}] * 2}
+    yield {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [{"type": "NFC"}] * 3}] * 9}
+    yield {"type": "Sequence", "normalizers": "NFC"}
+    yield replace({"String": "e"}, "x" * 10**6)
+    yield replace({"String": ""}, "x")
+    yield replace({"String": "time"}, "")
+    for pattern in ("(a+)+$", "x+x+(?=\\x01)", "", "(?<=a)", ".", "(((", "[\\s\\S]"):
+        yield replace({"Regex": pattern}, "xy" * 40)
+    yield {"type": "Prepend", "prepend": "x" * 10**7}
+    yield {"type": "Prepend", "prepend": "x"}
+    yield {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    yield {"type": "Precompiled", "precompiled_charsmap": "////////////////"}
+    yield {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "lowercase": True}
+    yield {"type": "Strip", "strip_left": True, "strip_right": True}
+    yield {"type": "Strip", "content": "x", "start": 2**63, "stop": 2**63}
+    yield {"type": "ByteLevel"}
+    yield {"type": "Nothing"}
+    yield {"type": ["NFC"]}
+    yield []
+    yield 1
+    yield "NFC"
+
+
+def hostile_pre_tokenizers() -> Iterator[Any]:
+    """What may stand in the place of a pre-tokenizer."""
+    for length in (0, 1, 2**63):
+        yield {"type": "FixedLength", "length": length}
+    for pattern in (
+        {"Regex": "(x+x+)+y"},
+        {"Regex": "[\\s\\S]"},
+        {"String": ""},
+        {"String": "o"},
+        {"Regex": 1},
+        {},
+        "x",
+    ):
+        for behavior in ("Isolated", "Removed", "MergedWithNext", "Contiguous", "x"):
+            yield {"type": "Split", "pattern": pattern, "behavior": behavior, "invert": behavior == "Removed"}
+    bytes_ = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": False}
+    yield bytes_
+    yield {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, bytes_]}
+    yield {"type": "Sequence", "pretokenizers": [bytes_] * 2}
+    yield {"type": "Sequence", "pretokenizers": []}
+    yield {"type": "Metaspace", "replacement": "ab", "prepend_scheme": "always", "split": True}
+    yield {"type": "Metaspace", "replacement": "_", "prepend_scheme": "first", "split": False}
+    yield {"type": "CharDelimiterSplit", "delimiter": "e"}
+    for kind in ("Whitespace", "WhitespaceSplit", "BertPreTokenizer", "UnicodeScripts", "Punctuation", "Nothing"):
+        yield {"type": kind}
+
+
 def hand_tokenizer() -> Named:
     files, word = text_files("gpt2"), text_files("ctrl")
     two: Files = {name: files[name] for name in ("vocab.json", "merges.txt")}
@@ -213,6 +301,8 @@ def hand_tokenizer() -> Named:
         yield f"ctrl vocab.json: {label}", {**word, "vocab.json": content}
         yield f"added_tokens.json: {label}", {**two, "added_tokens.json": content}
         yield f"tokenizer_config.json: {label}", {**two, "tokenizer_config.json": content}
+        yield f"special_tokens_map.json: {label}", {**two, "special_tokens_map.json": content}
+        yield f"aitextgen.tokenizer.json: {label}", {"aitextgen.tokenizer.json": content}
     for label, content in (
         *special(),
         ("8 MB", b"#version: 0.2\n" + b"o n\n" * 2_000_000),
@@ -248,6 +338,34 @@ def hand_tokenizer() -> Named:
         yield f"added_tokens.json: {label}", {**two, "added_tokens.json": encoded({entry: len(vocab)})}
     yield "vocab.json: {}", {**two, "vocab.json": b"{}"}
     yield "vocab.json: a key twice", {**two, "vocab.json": files["vocab.json"][:-1] + b', "a": 64}'}
+    for n, wrong in enumerate(
+        (None, "<p>", 1, [], ["<p>"], {}, {"content": "<p>"}, {"content": 1}, {"content": "", "x": 1})
+    ):
+        for key in (
+            "pad_token",
+            "x_token",
+            "additional_special_tokens",
+            "extra_special_tokens",
+            "added_tokens_decoder",
+        ):
+            yield f"special {key}, {n}", {**two, "special_tokens_map.json": encoded({key: wrong})}
+            yield f"config {key}, {n}", {**two, "tokenizer_config.json": encoded({key: wrong})}
+            yield f"config {key} beside one file, {n}", {**files, "tokenizer_config.json": encoded({key: wrong})}
+            yield f"ctrl config {key}, {n}", {**word, "tokenizer_config.json": encoded({key: wrong})}
+    for n in ("0", "267", "-1", "1e3", "9" * 5000, "\u0663", ""):
+        listed = {"added_tokens_decoder": {n: {"content": "<p>", "lstrip": True}}}
+        yield f"listed under {n:.9}", {**two, "tokenizer_config.json": encoded(listed)}
+    for text in ("a", "the", " ", "", "\0", "\n", "\u2603", "Once upon", "\ud800", "x" * 10**6):
+        label = repr(text[:9])
+        yield f"special token {label}", {**two, "special_tokens_map.json": encoded({"pad_token": text})}
+        yield (
+            f"a special token {label} beside one file",
+            {**files, "special_tokens_map.json": encoded({"pad_token": text})},
+        )
+    for space in (True, False, None, 1, "x", []):
+        setting = encoded({"add_prefix_space": space})
+        yield f"a space of {space} beside one file", {**files, "tokenizer_config.json": setting}
+        yield f"a space of {space} beside two", {**two, "tokenizer_config.json": setting}
     twice = files["tokenizer.json"].replace(b'"type"', b'"type": "BPE", "type"')
     yield "tokenizer.json: a key twice", {"tokenizer.json": twice}
     yield "tokenizer.json: vocab of 1", with_model(vocab={"a": 0}, merges=[])
@@ -271,6 +389,11 @@ def hand_tokenizer() -> Named:
             ("decoder", {"type": "WordPiece", "prefix": "##", "cleanup": True}),
             ("decoder", None),
             ("version", "9.9"),
+            *(("normalizer", part) for part in hostile_normalizers()),
+            *(("pre_tokenizer", part) for part in hostile_pre_tokenizers()),
+            *(("decoder", part) for part in hostile_normalizers()),
+            ("post_processor", {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x", "type_id": 0}}]}),
+            ("post_processor", {"type": "BertProcessing", "sep": ["x", 10**9], "cls": ["y", 10**9]}),
         ]
     ):
         yield f"tokenizer.json: {key}, {n}", {"tokenizer.json": encoded({**document, key: wrong})}

@@ -9,13 +9,14 @@ import random
 import re
 import struct
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 from safetensors.torch import save
 
-from minilens.loading import IGNORED, ONLY
+from minilens.checkpoint.keys import HARMLESS, ONLY
 
 from .good import (
     CONFIGS,
@@ -39,6 +40,10 @@ WRONG: list[Any] = [
     *json.loads('[[], [[]], [1, 2], {}, {"a": 1}, [[[[[[]]]]]], ["global", "local"], [[["local", "global"], 1]]]'),
     *("x" * 100_000, "../../x", "/etc/passwd", "model.safetensors"),
 ]
+KEYS = sorted({*" ".join(HARMLESS.values()).split(), *ONLY, "tie_word_embeddings", "hidden_size", "num_hidden_layers"})
+KEYS += (
+    "author created_date mask_token_id hidden_dropout_prob dropout token_dropout rotary_dim num_attention_heads".split()
+)
 DEEP = 100_000
 SHARDS: list[Any] = [
     *"../../x /etc/passwd /dev/zero sub/x.safetensors .. . ./model-1.safetensors model-1.safetensors/ ~/x".split(),
@@ -183,7 +188,7 @@ def draw_config(rng: random.Random, family: str) -> Files:
     config: dict[str, Any] = dict(CONFIGS[family])
     match rng.randrange(4):
         case 0:
-            config[rng.choice(sorted(IGNORED | ONLY.keys()))] = rng.choice(WRONG)
+            config[rng.choice(KEYS)] = rng.choice(WRONG)
             return {"config.json": encoded(config)}
         case 1:
             right = [1, 4, 5, 1e-3, "relu", "gelu", [[["local"], 2]], [["local", 2]]]
@@ -192,8 +197,42 @@ def draw_config(rng: random.Random, family: str) -> Files:
     return {"config.json": twisted(rng, config)}
 
 
+def others() -> list[str]:
+    """Tokenizers of other kinds than GPT-2's: of sentencepiece, of words."""
+    space = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
+    letters = [*"abcdefghijklmnopqrstuvwxyzO,.'42", "\u2581"]
+    ids = {entry: n for n, entry in enumerate(["<unk>", *letters, "on", "##on", "ce", "\u2581a"])}
+    made = {
+        "BPE": dict(vocab=ids, merges=[["o", "n"], ["c", "e"]], unk_token="<unk>", fuse_unk=True),
+        "Unigram": dict(vocab=[[entry, -float(n)] for entry, n in ids.items()], unk_id=0, byte_fallback=False),
+        "WordPiece": dict(vocab=ids, unk_token="<unk>", continuing_subword_prefix="##", max_input_chars_per_word=100),
+        "WordLevel": dict(vocab=ids, unk_token="<unk>"),
+    }
+    found = []
+    for kind, model in made.items():
+        is_spaced = kind in ("BPE", "Unigram")
+        parts = dict(
+            normalizer={"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Lowercase"}]},
+            pre_tokenizer=space if is_spaced else {"type": "BertPreTokenizer"},
+            decoder=space if is_spaced else {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        )
+        document = dict(version="1.0", truncation=None, padding=None, added_tokens=[], post_processor=None)
+        found.append(json.dumps(document | parts | {"model": {"type": kind, **model}}))
+    return found
+
+
+OTHERS = others()
+
+
 def draw_tokenizer(rng: random.Random, family: str) -> Files:
     originals = text_files(family)
+    if family != "ctrl" and rng.random() < 0.3:
+        document = json.loads(rng.choice(OTHERS))
+        part = document[rng.choice([part for part in ("normalizer", "pre_tokenizer", "decoder") if document[part]])]
+        if rng.random() < 0.5:
+            part[rng.choice(list(part))] = rng.choice(WRONG)
+        kind = rng.choice([{}, {"tokenizer_config.json": b'{"tokenizer_class": "PreTrainedTokenizerFast"}'}])
+        return {"tokenizer.json": rng.choice([encoded, partial(twisted, rng)])(document), **kind}
     if family != "ctrl" and rng.random() < 0.5:
         document = json.loads(originals["tokenizer.json"])
         if rng.random() < 0.7:
@@ -217,10 +256,14 @@ def draw_tokenizer(rng: random.Random, family: str) -> Files:
             rng.shuffle(lines)
             files["merges.txt"] = "\n".join(lines).encode()
         case 4:
-            setting = {"add_prefix_space": True, "control_codes": {"Links": 1}}
+            setting = {"add_prefix_space": True, "control_codes": {"Links": 1}, "pad_token": "<pad>"}
+            setting |= {"tokenizer_class": "GPT2Tokenizer", "additional_special_tokens": ["<c>", "<d>"]}
+            if rng.random() < 0.5:
+                setting["added_tokens_decoder"] = {"267": {"content": "<a>", "lstrip": True, "special": True}}
             files["tokenizer_config.json"] = twisted(rng, setting)
         case 5:
             files["added_tokens.json"] = twisted(rng, {"<a>": 267, "<b>": 268} if family != "ctrl" else {})
+            files["special_tokens_map.json"] = twisted(rng, {"pad_token": "<a>", "eos_token": {"content": "<e>"}})
         case _:
             files["vocab.json"] = twisted(rng, json.loads(originals["vocab.json"]))
     return files

@@ -51,8 +51,9 @@ class Drawn(Checkpoint):
         self.tensors[name] = torch.randn(shape, generator=self.generator) * 0.3
         return self.tensors[name]
 
-    def tied(self, name: str, to: torch.Tensor) -> None:
+    def unembedding(self, name: str, W_E: torch.Tensor, is_tied: bool) -> torch.Tensor:
         """It is not stored."""
+        return W_E.mT
 
     def ignore(self, *names: str) -> None:
         """They are not stored."""

@@ -370,6 +370,11 @@ def nested(n: int) -> dict[str, Any]:
             {"type": "Unigram", "vocab": [["x" * 257, 0.0]]},
             "its model has an entry of more than 256 characters",
         ),
+        (
+            "model",
+            {"type": "BPE", "continuing_subword_prefix": "##", "vocab": {"a": 0}, "merges": [["a", "a"]]},
+            'its model merges ["a", "a"], which does not go on with "##"',
+        ),
         ("model", {"type": "Nothing"}, 'its model is of the type "Nothing"'),
     ],
     ids=lambda value: str(value)[:50],

@@ -5,7 +5,6 @@ What cannot be locked, written or read is a ValueError.
 
 import contextlib
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,6 +12,8 @@ import filelock
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..files import replacing
 
 
 @contextlib.contextmanager
@@ -37,19 +38,6 @@ def locked(path: Path, wait: bool) -> Iterator[bool]:
         with contextlib.suppress(OSError):
             os.unlink(lock.lock_file)
         lock.release()
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of this one at the end."""
-    new = path.with_name(f"{path.name}.{os.getpid()}.{socket.gethostname()}")
-    try:
-        yield new
-        new.replace(path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def write_arrays(path: Path, arrays: dict[str, Tensor]) -> None:

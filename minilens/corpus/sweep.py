@@ -26,9 +26,10 @@ import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
 
+from ..files import replacing
 from .documents import TextFile
 from .measure import CorpusLens
-from .shared_files import explained, locked, read_arrays, replacing, write_arrays
+from .shared_files import explained, locked, read_arrays, write_arrays
 from .tally import Group, Tally
 
 

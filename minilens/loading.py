@@ -98,30 +98,41 @@ def read_family(settings: Settings) -> Any:
     return FAMILIES[family]
 
 
-def cached() -> list[str]:
-    """The repositories in the Hub's cache on this machine that hold a model of the three families."""
+def cached() -> dict[str, Path]:
+    """The models of the three families in the Hub's cache on this machine: repository -> folder of its newest files."""
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
         repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
-        return []
+        return {}
     except OSError as error:
         raise CheckpointError(f"the Hub's cache cannot be read: {error}") from error
-    return sorted(repo.repo_id for repo in repos if repo.repo_type == "model" and _is_supported(repo.repo_path))
+    found = {}
+    models = [repo for repo in repos if repo.repo_type == "model"]
+    for repo in sorted(models, key=lambda repo: repo.repo_id):
+        revisions = sorted(repo.revisions, key=lambda revision: revision.last_modified, reverse=True)
+        folders = [revision.snapshot_path for revision in revisions if _is_supported(revision.snapshot_path)]
+        if folders:
+            found[repo.repo_id] = folders[0]
+    return found
 
 
-def _is_supported(repo: Path) -> bool:
-    return any(_family(config) in FAMILIES for config in repo.glob("snapshots/*/config.json"))
-
-
-def _family(config: Path) -> str:
+def _is_supported(folder: Path) -> bool:
     try:
-        values = read_json(config)
+        values = read_json(folder / "config.json")
     except CheckpointError:
-        return ""
-    return str(values.get("model_type") or unnamed_family(values))
+        return False
+    return str(values.get("model_type") or unnamed_family(values)) in FAMILIES
+
+
+def config_of(folder: Path) -> tuple[str, Any]:
+    """The family of a folder's model, and its Config. Raises CheckpointError where config.json gives none."""
+    path = folder / "config.json"
+    settings = Settings(read_json(path), path)
+    family = read_family(settings)
+    return next(name for name, each in FAMILIES.items() if each is family), family.Config.read(settings)
 
 
 def unnamed_family(values: Mapping[str, Any]) -> str | None:

@@ -62,12 +62,12 @@ class LensTable:
     input = Stat[TokenStats]()  # of tokens
     tracked = Stat[TokenStats]()  # of track, [row, pos, token]
     entropy = Stat[Float[Tensor, "row pos"]]()
-    kl_final = Stat[Float[Tensor, "row pos"]]()  # KL(final row || row)
-    kl_row_final = Stat[Float[Tensor, "row pos"]]()  # KL(row || final row)
-    kl_input = Stat[Float[Tensor, "row pos"]]()  # KL(input row || row)
-    kl_row_input = Stat[Float[Tensor, "row pos"]]()  # KL(row || input row)
+    kl_final = Stat[Float[Tensor, "row pos"]]()  # KL(output ‖ row)
+    kl_row_final = Stat[Float[Tensor, "row pos"]]()  # KL(row ‖ output)
+    kl_input = Stat[Float[Tensor, "row pos"]]()  # KL(input row ‖ row)
+    kl_row_input = Stat[Float[Tensor, "row pos"]]()  # KL(row ‖ input row)
     js = Stat[Float[Tensor, "row pos"]]()  # Jensen and Shannon's divergence of row and final row
-    change = Stat[Float[Tensor, "row pos"]]()  # KL(row || the row before it); in the input row not a number
+    change = Stat[Float[Tensor, "row pos"]]()  # KL(row ‖ the row before it); in the input row not a number
 
     @property
     def cross_entropy(self) -> Float[Tensor, "row pos"]:

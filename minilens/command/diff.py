@@ -1,21 +1,24 @@
 """`minilens diff`: how the forward passes of two families differ, and why."""
 
-import argparse
+from dataclasses import dataclass
 
-from .inputs import Subparsers
-
-
-def add_to(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("diff", help="how two families compute: the lines that differ, and why")
-    parser.set_defaults(command=diff)
-    parser.add_argument("first", metavar="FAMILY", help="gpt2, gpt_neo or ctrl")
-    parser.add_argument("second", metavar="FAMILY", help="another of them")
+from .options import Command, argument
+from .outputs import terminal
 
 
-def diff(args: argparse.Namespace) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `minilens diff` is asked for."""
+
+    first: str = argument(metavar="FAMILY", help="gpt2, gpt_neo or ctrl")
+    second: str = argument(metavar="FAMILY", help="another of them")
+
+
+def diff(request: Request) -> None:
     """Print the lines that differ, with the reasons of the docstrings."""
-    from rich.console import Console
-
     from ..views.diff import diff_view
 
-    Console(highlight=False).print(diff_view(args.first, args.second))
+    terminal().print(diff_view(request.first, request.second))
+
+
+COMMAND = Command("diff", "how two families compute: the lines that differ, and why", Request, diff)

@@ -1,41 +1,35 @@
-"""What a command reads: texts, tokens, places, a model."""
+"""What a command reads: a model, texts, tokens, places."""
 
-import argparse
 import re
 import sys
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 
 from ..checkpoint.tokenizer import Tokenizer
+from ..loading import load
+from ..model import Model
 from ..shapes import Tokens
 from ..views.tokens import token_label
+from .options import argument, option
 from .outputs import say
 
-Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+DEFAULT_MODEL = "tales-gpt2"
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+# Bytes of a text. The longest context of these families holds 2048 tokens, and the longest token of GPT-2's vocabulary
+# has 128 bytes: a text of four times as much is refused before it takes time and memory.
+LARGEST = 1_000_000
 
 
-def add_source(parser: argparse.ArgumentParser) -> None:
-    """The text, and the model that reads it."""
-    parser.add_argument("prompt", nargs="?", help="the text to read; without one it comes from --file or from stdin")
-    parser.add_argument("--file", type=Path, help="read the text from a file, less the newline at its end")
-    parser.add_argument("--ids", help='token ids instead of text, such as "464 3290"')
-    add_model(parser)
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the checkpoint is read."""
 
-
-def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default=DEFAULT_MODEL, help="a bundled model, a folder or a Hub repository (default: %(default)s)"
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub repository")
-    add_ignored(parser)
-
-
-def add_ignored(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--ignore-key",
+    revision: str | None = option(help="branch, tag or commit of a Hub repository")
+    ignore_key: list[str] = option(
         action="append",
         default=[],
         metavar="KEY",
@@ -43,30 +37,124 @@ def add_ignored(parser: argparse.ArgumentParser) -> None:
     )
 
 
-DEFAULT_MODEL = "tales-gpt2"
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How the model is loaded."""
 
-# Bytes of a text. The longest context of these families holds 2048 tokens, and the longest token of GPT-2's vocabulary
-# has 128 bytes: a text of four times as much is refused before it takes time and memory.
-LARGEST = 1_000_000
+    reading: Reading
+    device: str | None = option(help="such as cpu or cuda:1 (default: cpu; for corpus a GPU for each worker, if any)")
+    dtype: str = option(
+        choices=DTYPES, default="float32", metavar="DTYPE", help=f"{', '.join(DTYPES)} (default: %(default)s)"
+    )
+
+    def load(self, name: str, device: str | None = None) -> tuple[Model, Tokenizer | None]:
+        """device: where the model goes if the user does not say."""
+        reading, device = self.reading, self.device or device
+        return load(
+            name, revision=reading.revision, ignoring=reading.ignore_key, device=device, dtype=DTYPES[self.dtype]
+        )
+
+    def load_reader(self, name: str, what: str, device: str | None = None) -> tuple[Model, Tokenizer]:
+        """A model that can read text. what: which text, for the error where it cannot."""
+        model, tokenizer = self.load(name, device)
+        if tokenizer is None:
+            raise ValueError(f"{name} has no tokenizer that minilens reads, so it cannot read {what}")
+        return model, tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """The model."""
+
+    name: str = option(
+        "--model",
+        metavar="MODEL",
+        default=DEFAULT_MODEL,
+        help="a bundled model, a folder or a Hub repository (default: %(default)s)",
+    )
+    loading: Loading
+
+    def load(self) -> tuple[Model, Tokenizer | None]:
+        return self.loading.load(self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The text, and the model that reads it."""
+
+    prompt: str | None = argument(
+        nargs="?", help="the text to read; without one it comes from --file or from stdin; after -- it may begin with -"
+    )
+    file: Path | None = option(help="read the text from a file, less the newline at its end")
+    ids: str | None = option(help='token ids instead of text, such as "464 3290"')
+    model: ModelChoice
+
+    def read(self) -> tuple[Model, Tokenizer | None, Tokens]:
+        """The model, and the tokens of the text that it reads."""
+        text = self._text()
+        model, tokenizer = self.model.load()
+        if text is None:
+            return model, tokenizer, self._tokens()
+        if tokenizer is None:
+            why = f"{self.model.name} has no tokenizer that minilens reads, so it cannot read text"
+            raise ValueError(f"{why}: give token ids with --ids")
+        if hint := tokenizer.hint(text):
+            say(f"note: {hint}")
+        return model, tokenizer, tokenizer.encode(text)
+
+    def _text(self) -> str | None:
+        """The text, from the one place where the user put it; None where there are token ids instead."""
+        sources = {"a text": self.prompt, "--file": self.file, "--ids": self.ids}
+        given = [source for source, value in sources.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"{given[0]} and {given[1]} are both given: choose one")
+        if self.ids is not None:
+            return None
+        if self.prompt is not None:
+            return self.prompt
+        if self.file is None and (sys.stdin is None or sys.stdin.isatty()):
+            raise ValueError("there is nothing to read: give a text, --file, --ids, or text on stdin")
+        return read_text(self.file)
+
+    def _tokens(self) -> Tokens:
+        try:
+            return torch.tensor(
+                [[int(number) for number in (self.ids or "").replace(",", " ").split()]], dtype=torch.long
+            )
+        except (ValueError, RuntimeError) as error:  # torch 2.6 has the second for a number beyond 64 bits
+            raise ValueError(f'--ids must be whole numbers, such as "464 3290"; got {self.ids!r}') from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two texts."""
+
+    clean: str = argument(help="the text whose values are taken")
+    corrupt: str = argument(help="the text they are put into: as many tokens, and some of them others")
+
+    def tokens(self, tokenizer: Tokenizer) -> tuple[Tokens, Tokens]:
+        """Those of both texts, which must match position by position."""
+        for hint in dict.fromkeys(tokenizer.hint(text) for text in (self.clean, self.corrupt)):
+            if hint:
+                say(f"note: {hint}")
+        clean, corrupt = tokenizer.encode(self.clean), tokenizer.encode(self.corrupt)
+        if not clean.shape[1] and not corrupt.shape[1]:
+            raise ValueError("both texts are empty: they must hold at least one token")
+        if clean.shape != corrupt.shape:
+            ours, theirs = (labels(tokenizer, text[0].tolist()) for text in (clean, corrupt))
+            raise ValueError(
+                f"patching needs two texts of as many tokens; clean has {clean.shape[1]}: {ours}; corrupt has "
+                f"{corrupt.shape[1]}: {theirs}"
+            )
+        return clean, corrupt
 
 
 def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",")]
 
 
-def given_text(args: argparse.Namespace) -> str | None:
-    """The text to read, from the one place where the user put it; None where there are token ids instead."""
-    sources = {"a text": args.prompt, "--file": args.file, "--ids": args.ids}
-    given = [source for source, value in sources.items() if value is not None]
-    if len(given) > 1:
-        raise ValueError(f"{given[0]} and {given[1]} are both given: choose one")
-    if args.ids is not None:
-        return None
-    if args.prompt is not None:
-        return str(args.prompt)
-    if args.file is None and (sys.stdin is None or sys.stdin.isatty()):
-        raise ValueError("there is nothing to read: give a text, --file, --ids, or text on stdin")
-    return read_text(args.file)
+def labels(tokenizer: Tokenizer, tokens: list[int]) -> str:
+    return " ".join(token_label(tokenizer, token) for token in tokens)
 
 
 def read_text(path: Path | None) -> str:
@@ -86,59 +174,27 @@ def read_text(path: Path | None) -> str:
         raise ValueError(f"{source} cannot be read: {error.strerror}") from error
 
 
-def given_tokens(args: argparse.Namespace, text: str | None, tokenizer: Tokenizer | None) -> Tokens:
-    """Those of the text, or where there is none the ids that the user gave."""
-    if text is None:
-        try:
-            return torch.tensor([[int(number) for number in args.ids.replace(",", " ").split()]], dtype=torch.long)
-        except (ValueError, RuntimeError) as error:  # torch 2.6 has the second for a number beyond 64 bits
-            raise ValueError(f'--ids must be whole numbers, such as "464 3290"; got {args.ids!r}') from error
-    if tokenizer is None:
-        raise ValueError(
-            f"{args.model} has no tokenizer that minilens reads, so it cannot read text: give token ids with --ids"
-        )
-    if hint := tokenizer.hint(text):
-        say(f"note: {hint}")
-    return tokenizer.encode(text)
-
-
-def given_pair(args: argparse.Namespace, tokenizer: Tokenizer | None) -> tuple[Tokens, Tokens]:
-    """The tokens of two texts that match position by position."""
-    if tokenizer is None:
-        raise ValueError(f"{args.model} has no tokenizer files, so it cannot read the two texts")
-    for hint in dict.fromkeys(tokenizer.hint(text) for text in (args.clean, args.corrupt)):
-        if hint:
-            say(f"note: {hint}")
-    clean, corrupt = tokenizer.encode(args.clean), tokenizer.encode(args.corrupt)
-    if not clean.shape[1] and not corrupt.shape[1]:
-        raise ValueError("both texts are empty: they must hold at least one token")
-    if clean.shape != corrupt.shape:
-        ours, theirs = (
-            " ".join(token_label(tokenizer, token) for token in text[0].tolist()) for text in (clean, corrupt)
-        )
-        raise ValueError(
-            f"patching needs two texts of as many tokens; clean has {clean.shape[1]}: {ours}; corrupt has "
-            f"{corrupt.shape[1]}: {theirs}"
-        )
-    return clean, corrupt
-
-
 def named_token(option: str, text: str, tokenizer: Tokenizer | None) -> int:
-    """The token that a text is, or the id that it names."""
+    """The token that a text is, or the id that it names. Says so where the text seems to lack a space before it."""
     if re.fullmatch("#[0-9]{1,9}", text):
         return int(text[1:])
     if tokenizer is None:
         raise ValueError(f"{option} needs a token id, such as #464, for a model without a tokenizer; got {text!r}")
     try:
         tokens = tokenizer.encode(text)[0].tolist()
+        spaced = tokenizer.encode(f" {text}")[0].tolist()
     except ValueError as error:
         raise ValueError(f"{option} cannot be read: {error}") from error
+    lacks_space = text[:1].isalnum() and len(spaced) == 1 and spaced != tokens
+    meant = f"did you mean {f' {text}'!r}?"
     if len(tokens) != 1:
-        parts = " ".join(token_label(tokenizer, token) for token in tokens)
+        way = meant if lacks_space else "a word within a text often begins with a space."
+        parts = labels(tokenizer, tokens)
         raise ValueError(
-            f"{option} takes one token, and {text!r} is {len(tokens)}: {parts}; a word within a text often begins with "
-            "a space, and #464 is the token with that id"
+            f"{option} takes one token, and {text!r} is {len(tokens)}: {parts}; {way} #464 is the token with that id"
         )
+    if lacks_space:
+        say(f"note: {option} {text!r} has no space before it: {meant}")
     return int(tokens[0])
 
 

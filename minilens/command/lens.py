@@ -1,204 +1,205 @@
 """`minilens lens`: what each layer would say next."""
 
-import argparse
 import csv
-import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from ..loading import load
 from ..model import Model, run
 from ..ops import check_layer
 from ..shapes import Tokens
-from ..table import DEFAULT_STATS, STATS, logit_lens
+from ..table import DEFAULT_STATS, STATS, LensTable, logit_lens
 from ..traces import RESID_SITES, BlockTrace, Edit
-from ..views.lens_panels import MEASURES, PARTS, SHORT, WHOSE, stats_for
-from .edits import add_edits, check_edits, given_edit, named_edits
-from .inputs import Subparsers, add_source, given_text, given_tokens, named_token, places, words
-from .outputs import FIGURES, add_figures, check_files, one_output, say
+from ..views.lens_panels import MEASURES, PARTS, SHORT, STYLES, WHOSE, stats_for
+from ..views.tokens import text_label
+from .edits import Edits
+from .inputs import Source, named_token, places, words
+from .options import Command, option
+from .outputs import Files, chosen, print_json, say, terminal
 
 
-def add_to(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("lens", help="what each layer would say next, as a table")
-    parser.set_defaults(command=lens)
-    add_source(parser)
-    add_edits(parser)
-    parser.add_argument(
-        "--decoder",
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `minilens lens` is asked for. Raises ValueError for options that do not go together."""
+
+    source: Source
+    edits: Edits
+    decoder: str = option(
         default="final",
         help='"final"; "block:K": the last K blocks decode, too; "mlp"; several with commas, side by side',
     )
-    parser.add_argument(
-        "--norm", help='"final" (the default), or "plain": the final norm without gain and bias, as --style 2020 has it'
+    norm: str | None = option(
+        help='"final" (the default), or "plain": the final norm without gain and bias, as --style 2020 has it'
     )
-    parser.add_argument("--centre", action="store_true", help="subtract from each row its mean over the positions")
-    parser.add_argument(
-        "--sites", default="resid_post", help=f"residuals to decode, with commas: {', '.join(RESID_SITES)}"
-    )
-    parser.add_argument(
-        "--positions", help="columns, as in Python: 0,3,-1 or 5:10; before a minus sign, --positions=-10:"
-    )
-    parser.add_argument("--layers", help="blocks that get rows, written like --positions")
-    parser.add_argument("--track", action="append", default=[], metavar="TOKEN", help='follow a token, such as " girl"')
-    parser.add_argument("--top-k", type=int, help="tokens to show for each cell (default: 1, and 5 with --json)")
-    parser.add_argument(
-        "--show",
-        help="what cells show in the terminal and in figures, with commas: prob (in the terminal the best tokens, the "
-        f"default), {', '.join([name for name in SHORT['2021'] if name != 'prob'] + [*MEASURES])}; or "
+    centre: bool = option(help="subtract from each row its mean over the positions")
+    sites: str = option(default="resid_post", help=f"residuals to decode, with commas: {', '.join(RESID_SITES)}")
+    positions: str | None = option(help="columns, as in Python: 0,3,-1 or 5:10 or -3:")
+    layers: str | None = option(help="blocks that get rows, written like --positions")
+    track: list[str] = option(action="append", default=[], metavar="TOKEN", help='follow a token, such as " girl"')
+    top_k: int | None = option(help="tokens to show for each cell (default: 1, and 5 with --json, --csv and --html)")
+    show: str | None = option(
+        help="what cells show in the terminal and in figures, with commas: prob (the best tokens, the default), "
+        f"{', '.join([name for name in SHORT if name != 'prob'] + [*MEASURES])}; or "
         f"{', '.join(WHOSE)} or tracked with _{', _'.join(PARTS)}, as in next_rank",
     )
-    parser.add_argument(
-        "--stats", help=f"statistics for --json, --csv and --html, with commas, or all: {', '.join(STATS)}"
-    )
-    parser.add_argument("--json", action="store_true", help="print the whole table as JSON")
-    parser.add_argument("--csv", action="store_true", help="print it as CSV, a line for each row and position")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write it as a page to look around in")
-    parser.add_argument(
-        "--patterns",
+    stats: str | None = option(help=f"statistics for --json, --csv and --html, with commas, or all: {', '.join(STATS)}")
+    json: bool = option(help="print the whole table as JSON")
+    csv: bool = option(help="print it as CSV, a line for each row and position")
+    patterns: str | None = option(
         nargs="?",
         const=":",
         metavar="LAYERS",
         help="put attention patterns into the page: after the text alone of all layers, or of some, as --layers",
     )
-    add_figures(parser)
-    parser.add_argument("--style", help='of figures: "2021" (the default) or "2020"')
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    style: str | None = option(
+        metavar="STYLE", help=f"figures as the posts have them: {' or '.join(STYLES)} (default: as the terminal)"
+    )
+    files: Files
+
+    def __post_init__(self) -> None:
+        given, figures, page = self.outputs, self.files.figures, self.files.html
+        prints = given[0] if given else f"--show {self.show}"
+        of_tracked = [name for name in self.panels if re.match("tracked_|token[0-9]", name)]
+        if self.show is not None and not self.has_cells:
+            raise ValueError("--show is for the terminal and for figures: --stats chooses for the others")
+        if self.has_cells and of_tracked and not self.track:
+            raise ValueError(f"--show {of_tracked[0]} needs --track, which names the token")
+        if self.has_cells and self.track and not of_tracked and not page:
+            raise ValueError(f"--track is for cells that show its tokens: --show {self.show},tracked_rank")
+        if self.stats is not None and not self.has_numbers:
+            raise ValueError("--stats is for --json, --csv and --html; in the terminal --show chooses")
+        if repeated := [decoder for at, decoder in enumerate(self.decoders) if decoder in self.decoders[:at]]:
+            raise ValueError(f"the decoder {repeated[0]} is named twice")
+        if self.style is not None and not figures:
+            raise ValueError("--style is for figures: --png, --svg, --pdf")
+        if self.style is not None and self.style not in STYLES:
+            raise ValueError(f'there is no style "{self.style}"; there are {", ".join(STYLES)}')
+        if self.patterns is not None:
+            if not page:
+                raise ValueError("--patterns is for --html")
+            places("--patterns", self.patterns, 0)  # its spelling: a text that follows the option is no list of layers
+        if len(self.decoders) > 1 and (self.json or self.csv):
+            raise ValueError(f"{given[0]} takes one decoder; several are for the terminal, --html and figures")
+        if self.top_k is not None and not self.has_numbers and (figures or "prob" not in self.panels):
+            raise ValueError(f"--top-k goes with --json or with cells that show tokens, not with {prints}")
+
+    @property
+    def outputs(self) -> list[str]:
+        """The options that choose the output; none for the terminal."""
+        return chosen(json=self.json, csv=self.csv, files=self.files)
+
+    @property
+    def has_cells(self) -> bool:
+        """Whether the terminal or figures are asked for, whose cells show panels."""
+        return bool(self.files.figures) or not self.outputs
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether an output is asked for that holds statistics as they are."""
+        return self.json or self.csv or self.files.html is not None
+
+    @property
+    def decoders(self) -> list[str]:
+        return words(self.decoder)
+
+    @property
+    def panels(self) -> list[str]:
+        """What cells show."""
+        if self.show is not None:
+            return words(self.show)
+        return ["prob" if self.style is None else "logit", *(["tracked_rank"] if self.track else [])]
+
+    @property
+    def computed(self) -> list[str]:
+        """The statistics that the outputs need."""
+        names: list[str] = []
+        if self.has_numbers:
+            default = (*DEFAULT_STATS, *(["input"] if self.files.html else []))
+            names += default if self.stats is None else STATS if self.stats == "all" else words(self.stats)
+        if self.has_cells:
+            names += sorted(stats_for(self.panels, self.style))
+        return list(dict.fromkeys(names))
 
 
-def lens(args: argparse.Namespace) -> None:
-    """The lens on a text: in the terminal, as data, as a page or as a figure."""
-    figures = {kind: getattr(args, kind) for kind in FIGURES if getattr(args, kind)}
-    decoders = words(args.decoder)
-    show = ["logit" if figures else "prob", *["tracked_rank"] * bool(args.track)]
-    show = show if args.show is None else words(args.show)
-    style = args.style or ("2021" if figures else "2020")
-    _check(args, decoders, figures, show)
-    check_edits(args)
-    stats = _stats(args, show, style)
-    text = given_text(args)
-    model, tokenizer = load(args.model, revision=args.revision, ignoring=args.ignore_key)
-    tokens = given_tokens(args, text, tokenizer)
-    edit = given_edit(args, model, tokenizer)
-    patterns = _patterns(args, model, tokens, edit)
-    few = not (args.json or args.csv or args.html)
+def lens(request: Request) -> None:
+    """The lens on a text: in the terminal, as data, as a page and as figures."""
+    model, tokenizer, tokens = request.source.read()
+    edit = request.edits.edit(model, tokenizer)
+    patterns = _patterns(request, model, tokens, edit)
+    track = [named_token("--track", text, tokenizer) for text in request.track]
     tables = [
         logit_lens(
             model,
             tokens,
             decoder=decoder,
-            norm=args.norm or ("plain" if figures and style == "2020" else "final"),
-            centre=args.centre,
-            sites=words(args.sites),
-            layers=places("--layers", args.layers, model.n_layers),
-            positions=places("--positions", args.positions, tokens.shape[1]),
-            track=[named_token("--track", text, tokenizer) for text in args.track],
-            top_k=args.top_k if args.top_k is not None else 1 if few else 5,
-            stats=stats,
+            norm=request.norm or ("plain" if request.style == "2020" else "final"),
+            centre=request.centre,
+            sites=words(request.sites),
+            layers=places("--layers", request.layers, model.n_layers),
+            positions=places("--positions", request.positions, tokens.shape[1]),
+            track=track,
+            top_k=request.top_k if request.top_k is not None else 5 if request.has_numbers else 1,
+            stats=request.computed,
             edit=edit,
             tokenizer=tokenizer,
         )
-        for decoder in decoders
+        for decoder in request.decoders
     ]
-    edits = named_edits(args)
-    edited = "".join(f", {edit}" for edit in edits)
-    ignored = "".join(f", ignoring {key}" for key in args.ignore_key)
-    if args.json:
+    name, edits = request.source.model.name, request.edits.names
+    ignored = request.source.model.loading.reading.ignore_key
+    if request.json:
         from ..views.records import as_record
 
-        record = as_record(tables[0])
-        json.dump(
-            {"model": args.model, "family": model.family, "ignored_keys": args.ignore_key, "edits": edits, **record},
-            sys.stdout,
-            indent=1,
-        )
-        print()
-    elif args.csv:
+        about = {"model": name, "family": model.family, "ignored_keys": ignored, "edits": edits}
+        print_json({**about, **as_record(tables[0])})
+    elif request.csv:
         from ..views.records import as_lines
 
         csv.writer(sys.stdout, lineterminator="\n").writerows(as_lines(tables[0]))
         if edits:
             say(f"note: this is the lens of an edited model: {', '.join(edits)}")
-    elif args.html:
-        from ..views.lens_page import lens_page
-
-        page = lens_page(tables, title=args.model + ignored + edited, tokens=tokens, patterns=patterns)
-        args.html.write_text(page, encoding="utf-8")
-    elif figures:
-        from ..views.lens_figure import lens_figure
-        from ..views.plots import save_figure
-
-        figure = lens_figure(tables, show=show, style=style, title=args.model + ignored + edited if edits else "")
-        for path in figures.values():
-            save_figure(path, figure)
+    elif request.files.given:
+        _write(request, tables, tokens, patterns)
     else:
-        from rich.console import Console
         from rich.text import Text
 
         from ..views.lens_terminal import lens_view
-        from ..views.tokens import text_label
 
-        console = Console(highlight=False)
-        console.print(lens_view(tables, show=show, width=console.width))
+        console = terminal()
+        console.print(lens_view(tables, show=request.panels, width=console.width))
         if edits:
             console.print(Text(text_label(f"edited: {', '.join(edits)}"), "dim"))
 
 
-def _check(args: argparse.Namespace, decoders: list[str], figures: dict[str, Path], show: list[str]) -> None:
-    """Refuse what does not go together, before a model is loaded."""
-    given = one_output({"--json": args.json, "--csv": args.csv, "--html": args.html}, figures)
-    if given and not figures and args.show:
-        raise ValueError("--show is for the terminal and for figures: --stats chooses for the others")
-    if figures or not given:
-        of_tracked = [name for name in show if re.match("tracked_|token[0-9]", name)]
-        if of_tracked and not args.track:
-            raise ValueError(f"--show {of_tracked[0]} needs --track, which names the token")
-        if args.track and not of_tracked:
-            raise ValueError(f"--track is for cells that show its tokens: --show {args.show},tracked_rank")
-    if args.stats and (figures or not given):
-        raise ValueError("--stats is for --json, --csv and --html; in the terminal --show chooses")
-    if repeated := [decoder for at, decoder in enumerate(decoders) if decoder in decoders[:at]]:
-        raise ValueError(f"the decoder {repeated[0]} is named twice")
-    if args.style and not figures:
-        raise ValueError("--style is for figures: --png, --svg, --pdf")
-    if args.patterns is not None:
-        if not args.html:
-            raise ValueError("--patterns is for --html")
-        places("--patterns", args.patterns, 0)  # its spelling: a text that follows the option is no list of layers
-    if len(decoders) > 1 and (args.json or args.csv):
-        raise ValueError(f"{given[0]} takes one decoder; several are for the terminal, --html and figures")
-    if args.top_k is not None and (figures or not (given or "prob" in show)):
-        raise ValueError(
-            "--top-k goes with --json or with cells that show tokens, not with "
-            + (given[0] if given else f"--show {args.show}")
-        )
-    check_files(args, figures)
+def _write(
+    request: Request, tables: Sequence[LensTable], tokens: Tokens, patterns: Iterator[BlockTrace] | None
+) -> None:
+    """The page and the figures."""
+    changes = [f"ignoring {key}" for key in request.source.model.loading.reading.ignore_key] + request.edits.names
+    title = ", ".join([request.source.model.name, *changes])
+    page = figure = None
+    if request.files.html:
+        from ..views.lens_page import lens_page
+
+        page = lens_page(tables, title=title, tokens=tokens, patterns=patterns)
+    if request.files.figures:
+        from ..views.lens_figure import lens_figure
+
+        figure = lens_figure(tables, show=request.panels, style=request.style, title=title if changes else "")
+    request.files.write(page, figure)
 
 
-def _stats(args: argparse.Namespace, show: list[str], style: str) -> Iterable[str]:
-    """What logit_lens is to compute."""
-    if args.stats is not None:
-        return STATS if args.stats == "all" else words(args.stats)
-    if args.html:
-        return (*DEFAULT_STATS, "input")
-    return DEFAULT_STATS if args.json or args.csv else stats_for(show, style)
-
-
-def _patterns(args: argparse.Namespace, model: Model, tokens: Tokens, edit: Edit) -> Iterator[BlockTrace] | None:
+def _patterns(request: Request, model: Model, tokens: Tokens, edit: Edit) -> Iterator[BlockTrace] | None:
     """The blocks whose attention patterns go into the page, each computed when it is asked for."""
-    if args.patterns is None:
+    if request.patterns is None:
         return None
-    layers = places("--patterns", args.patterns, model.n_layers) or []
+    layers = places("--patterns", request.patterns, model.n_layers) or []
     for layer in layers:
         check_layer(layer, model.n_layers)
     if not layers:
-        raise ValueError(f"--patterns names no layer with {args.patterns!r}: the model has {model.n_layers}")
+        raise ValueError(f"--patterns names no layer with {request.patterns!r}: the model has {model.n_layers}")
     return filter(lambda block: block.layer in layers, run(model, model.embed(tokens), edit=edit))
 
 
-def corpus(args: argparse.Namespace) -> None:
-    """The lens over files of text."""
-    from .corpus import corpus as corpus_of
-
-    corpus_of(args)
+COMMAND = Command("lens", "what each layer would say next, as a table", Request, lens)

@@ -8,26 +8,41 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from typing import Any, NoReturn
 
 from ..checkpoint.settings import CheckpointError
+from ..version import __version__
 from . import corpus, diff, geometry, lens, models, patching, study, trace, verify, walk
+from .options import Command, read
 from .outputs import say, with_signs
 
-COMMANDS = (lens, trace, walk, diff, patching, study, corpus, geometry, verify, models)
+COMMANDS: tuple[Command[Any], ...] = tuple(
+    module.COMMAND for module in (lens, trace, walk, diff, patching, study, corpus, geometry, verify, models)
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (by default the process's own) and return its exit status."""
+    with ExitStack() as stack:
+        nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8", errors="replace"))
+        if sys.stdout is None:  # its caller has closed it
+            stack.enter_context(redirect_stdout(nowhere))
+        if sys.stderr is None:
+            stack.enter_context(redirect_stderr(nowhere))
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     status = 0
     try:
         args = _parser().parse_args(argv)
         with_signs(sys.stdout)
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: say(f"note: {message}")
-            status = args.command(args) or 0  # all but `verify` return None
-        if sys.stdout:  # None where the caller has closed it
-            sys.stdout.flush()
+            command: Command[Any] = args.command
+            status = command.run(read(command.request, args)) or 0  # all but `verify` return None
+        sys.stdout.flush()
     except UnicodeEncodeError as error:
         say(f"error: the output cannot be written as {error.encoding}: set PYTHONIOENCODING=utf-8")
         return 2
@@ -45,12 +60,45 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
+    """argparse, but for what is said where the user is wrong, values that begin with a minus sign, and full disks."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Take the word after an option as its value, though it begins with a minus sign, unless it is an option."""
+        flags = {flag: action for action in self._actions for flag in action.option_strings}
+
+        def options(word: str) -> list[argparse.Action]:
+            """What a word may stand for, which may be cut short."""
+            name = word.partition("=")[0]
+            return [flags[name]] if name in flags else [flags[flag] for flag in flags if flag.startswith(name)]
+
+        words: list[str] = []
+        for word in sys.argv[1:] if args is None else args:
+            before = options(words[-1]) if words and "--" not in words and "=" not in words[-1] else []
+            if word[:1] == "-" and not options(word) and len(before) == 1 and before[0].nargs in (None, "?"):
+                words[-1] += f"={word}"
+            else:
+                words.append(word)
+        return super().parse_known_args(words, namespace)
+
     def error(self, message: str) -> NoReturn:
+        if "expected one argument" in message:
+            message += "; a value that begins with a minus sign stands after =, as in --positions=-3:"
+        elif message.startswith("unrecognized arguments: -"):
+            message += "; a text that begins with a minus sign stands after --"
         raise ValueError(f"{message} (see {self.prog} --help)")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        sys.stdout.flush()  # where that fails, the help has not been written
+        super().exit(status, message)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print, and let an error be one; argparse's own method is silent about a full disk."""
+        (file or sys.stdout).write(message)
 
 
 def _parser() -> _Parser:
     parser = _Parser(prog="minilens", description="The logit lens on GPT-2, GPT-Neo and CTRL.")
+    parser.add_argument("--version", action="version", version=f"minilens {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add_to(subparsers)

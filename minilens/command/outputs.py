@@ -1,46 +1,103 @@
-"""Where the results of a command go: one line on stderr, a new file, a figure."""
+"""Where the results of a command go: stdout, files, and one line at a time on stderr."""
 
-import argparse
 import codecs
 import io
+import json
+import os
+import re
 import sys
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from ..files import check_new, replacing
 from ..views.tokens import printable
+from .options import option
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
 
-def add_figures(parser: argparse.ArgumentParser) -> None:
-    for kind in FIGURES:
-        parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"draw it as {kind.upper()}; needs matplotlib")
-
+    from ..views.plots import Figure
 
 FIGURES = ("png", "svg", "pdf")
 
 
-def one_output(outputs: dict[str, Any], figures: dict[str, Path]) -> list[str]:
-    """The option that chooses the output, or none; two are refused. Several figures count as one."""
-    given = [option for option, value in {**outputs, f"--{next(iter(figures), '')}": figures}.items() if value]
-    if len(given) > 1:
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Files, in place of what is printed. Raises ValueError for one that cannot be written, or should not be."""
+
+    html: Path | None = option(metavar="FILE", help="write it as a page")
+    png: Path | None = option(metavar="FILE", help="draw it as PNG; needs matplotlib")
+    svg: Path | None = option(metavar="FILE", help="draw it as SVG; needs matplotlib")
+    pdf: Path | None = option(metavar="FILE", help="draw it as PDF; needs matplotlib")
+    overwrite: bool = option(help="replace files that exist")
+
+    def __post_init__(self) -> None:
+        for kind, path in self.given.items():
+            if kind != "html" and path.suffix.lower() != f".{kind}":
+                raise ValueError(f"the name of the file for --{kind} must end in .{kind}; got {str(path)!r}")
+            check_new(path, self.overwrite)
+        if self.html in self.figures:
+            raise ValueError(f"--html and {list(self.given)[1]} are both to be {self.html}: give another name")
+        if self.figures:
+            from ..views import plots  # noqa: F401  # says before any work is done that matplotlib is not there
+
+    @property
+    def given(self) -> dict[str, Path]:
+        """The files by their kinds."""
+        return {kind: path for kind in ("html", *FIGURES) if (path := getattr(self, kind)) is not None}
+
+    @property
+    def figures(self) -> list[Path]:
+        return [path for kind, path in self.given.items() if kind != "html"]
+
+    def write(self, page: str | None, figure: "Figure | None") -> None:
+        """Write what is asked for, and say so."""
+        contents: dict[Path, bytes] = {}
+        if self.html is not None and page is not None:
+            contents[self.html] = page.encode()
+        if figure is not None:
+            from ..views.plots import drawn
+
+            contents |= {path: drawn(figure, path.suffix) for path in self.figures}
+        write(contents, overwrite=self.overwrite)
+        for path in contents:
+            say(f"{path} is written")
+
+
+def chosen(*, json: bool = False, csv: bool = False, files: Files) -> list[str]:
+    """The options that choose the output; none for the terminal. Raises ValueError for two kinds of it."""
+    given = [*(["--json"] if json else []), *(["--csv"] if csv else []), *(f"--{kind}" for kind in files.given)]
+    if len(given) > 1 and (json or csv):
         raise ValueError(f"{given[0]} and {given[1]} are both given: choose one")
     return given
 
 
-def check_files(args: argparse.Namespace, figures: dict[str, Path]) -> None:
-    """Refuse files that cannot be written, or should not."""
-    for kind, path in {"html": args.html, **figures}.items():
-        if path:
-            if kind != "html" and path.suffix.lower() != f".{kind}":
-                raise ValueError(f"the name of the file for --{kind} must end in .{kind}; got {str(path)!r}")
-            check_new(path, args.overwrite)
+def write(files: dict[Path, bytes], *, overwrite: bool) -> None:
+    """Write these files, each whole or not at all."""
+    for path, content in files.items():
+        with replacing(path, overwrite=overwrite) as new:
+            new.write_bytes(content)
+
+
+def print_json(record: dict[str, Any]) -> None:
+    json.dump(record, sys.stdout, indent=1)
+    print()
 
 
 def say(message: str) -> None:
-    """One line on stderr, with nothing in it that a terminal would obey: names and paths may hold anything."""
-    sys.stderr.write(f"minilens: {printable(message)}\n")  # at once: other workers write there, too
+    """One line on stderr, with nothing in it that a terminal would obey: names and paths may hold anything.
+
+    Where nobody can read it, on a full disk say, the work goes on.
+    """
+    with suppress(OSError):
+        sys.stderr.write(f"minilens: {printable(message)}\n")  # at once: other workers write there, too
 
 
-SIGNS = {"↵": "\\x0a", "⇥": "\\x09", "∅": "\\u2205", "◌": "\\u25cc"}  # of views/tokens.py, in ASCII
+# What an output gets that cannot hold our marks, as one in ASCII; the first four are of views/tokens.py.
+SIGNS = {"↵": "\\x0a", "⇥": "\\x09", "∅": "\\u2205", "◌": "\\u25cc", "‖": "||"}
 
 
 def with_signs(stream: TextIO) -> None:
@@ -56,11 +113,19 @@ def with_signs(stream: TextIO) -> None:
         stream.reconfigure(errors="signs")
 
 
-def check_new(path: Path, overwrite: bool) -> None:
-    """Refuse a file that cannot be written, or should not."""
-    if path.is_symlink() or (path.exists() and not path.is_file()):  # a device, say, whose place a file would take
-        raise ValueError(f"{path} is not a file that could be replaced")
-    if path.exists() and not overwrite:
-        raise ValueError(f"{path} exists: give another name, or --overwrite")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path} cannot be written: there is no such folder")
+def terminal(*, stderr: bool = False) -> "Console":
+    """The terminal, or what stands in its place."""
+    from rich.console import Console
+
+    # What is no width, such as a number of twenty digits, is as good as none.
+    sizes = {name for name in ("COLUMNS", "LINES") if not re.fullmatch("[1-9][0-9]{0,3}", os.environ.get(name, ""))}
+    environment = {name: value for name, value in os.environ.items() if name not in sizes}
+    return Console(stderr=stderr, highlight=False, _environ=environment)
+
+
+def progress(*columns: "ProgressColumn", is_shown: bool = True) -> "Progress":
+    """A bar on stderr, which goes when the work is done; nothing where that is no terminal."""
+    from rich.progress import Progress
+
+    is_shown = is_shown and sys.stderr.isatty()
+    return Progress(*columns, console=terminal(stderr=True), transient=True, disable=not is_shown)

@@ -1,44 +1,41 @@
 """`minilens verify`: whether a checkpoint is what it says."""
 
-import argparse
-import json
-import sys
+from dataclasses import dataclass
 from functools import partial
 
 from ..checks.verify import verify as verify_of
-from .inputs import Subparsers, add_ignored
+from .inputs import Reading
+from .options import Command, argument, option
+from .outputs import print_json, progress, terminal
 
 
-def add_to(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("verify", help="whether a checkpoint is what it says, and is computed rightly")
-    parser.set_defaults(command=verify)
-    parser.add_argument("model", metavar="MODEL", help="a bundled model, a folder or a Hub repository")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub repository")
-    parser.add_argument(
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `minilens verify` is asked for."""
+
+    model: str = argument(metavar="MODEL", help="a bundled model, a folder or a Hub repository")
+    reading: Reading
+    known_as: str | None = option(
         "--as",
-        dest="known_as",
         metavar="REPOSITORY",
         help="the repository on the Hub whose published outputs the model should give",
     )
-    add_ignored(parser)
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    json: bool = option(help="print the report as JSON")
 
 
-def verify(args: argparse.Namespace) -> int:
+def verify(request: Request) -> int:
     """Check a checkpoint part by part; 1 where anything is wrong."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from ..views.verify import verify_record, verify_view
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        each = partial(progress.track, description="tensors")
-        report = verify_of(
-            args.model, revision=args.revision, known_as=args.known_as, ignoring=args.ignore_key, each=each
-        )
-    if args.json:
-        json.dump(verify_record(report), sys.stdout, indent=1)
-        print()
+    reading = request.reading
+    with progress() as bar:
+        each = partial(bar.track, description="tensors")
+        report = verify_of(request.model, revision=reading.revision, ignoring=reading.ignore_key, known_as=request.known_as, each=each)
+    if request.json:
+        print_json(verify_record(report))
     else:
-        Console(highlight=False).print(verify_view(report))
+        terminal().print(verify_view(report))
     return 1 if report.faults else 0
+
+
+COMMAND = Command("verify", "whether a checkpoint is what it says, and is computed rightly", Request, verify)

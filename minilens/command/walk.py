@@ -1,33 +1,30 @@
 """`minilens walk`: how a model computes, line by line with its source."""
 
-import argparse
+from dataclasses import dataclass
 
-from ..loading import load
-from .inputs import Subparsers, add_source, given_text, given_tokens
-
-
-def add_to(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("walk", help="how the model computes, line by line with its source")
-    parser.set_defaults(command=walk)
-    add_source(parser)
-    parser.add_argument(
-        "--layer", type=int, default=0, help="the block to show line by line, from 0 (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--position", type=int, default=-1, help="whose numbers to show; -1 is the last (default: %(default)s)"
-    )
-    parser.add_argument("--head", type=int, default=0, help="the head of attention, from 0 (default: %(default)s)")
+from .inputs import Source
+from .options import Command, option
+from .outputs import terminal
 
 
-def walk(args: argparse.Namespace) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `minilens walk` is asked for."""
+
+    source: Source
+    layer: int = option(default=0, help="the block to show line by line, from 0 (default: %(default)s)")
+    position: int = option(default=-1, help="whose numbers to show; -1 is the last (default: %(default)s)")
+    head: int = option(default=0, help="the head of attention, from 0 (default: %(default)s)")
+
+
+def walk(request: Request) -> None:
     """Show how the model computes, a line of its source at a time."""
-    from rich.console import Console
-
     from ..views.walk import walk_view
 
-    text = given_text(args)
-    model, tokenizer = load(args.model, revision=args.revision, ignoring=args.ignore_key)
-    tokens = given_tokens(args, text, tokenizer)
-    console = Console(highlight=False)
-    place = {"position": args.position, "head": args.head}
-    console.print(walk_view(model, tokens, args.layer, **place, tokenizer=tokenizer, width=console.width))
+    model, tokenizer, tokens = request.source.read()
+    place = {"position": request.position, "head": request.head}
+    console = terminal()
+    console.print(walk_view(model, tokens, request.layer, **place, tokenizer=tokenizer, width=console.width))
+
+
+COMMAND = Command("walk", "how the model computes, line by line with its source", Request, walk)

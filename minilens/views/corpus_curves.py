@@ -14,8 +14,8 @@ from .plots import INK, LEGEND, OUTPUT, PLAIN, Axes, Figure, FigureCanvasAgg, de
 from .tokens import text_label
 
 PANELS = {  # what the overview draws, three in a line
-    "kl_final": "KL(output || row), nats",
-    "kl_input": "KL(input || row), nats",
+    "kl_final": "KL(output ‖ row), nats",
+    "kl_input": "KL(input ‖ row), nats",
     "js": "Jensen-Shannon, output and row, nats",
     "entropy": "entropy, nats",
     "cross_entropy": "cross-entropy of the next token, nats",

@@ -1,7 +1,6 @@
 """What the lens says of a corpus as one HTML file: curves of one model or several, and a table for each."""
 
 import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
@@ -11,7 +10,7 @@ from ..corpus.tally import SHARES
 from .corpus_curves import details, overview
 from .corpus_record import CALIBRATION, mean_and_error
 from .corpus_terminal import COLUMNS, corpus_summary, names, nats
-from .plots import as_image
+from .plots import as_image, drawn
 from .study_report import FAMILIES, STYLE
 from .tokens import text_label
 
@@ -41,9 +40,7 @@ def corpus_page(records: Sequence[dict[str, Any]]) -> str:
 
 def corpus_picture(records: Sequence[dict[str, Any]]) -> bytes:
     """The curves of all models as a PNG file."""
-    drawn = io.BytesIO()
-    overview(records).savefig(drawn, format="png", metadata={"Software": None})
-    return drawn.getvalue()
+    return drawn(overview(records), ".png")
 
 
 def _section(name: str, record: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """The lens as a still picture: heat maps, residuals upwards with the output on top, positions to the right.
 
-These are the pictures of the 2020 post and of the 2021 code (nostalgebraist/transformer-utils), drawn from a LensTable
-with matplotlib's objects alone: nothing of a caller's own pyplot session is touched.
+Their styles are those of the 2020 post and of the 2021 code (nostalgebraist/transformer-utils). They are drawn from a
+LensTable with matplotlib's objects alone: nothing of a caller's own pyplot session is touched.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from .heatmap import (
     label_axes,
     write_cells,
 )
-from .lens_panels import long_name, of_one_text, panel, spread, stat
+from .lens_panels import ENDS, long_name, of_one_text, panel, spread, stat
 from .plots import (
     PLAIN,
     Axes,
@@ -51,21 +51,22 @@ KEY = (
 def lens_figure(
     tables: LensTable | Sequence[LensTable],
     *,
-    show: str | Sequence[str] = "logit",
-    style: str = "2021",
+    show: str | Sequence[str] = "prob",
+    style: str | None = None,
     every: int = 1,
     embed: bool = True,
     title: str = "",
 ) -> Figure:
     """A table, or several of one text, as heat maps, one above the other: a matplotlib Figure unknown to pyplot.
 
-    show: the name of a panel (see panels.py), or several: logit, prob, rank, kl; one of MEASURES; or who and what, of
-    top, final, next, input, tracked and token17 (a tracked one) with _logit, _prob, _logprob and _rank, as in the CSV.
-    Each is drawn of table after table, on one scale. Cells hold the row's best token, or the number where that is a
-    rank or in nats. style: "2020", logit and prob of the row's own best token, ranks cut at 100 (the output's) or 1000,
-    KL at 30; "2021", logit and prob of the output's token, ranks cut at 2000, KL whole. Logits run from the 5th to the
-    95th percentile of the cells drawn. every: 2 leaves out every second block; the output is always there. embed:
-    whether the input row is. title: goes before each panel's own.
+    show: the name of a panel (see lens_panels.py), or several: logit, prob, rank, kl; one of MEASURES; or who and what,
+    of top, final, next, input, tracked and token17 (a tracked one) with _logit, _prob, _logprob and _rank, as in the
+    CSV. Each is drawn of table after table, on one scale. Cells hold the row's best token, or the number where that is
+    a rank or in nats. Colours are those of the terminal and of the page: logit and prob of the row's own best token,
+    ranks cut at 1000, nats at 10, logits from the 5th to the 95th percentile of the cells drawn. style: as a post has
+    them: "2020", ranks cut at 100 (the output's) or 1000, KL at 30; "2021", logit and prob of the output's token, ranks
+    cut at 2000, KL whole. every: 2 leaves out every second block; the output is always there. embed: whether the input
+    row is. title: goes before each panel's own.
 
     Raises ValueError for a panel or a style that does not exist, for what a table was made without, and for tables that
     are not of the same columns of one run.
@@ -101,7 +102,7 @@ def lens_figure(
             best = stat(table, "top").tokens[rows, :, 0]
             tokens = [[label(token, LONGEST) for token in row] for row in best.tolist()]
             agrees = (best == table.final_tokens).nonzero().tolist()
-            _draw(ax, bar, kind, numbers, _norm(name, style, drawn), tokens, agrees, cell)
+            _draw(ax, bar, kind, numbers, _norm(name, kind, style, drawn), tokens, agrees, cell)
             how = f"decoder {table.decoder}, norm {table.norm}" + ", centred" * table.centre
             heading = f"{drawable()(title)}\n{caption}; {how}" if title else f"{caption}\n{how}"
             x, pad = (0.1 - LEFT) / across, 72 * ABOVE - 26
@@ -156,15 +157,17 @@ def _draw(
     ax.add_collection(outlines, autolim=False)
 
 
-def _norm(name: str, style: str, found: NDArray[np.float64]) -> Normalize:
+def _norm(name: str, kind: str, style: str | None, found: NDArray[np.float64]) -> Normalize:
     """The scale of a panel's colours, from the numbers that are drawn."""
-    part = name.rpartition("_")[2]
-    if part == "rank":
-        return LogNorm(1, 2000 if style == "2021" else 100 if name == "final_rank" else 1000)
-    if part in ("prob", "agrees") or not found.size:
-        return Normalize(0, 1)
-    if part in ("logit", "logprob"):
+    if not found.size:
+        low, high = 0.0, 1.0
+    elif kind in ("logit", "logprob"):
         low, high = np.percentile(found, [5, 95])
+    elif style is None or kind in ("prob", "agrees"):
+        low, high = sorted(ENDS[kind])
+    elif kind == "rank":
+        low, high = 1, 2000 if style == "2021" else 100 if name == "final_rank" else 1000
     else:
         low, high = 0, 30 if style == "2020" and name.startswith("kl_") else found.max()
-    return Normalize(low, max(high, low + 1e-6))  # a scale has two ends, though all numbers may be one
+    high = max(high, low + 1e-6)  # a scale has two ends, though all numbers may be one
+    return LogNorm(low, high) if kind == "rank" and found.size else Normalize(low, high)

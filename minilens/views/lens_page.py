@@ -1,6 +1,6 @@
 """The lens as one HTML file, which opens from disk and asks no server for anything.
 
-The numbers go into the file as JSON, and the template beside this file, page.html, draws them. In that JSON every
+The numbers go into the file as JSON, and the template beside this file, lens_page.html, draws them. In that JSON every
 array of a statistic is flat, in the order [row, pos] or [row, pos, k]; tokens are ids, and one map gives their labels.
 
 An attention pattern is base64: for each query in turn the keys up to itself, 16 bits each, low byte first. Such a
@@ -22,6 +22,7 @@ from ..table import STATS, LensTable
 from ..traces import BlockTrace
 from ..vocab import TokenStats, Top
 from .colours import CIVIDIS
+from .lens_panels import ENDS
 from .tokens import printable, token_label
 
 TEMPLATE = Path(__file__).with_name("lens_page.html")
@@ -60,6 +61,7 @@ def lens_page(
     record = {
         "title": printable(title),
         "scale": CIVIDIS,
+        "ends": ENDS,
         "tokens": {token: token_label(tables[0].tokenizer, token) for token in sorted(named)},
         "tables": [_table(table) for table in tables],
         "attention": attention,

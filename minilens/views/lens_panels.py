@@ -6,6 +6,7 @@ one of PARTS, as in next_rank. token571_prob is of tracked token 571; tracked_pr
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from math import log
 from typing import Any, NamedTuple
 
 import torch
@@ -14,18 +15,16 @@ from torch import Tensor
 
 from ..table import LensTable
 
+SHORT = {"logit": "top_logit", "prob": "top_prob", "rank": "final_rank", "kl": "kl_final"}
 # The 2020 post colours by what a row gives to its own best token, the 2021 code by what it gives to the output's.
-SHORT = {
-    "2020": {"logit": "top_logit", "prob": "top_prob", "rank": "final_rank", "kl": "kl_final"},
-    "2021": {"logit": "final_logit", "prob": "final_prob", "rank": "final_rank", "kl": "kl_final"},
-}
+STYLES = {"2020": SHORT, "2021": {**SHORT, "logit": "final_logit", "prob": "final_prob"}}
 MEASURES = {
-    "kl_final": "KL(output || row) in nats",
-    "kl_row_final": "KL(row || output) in nats",
-    "kl_input": "KL(input row || row) in nats",
-    "kl_row_input": "KL(row || input row) in nats",
+    "kl_final": "KL(output ‖ row) in nats",
+    "kl_row_final": "KL(row ‖ output) in nats",
+    "kl_input": "KL(input row ‖ row) in nats",
+    "kl_row_input": "KL(row ‖ input row) in nats",
     "js": "Jensen-Shannon divergence of row and output in nats",
-    "change": "KL(row || the one before it) in nats",
+    "change": "KL(row ‖ row before) in nats",
     "entropy": "entropy in nats",
     "cross_entropy": "cross-entropy of the true next token in nats",
     "agrees": "whether the output's token is the row's best",
@@ -36,7 +35,10 @@ WHOSE |= {"next": "the true next token", "input": "the input token"}
 PARTS = {"logit": "logit", "prob": "probability", "logprob": "log-probability", "rank": "rank"}
 # All but top_rank, which is always 1.
 STANDINGS = [f"{who}_{part}" for who in (*WHOSE, "tracked") for part in PARTS if (who, part) != ("top", "rank")]
-NAMES = (*SHORT["2021"], *MEASURES, *STANDINGS)
+NAMES = (*SHORT, *MEASURES, *STANDINGS)
+# What each kind of number is shaded by, in the terminal, on the page and in figures: from dark to bright, and ranks by
+# their logarithm. A kind that is not here is shaded from the 5th to the 95th percentile of the numbers shown.
+ENDS = {"prob": (0.0, 1.0), "rank": (1000.0, 1.0), "nats": (10.0, 0.0), "js": (log(2), 0.0), "agrees": (0.0, 1.0)}
 
 
 class Panel(NamedTuple):
@@ -58,11 +60,14 @@ def of_one_text(tables: LensTable | Sequence[LensTable]) -> list[LensTable]:
     return tables
 
 
-def long_name(name: str, style: str) -> str:
-    """What a short name stands for in a style; any other name as it is. Raises ValueError for an unknown style."""
-    if style not in SHORT:
-        raise ValueError(f'there is no style "{style}"; there are {", ".join(SHORT)}')
-    return SHORT[style].get(name, name)
+def long_name(name: str, style: str | None = None) -> str:
+    """What a short name stands for, in the style of a post or in ours; any other name as it is.
+
+    Raises ValueError for an unknown style.
+    """
+    if style is not None and style not in STYLES:
+        raise ValueError(f'there is no style "{style}"; there are {", ".join(STYLES)}')
+    return (SHORT if style is None else STYLES[style]).get(name, name)
 
 
 def spread(show: str | Iterable[str], track: Sequence[int]) -> list[str]:
@@ -83,7 +88,7 @@ def spread(show: str | Iterable[str], track: Sequence[int]) -> list[str]:
     return names
 
 
-def stats_for(show: Iterable[str], style: str = "2020") -> set[str]:
+def stats_for(show: Iterable[str], style: str | None = None) -> set[str]:
     """The statistics that logit_lens must compute for these panels, and "top", which every view has in it.
 
     Raises ValueError for a panel or a style that does not exist.

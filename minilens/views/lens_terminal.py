@@ -6,7 +6,7 @@ With colours where the terminal has them; in a pipe the same grids as plain text
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import zip_longest
-from math import isnan, log
+from math import isnan
 from typing import NamedTuple, cast
 
 import torch
@@ -21,7 +21,7 @@ from ..table import LensTable
 from ..traces import RESID_SITES
 from .colours import CIVIDIS
 from .grid import BOLD, DIM, ITALIC, Cell, Line, in_panels
-from .lens_panels import Panel, long_name, of_one_text, panel, spread, stat
+from .lens_panels import ENDS, Panel, long_name, of_one_text, panel, spread, stat
 from .tokens import token_label
 
 
@@ -29,20 +29,19 @@ class Scale(NamedTuple):
     """How one kind of number is written and shaded."""
 
     decimals: int
-    ends: tuple[float, float] | None  # what is darkest and what is brightest; None: by percentiles
     words: str
 
 
 SCALES = {
-    "prob": Scale(3, (0, 1), "shaded from 0 (dark) to 1 (bright)"),
-    "rank": Scale(0, (1000, 1), "shaded from 1000 (dark) to 1 (bright)"),  # by the logarithm
-    "nats": Scale(2, (10, 0), "shaded from 10 (dark) to 0 (bright)"),
-    "js": Scale(3, (log(2), 0), "shaded from log 2 (dark) to 0 (bright)"),
-    "agrees": Scale(0, (0, 1), "shaded from no (dark) to yes (bright)"),
-    "logit": Scale(1, None, "shaded from 5th to 95th percentile"),
-    "logprob": Scale(2, None, "shaded from 5th to 95th percentile"),
+    "prob": Scale(3, "shaded from 0 (dark) to 1 (bright)"),
+    "rank": Scale(0, "shaded from 1000 (dark) to 1 (bright)"),
+    "nats": Scale(2, "shaded from 10 (dark) to 0 (bright)"),
+    "js": Scale(3, "shaded from log 2 (dark) to 0 (bright)"),
+    "agrees": Scale(0, "shaded from no (dark) to yes (bright)"),
+    "logit": Scale(1, "shaded from 5th to 95th percentile"),
+    "logprob": Scale(2, "shaded from 5th to 95th percentile"),
 }
-BEST = "best token of the row", "shaded by probability, 0 to 1"
+BEST = "the row's best token", "shaded by its probability, 0 to 1"
 Rows = dict[str, list[list[Cell]]]  # the cells of each row, by its label, as [line][pos]
 EMPTY = "", Style()
 
@@ -50,7 +49,7 @@ EMPTY = "", Style()
 def lens_view(tables: LensTable | Sequence[LensTable], *, show: str | Sequence[str] = "prob", width: int = 80) -> Group:
     """A table, or several of one text side by side, as grids of as many columns as fit the width.
 
-    show: the name of a panel (see panels.py), or several, a grid for each. prob shows the best tokens of each row,
+    show: the name of a panel (see lens_panels.py), or several, a grid for each. prob shows the best tokens of each row,
     shaded by probability, and logit the logit of the best; top_prob and all others are numbers. Where there is none the
     cell is empty. Several tables make a group of columns at each position, under lines that name what sets them apart:
     decoder, norm or centring. A row that is not in a table is empty there.
@@ -73,7 +72,7 @@ def lens_view(tables: LensTable | Sequence[LensTable], *, show: str | Sequence[s
 
     lines: list[Text] = []
     for name in names:
-        panels = [panel(table, long_name(name, "2020"), label) for table in tables]
+        panels = [panel(table, long_name(name), label) for table in tables]
         title, scale = BEST if name == "prob" else (panels[0].title, SCALES[panels[0].kind].words)
         if len(names) > 1:
             lines += [*[Text()] * bool(lines), Text(title, BOLD)]
@@ -152,7 +151,7 @@ def _depth(label: str) -> tuple[int, int]:
 
 def _shades(kind: str, value: Float[Tensor, "row pos"]) -> Float[Tensor, "row pos"]:
     """0 (dark) to 1 (bright), on one scale for all; not a number where there is none."""
-    ends = SCALES[kind].ends
+    ends = ENDS.get(kind)
     dark, bright = value.new_tensor(ends) if ends else value.nanquantile(value.new_tensor([0.05, 0.95]))
     if kind == "rank":
         value, dark, bright = value.log10(), dark.log10(), bright.log10()

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint.tokenizer import Tokenizer
+from ..files import replacing
 from .tokens import printable, token_label
 
 try:
-    from matplotlib import colormaps, rc_context
+    from matplotlib import colormaps, rc_context, rcParams
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.collections import PatchCollection
@@ -39,6 +40,7 @@ __all__ = [
     "colormaps",
     "depths",
     "drawable",
+    "drawn",
     "findfont",
     "get_font",
     "labels",
@@ -85,22 +87,36 @@ def plain(ax: Axes) -> None:
 def save_figure(path: str | Path, figure: Figure) -> None:
     """Write a figure as .png, .svg or .pdf; drawn again from the same table it is the same file, to the byte.
 
+    Raises ValueError for another suffix, and for a file that cannot be written.
+    """
+    path = Path(path)
+    content = drawn(figure, path.suffix)
+    with replacing(path) as new:
+        new.write_bytes(content)
+
+
+def drawn(figure: Figure, suffix: str, *, svg_text: bool = False) -> bytes:
+    """A figure as the content of a .png, .svg or .pdf file. svg_text: letters as text, which are few bytes.
+
     Raises ValueError for another suffix.
     """
-    undated: dict[str, dict[str, Any]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-    suffix = Path(path).suffix.lower()
-    if suffix not in undated:
-        raise ValueError(f'a figure is written as {", ".join(undated)}, by the end of its name; got "{path}"')
-    with rc_context({"svg.hashsalt": "minilens"}):  # without it the ids in an SVG are drawn by lot
-        figure.savefig(path, format=suffix[1:], metadata=undated[suffix])
+    undated: dict[str, dict[str, Any]] = {
+        ".png": {"Software": None},
+        ".svg": {"Date": None},
+        ".pdf": {"CreationDate": None},
+    }
+    if suffix.lower() not in undated:
+        raise ValueError(f'a figure is written as {", ".join(undated)}, by the end of its name; got "{suffix}"')
+    content = io.BytesIO()
+    letters = "none" if svg_text else rcParams["svg.fonttype"]
+    with rc_context({"svg.hashsalt": "minilens", "svg.fonttype": letters}):  # without the first its ids come by lot
+        figure.savefig(content, format=suffix[1:].lower(), metadata=undated[suffix.lower()])
+    return content.getvalue()
 
 
 def as_image(figure: Figure, what: str) -> str:
     """A figure within a page itself, as an image: its ids stay its own."""
-    drawn = io.BytesIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "minilens"}):
-        figure.savefig(drawn, format="svg", metadata={"Date": None})
-    data = base64.b64encode(drawn.getvalue()).decode()
+    data = base64.b64encode(drawn(figure, ".svg", svg_text=True)).decode()
     return f'<img alt="{html.escape(what)}" src="data:image/svg+xml;base64,{data}">'
 
 

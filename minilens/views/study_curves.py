@@ -62,14 +62,14 @@ def study_figure(columns: Sequence[tuple[str, Study, str]]) -> Figure:
 
 
 def _divergences(ax: Axes, study: Study, reading: str) -> None:
-    for statistic, name, colour in (("kl_final", "output || row", OUTPUT), ("kl_input", "input || row", INPUT)):
+    for statistic, name, colour in (("kl_final", "output ‖ row", OUTPUT), ("kl_input", "input ‖ row", INPUT)):
         low, middle, high = study.quartiles("passage", reading, statistic)
         x = _depth(study, reading)
         ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         _line(ax, study, reading, middle, f"KL({name})", colour)
     if reading == "final":
         middle = study.quartiles("passage", "block:1", "kl_final")[1]
-        _line(ax, study, "block:1", middle, "KL(output || row), block:1", OUTPUT, linestyle=(0, (4, 2)))
+        _line(ax, study, "block:1", middle, "KL(output ‖ row), block:1", OUTPUT, linestyle=(0, (4, 2)))
 
 
 def _ranks(ax: Axes, study: Study, reading: str) -> None:

@@ -62,10 +62,10 @@ def test_offline_with_a_part_in_the_cache(tiny: Tiny, cache: Path) -> None:
 
 
 def test_the_cached_models_of_the_three_families_are_listed(tiny: Tiny, tmp_path: Path, cache: Path) -> None:
-    assert cached() == []
+    assert [*cached()] == []
     fill_cache(cache, "b/ctrl", tiny("ctrl")[1])
     fill_cache(cache, "a/gpt2", tiny("gpt2")[1])
     for n, config in enumerate((b'{"model_type": "llama"}', b'{"model_type": []}', b"{}", b"[]", b"{")):
         fill_cache(cache, f"c/{n}", changed(tiny("gpt2")[1], tmp_path / str(n), files={"config.json": config}))
     fill_cache(cache, "old/gpt2", changed(tiny("gpt2")[1], tmp_path / "old", drop=["model_type"]))
-    assert cached() == ["a/gpt2", "b/ctrl", "old/gpt2"]
+    assert [*cached()] == ["a/gpt2", "b/ctrl", "old/gpt2"]

@@ -200,7 +200,7 @@ def test_layouts(hub: LocalHub, tiny: Tiny, tmp_path: Path, monkeypatch: Patch, 
     hub.asked.clear()
     assert torch.equal(loaded(), first)
     assert {(request.method, request.file) for request in hub.asked} == {("HEAD", "config.json")}
-    assert cached() == [REPO]
+    assert [*cached()] == [REPO]
 
     offline(hub, monkeypatch)
     assert torch.equal(loaded(), first)

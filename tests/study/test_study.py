@@ -359,8 +359,8 @@ def test_the_curves_are_the_numbers(studied: Study) -> None:
         x = [0.0] + [int(label.split(".")[0]) + (0.5 if "mid" in label else 1) for label in labels[1:]]
         shown = {line.get_label(): line for ax in panels[:3, column] for line in ax.lines}
         for name, wanted in {
-            "KL(output || row)": studied.quartiles("passage", reading, "kl_final")[1],
-            "KL(input || row)": studied.quartiles("passage", reading, "kl_input")[1],
+            "KL(output ‖ row)": studied.quartiles("passage", reading, "kl_final")[1],
+            "KL(input ‖ row)": studied.quartiles("passage", reading, "kl_input")[1],
             "output's token": studied.quartiles("passage", reading, "final_rank")[1],
             "input token": studied.quartiles("passage", reading, "input_rank")[1],
             "output's token first": studied.share("passage", reading, "agrees"),
@@ -369,7 +369,7 @@ def test_the_curves_are_the_numbers(studied: Study) -> None:
         }.items():
             assert shown[name].get_xdata().tolist() == x
             assert shown[name].get_ydata().tolist() == wanted.tolist()
-        assert ("KL(output || row), block:1" in shown) == (reading == "final")
+        assert ("KL(output ‖ row), block:1" in shown) == (reading == "final")
         for ax, ranks in ((panels[3, column], studied.word_ranks), (panels[4, column], studied.word_as_input)):
             lines = [line.get_ydata().tolist() for line in ax.lines if not str(line.get_label()).startswith("_")]
             assert lines == [

@@ -557,7 +557,7 @@ def test_the_keyboard_is_enough(opened: Opener, tables: list[minilens.LensTable]
     assert state(page)["tab"] == ["2"]
     press("Home", "Tab")
     assert page.evaluate("document.activeElement.id") == "colour"
-    page.keyboard.type("KL(final")
+    page.keyboard.type("KL(output")
     assert state(page)["colour"] == ["kl_final"]
     press("Tab", "Space")
     assert state(page)["subblocks"] == ["off"]
@@ -576,7 +576,7 @@ def test_the_keyboard_is_enough(opened: Opener, tables: list[minilens.LensTable]
     press("Enter", "ArrowRight", "Space")
     assert len(state(page)["pins"][0].split()) == 2
     assert "Entropy" not in page.locator("#summary").inner_text()
-    assert "KL(final ‖ row)" in page.locator("#summary").inner_text()
+    assert "KL(output ‖ row)" in page.locator("#summary").inner_text()
     assert page.locator("#scroller td[tabindex='0']").count() == 1  # the grid is one stop
     press("Tab")
     assert page.evaluate("document.activeElement.closest('#panel') !== null")
@@ -667,7 +667,7 @@ def test_numbers_as_a_table(opened: Opener, tables: list[minilens.LensTable]) ->
     heads = page.locator("#numbers thead th").all_text_contents()
     entropy, rank = (
         heads.index(f"{group}: {name}") - 1
-        for group, name in (("The row\u2019s distribution", "Entropy"), ("Output token", "Rank"))
+        for group, name in (("The row\u2019s distribution", "Entropy"), ("The output\u2019s token", "Rank"))
     )
     for r, line in enumerate(reversed(page.locator("#numbers tbody tr").all())):
         texts = line.locator("td").all_text_contents()

@@ -30,7 +30,9 @@ def verify(request: Request) -> int:
     reading = request.reading
     with progress() as bar:
         each = partial(bar.track, description="tensors")
-        report = verify_of(request.model, revision=reading.revision, ignoring=reading.ignore_key, known_as=request.known_as, each=each)
+        report = verify_of(
+            request.model, revision=reading.revision, ignoring=reading.ignore_key, known_as=request.known_as, each=each
+        )
     if request.json:
         print_json(verify_record(report))
     else:

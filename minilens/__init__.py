@@ -1,6 +1,15 @@
 """GPT-2, GPT-Neo and CTRL line by line, with the logit lens built in: every intermediate value, no hooks."""
 
+import os
+import signal
+import sys
 from typing import Any
+
+_is_command = os.path.basename(sys.argv[0]) in ("minilens", "minilens.exe") or (
+    sys.argv[0] == "-m" and "minilens" in sys.orig_argv
+)
+if _is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C says nothing while torch is imported; see __main__.py
 
 from .checkpoint.settings import CheckpointError
 from .checks.verify import Report, verify

@@ -1,5 +1,6 @@
 """python -m minilens, and the `minilens` command."""
 
+import signal
 import sys
 
 
@@ -8,6 +9,8 @@ def main() -> int:
     try:
         from .command.main import main
 
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as minilens/__init__.py leaves it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return main()
     except KeyboardInterrupt:
         return 130

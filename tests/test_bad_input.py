@@ -516,7 +516,7 @@ OPTIONS: list[tuple[list[str], str]] = [
     ([*READ, "--html", os.devnull, "--overwrite"], f"{os.devnull} is not a file that could be replaced"),
     ([*READ, "--png", "x.svg"], "the name of the file for --png must end in .png; got 'x.svg'"),
     ([*READ, "--png", "/no/x.png"], "/no/x.png cannot be written: there is no such folder"),
-    ([*READ, "--png", "x.png", "--html", "y"], "--html and --png are both given: choose one"),
+    ([*READ, "--png", "x.png", "--html", "x.png"], "--html and --png are both to be x.png: give another name"),
     ([*READ, "--png", "x.png", "--show", "y"], 'there is no panel "y"; there are logit, prob, rank, kl, '),
     ([*READ, "--png", "x.png", "--style", "2019"], 'there is no style "2019"; there are 2020, 2021'),
     ([*READ, "--csv", "--decoder", "final,mlp"], "--csv takes one decoder; several are for the terminal, --html and "),

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import pytest
 import torch
 from checkpoints import changed, tokenizer_json
 from conftest import Tiny
+from rich.cells import cell_len
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 import minilens
 from minilens.command.main import main
+from minilens.command.outputs import FIGURES
 from minilens.command.trace import FIELDS
 from minilens.views.lens_page import lens_page
 from minilens.views.lens_panels import NAMES
@@ -46,10 +49,12 @@ def gpt2(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def output(capsys: Capture, *args: str | Path) -> str:
-    """What the command prints where all is well: nothing on stderr."""
+    """What the command prints where all is well: on stderr the files that it wrote, and nothing else."""
     status = main([str(arg) for arg in args])
     out, err = capsys.readouterr()
-    assert (status, err) == (0, "")
+    options = {f"--{kind}" for kind in ("html", *FIGURES)} | ({"--out"} if args[0] == "trace" else set())
+    files = [path for option, path in pairwise(args) if option in options]
+    assert (status, err) == (0, "".join(f"minilens: {path} is written\n" for path in files))
     return out
 
 
@@ -97,7 +102,7 @@ def ids(record: list[dict[str, Any] | None]) -> list[int]:
         (["--decoder", "mlp", "--norm", "plain", "--centre"], dict(decoder="mlp", norm="plain", centre=True)),
         (["--layers", "1:"], dict(layers=[1, 2])),
         (["--layers=-1"], dict(layers=[2])),
-        (["--stats", "all", "--track", "t", "--track", "#99"], dict(stats="all", track=[83, 99])),
+        (["--stats", "all", "--track", "A", "--track", "#99"], dict(stats="all", track=[33, 99])),
         (["--stats", "js,top"], dict(stats=("js", "top"))),
     ],
     ids=str,
@@ -353,11 +358,11 @@ def test_tracked_tokens(gpt2: Path, capsys: Capture) -> None:
     model, tokenizer = minilens.load(gpt2)
     assert tokenizer is not None
     tokens = torch.tensor([[5, 17, 3]])
-    table = minilens.logit_lens(model, tokens, track=[83, 7], top_k=1, tokenizer=tokenizer)
-    args = ("--ids", "5 17 3", "--model", gpt2, "--track", "t", "--track", "#7")
-    assert lens(capsys, *args) == view(table, ["prob", "token83_rank", "token7_rank"])
+    table = minilens.logit_lens(model, tokens, track=[33, 7], top_k=1, tokenizer=tokenizer)
+    args = ("--ids", "5 17 3", "--model", gpt2, "--track", "A", "--track", "#7")
+    assert lens(capsys, *args) == view(table, ["prob", "token33_rank", "token7_rank"])
     assert lens(capsys, *args, "--show", "token7_prob") == view(table, ["token7_prob"])
-    rows = minilens.logit_lens(model, tokens, track=[83, 7], top_k=1, sites=["resid_mid"], tokenizer=tokenizer)
+    rows = minilens.logit_lens(model, tokens, track=[33, 7], top_k=1, sites=["resid_mid"], tokenizer=tokenizer)
     assert lens(capsys, *args, "--sites", "resid_mid") == view(rows, ["prob", "tracked_rank"])
 
 
@@ -484,13 +489,37 @@ def test_a_note_about_a_pickle_file(tiny: Tiny, tmp_path: Path, capsys: Capture)
     )
 
 
-def test_models(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minilens.command.models.bundled", lambda: {"tales": Path("x"), "longer-name": Path("y")})
-    monkeypatch.setattr("minilens.command.models.cached", lambda: ["some/gpt2"])
-    assert output(capsys, "models") == "tales        bundled\nlonger-name  bundled\nsome/gpt2    cached\n"
+def test_models(tiny: Tiny, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line for each; a name or a folder in the cache may hold anything."""
+    hostile = "some/\x1b[31m\u202egpt2 \u732b"
+    folder = tmp_path / "\x1b]0;title\x07"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    neo = tiny("gpt_neo")[1]
+    monkeypatch.setattr("minilens.command.models.bundled", lambda: {"tales": neo})
+    monkeypatch.setattr("minilens.command.models.cached", lambda: {hostile: folder})
+    shown = output(capsys, "models")
+    heads, first, second = shown.splitlines()
+    assert heads.split() == "model family layers width context size where".split()
+    size = sum(path.stat().st_size for path in neo.iterdir())
+    assert first.split() == ["tales", "gpt_neo", "3", "30", "40", f"{size / 1e6:.1f}", "MB", str(neo)]
+    assert second.startswith("some/\\x1b[31m\\u202egpt2 \u732b  -        -")  # its sizes cannot be read
+    assert second.endswith("\\x1b]0;title\\x07")
+    assert all(char.isprintable() or char == "\n" for char in shown)
+    assert cell_len(first[: first.index("gpt_neo")]) == cell_len(second[: second.index(" - ")]) + 1
     monkeypatch.setattr("minilens.command.models.bundled", dict)
-    monkeypatch.setattr("minilens.command.models.cached", list)
+    monkeypatch.setattr("minilens.command.models.cached", dict)
     assert output(capsys, "models") == ""
+
+
+def test_the_bundled_models_are_described(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minilens.command.models.cached", dict)
+    lines = [line.split() for line in output(capsys, "models").splitlines()[1:]]
+    assert [line[0] for line in lines] == ["tales-ctrl", "tales-gpt-neo", "tales-gpt2"]
+    for name, family, layers, width, context, *_ in lines:
+        model, _ = minilens.load(name)
+        assert (family, int(layers), int(width)) == (model.family, model.n_layers, model.W_U.shape[0])
+        assert int(context) == model.config.n_ctx
 
 
 @pytest.mark.parametrize(
@@ -543,6 +572,7 @@ import minilens
 heavy = {"transformers", "tokenizers", "rich", "matplotlib", "huggingface_hub"}
 print(*sorted(heavy & sys.modules.keys()))
 from minilens.command.main import main
+from minilens.command.outputs import FIGURES
 try:
     main(["--help"])
 finally:
@@ -657,4 +687,4 @@ def test_edits_that_do_not_fit(gpt2: Path, capsys: Capture, options: list[str], 
 def test_a_model_without_a_tokenizer_has_no_other_text(tiny: Tiny, capsys: Capture) -> None:
     arguments = ["lens", "--ids", "1 2 3", "--model", str(tiny("ctrl")[1]), "--patch", "1.z", "--from", "a"]
     assert main(arguments) == 2
-    assert "no tokenizer files, so it cannot read the text of --from" in capsys.readouterr().err
+    assert "no tokenizer that minilens reads, so it cannot read the text of --from" in capsys.readouterr().err

@@ -367,7 +367,7 @@ def test_models_of_one_name_are_told_apart(model: Path, text: Path, tmp_path: Pa
 
 
 def test_a_model_without_a_tokenizer(tiny: Tiny, text: Path, tmp_path: Path, capsys: Capture) -> None:
-    assert "has no tokenizer files" in refused(capsys, tiny("gpt2")[1], text, "--out", tmp_path / "out")
+    assert "has no tokenizer that minilens reads" in refused(capsys, tiny("gpt2")[1], text, "--out", tmp_path / "out")
 
 
 def test_ctrl_reads_each_window_after_a_control_code(text: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -467,7 +467,10 @@ REFUSALS = [
     ),
     ((*TEXTS, *TOKENS, "--position", "6"), "position 6 does not exist: the texts have 6 tokens, so positions 0 to 5"),
     ((*TEXTS, *TOKENS, "--json", "--html", "x"), "--json and --html are both given: choose one"),
-    ((*TEXTS, *TOKENS, "--html", "x", "--png", "x.png"), "--html and --png are both given: choose one"),
+    (
+        (*TEXTS, *TOKENS, "--html", "x.png", "--png", "x.png"),
+        "--html and --png are both to be x.png: give another name",
+    ),
     ((*TEXTS, *TOKENS, "--png", "x.svg"), "the name of the file for --png must end in .png; got 'x.svg'"),
     ((*TEXTS, *TOKENS, "--html", "/no/x"), "/no/x cannot be written: there is no such folder"),
 ]
@@ -493,7 +496,7 @@ def test_what_it_cannot_read_or_write(gpt2: Path, tiny: Tiny, capsys: Capture, t
     assert line == f"{there} exists: give another name, or --overwrite" and there.read_text() == "mine"
     _, folder = tiny("gpt2")
     line = refusal(capsys, *TEXTS, *TOKENS, "--model", folder)
-    assert line == f"{folder} has no tokenizer files, so it cannot read the two texts"
+    assert line == f"{folder} has no tokenizer that minilens reads, so it cannot read the two texts"
 
 
 def test_a_metric_that_is_no_number(gpt2: Path) -> None:

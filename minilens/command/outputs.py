@@ -39,8 +39,9 @@ class Files:
             if kind != "html" and path.suffix.lower() != f".{kind}":
                 raise ValueError(f"the name of the file for --{kind} must end in .{kind}; got {str(path)!r}")
             check_new(path, self.overwrite)
-        if self.html in self.figures:
-            raise ValueError(f"--html and {list(self.given)[1]} are both to be {self.html}: give another name")
+        for kind in self.given.keys() - {"html"}:
+            if self.html == self.given[kind]:
+                raise ValueError(f"--html and --{kind} are both to be {self.html}: give another name")
         if self.figures:
             from ..views import plots  # noqa: F401  # says before any work is done that matplotlib is not there
 

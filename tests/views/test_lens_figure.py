@@ -1,6 +1,8 @@
 """The figure draws the numbers and the texts of the table, on the scales that it promises."""
 
 import importlib
+import json
+import math
 import re
 import sys
 from dataclasses import replace
@@ -23,7 +25,9 @@ from matplotlib.colors import LogNorm  # noqa: E402
 from minilens.views import lens_figure as views_figure  # noqa: E402
 from minilens.views.heatmap import LONGEST, LONGEST_LABEL  # noqa: E402
 from minilens.views.lens_figure import lens_figure  # noqa: E402
-from minilens.views.lens_panels import MEASURES  # noqa: E402
+from minilens.views.lens_page import lens_page  # noqa: E402
+from minilens.views.lens_panels import ENDS, MEASURES, long_name, panel  # noqa: E402
+from minilens.views.lens_terminal import _shades  # noqa: E402
 from minilens.views.plots import save_figure  # noqa: E402
 
 HOSTILE = {
@@ -67,7 +71,7 @@ def short_table(tiny: Tiny) -> minilens.LensTable:
     return minilens.logit_lens(model, torch.tensor([[3]]), stats="all", tokenizer=LETTERS)
 
 
-def value(table: minilens.LensTable, name: str, style: str) -> torch.Tensor:
+def value(table: minilens.LensTable, name: str, style: str | None = None) -> torch.Tensor:
     """What a panel should show."""
     if name in ("logit", "prob"):
         return getattr(table.final, name) if style == "2021" else getattr(table.top, name)[..., 0]
@@ -107,9 +111,9 @@ def short(token: int, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-@pytest.mark.parametrize("style", ["2020", "2021"])
+@pytest.mark.parametrize("style", [None, "2020", "2021"])
 @pytest.mark.parametrize("show", PANELS)
-def test_every_number_and_text_is_the_tables(table: minilens.LensTable, show: str, style: str) -> None:
+def test_every_number_and_text_is_the_tables(table: minilens.LensTable, show: str, style: str | None) -> None:
     figure = lens_figure(table, show=show, style=style)
     (axes,) = panels(figure)
     wanted = value(table, show, style).double().numpy()
@@ -138,6 +142,12 @@ def test_every_number_and_text_is_the_tables(table: minilens.LensTable, show: st
 @pytest.mark.parametrize(
     ("show", "style", "low", "high"),
     [
+        ("rank", None, 1, 1000),
+        ("kl", None, 0, 10),
+        ("entropy", None, 0, 10),
+        ("js", None, 0, math.log(2)),
+        ("prob", None, 0, 1),
+        ("logit", None, 5, 95),
         ("rank", "2020", 1, 100),
         ("rank", "2021", 1, 2000),
         ("input_rank", "2020", 1, 1000),
@@ -153,7 +163,7 @@ def test_every_number_and_text_is_the_tables(table: minilens.LensTable, show: st
         ("logit", "2021", 5, 95),
     ],
 )
-def test_scales(table: minilens.LensTable, show: str, style: str, low: float, high: float | None) -> None:
+def test_scales(table: minilens.LensTable, show: str, style: str | None, low: float, high: float | None) -> None:
     (axes,) = panels(lens_figure(table, show=show, style=style, every=2))
     image = axes.images[0]
     if show == "logit":  # percentiles of the cells drawn
@@ -167,11 +177,30 @@ def test_scales(table: minilens.LensTable, show: str, style: str, low: float, hi
     assert (beyond[0] == beyond[1]).all()
 
 
+@pytest.mark.parametrize("show", ["prob", "logit", "rank", "kl", "js", "entropy", "agrees", "next_logprob"])
+def test_terminal_page_and_figure_have_the_same_shades(table: minilens.LensTable, show: str) -> None:
+    """tests/views/test_lens_page.py compares the page's colours with the numbers."""
+    (axes,) = panels(lens_figure(table, show=show))
+    shades = np.ma.array(axes.images[0].norm(drawn(axes))).clip(0, 1)
+    bright_is_low = sum(axes.images[0].cmap(0.0)[:3]) > sum(axes.images[0].cmap(1.0)[:3])
+    shades = 1 - shades if bright_is_low else shades
+    found = panel(table, long_name(show), str)
+    terminal = _shades(found.kind, found.value).numpy()
+    np.testing.assert_allclose(shades.filled(np.nan), terminal, atol=1e-6)
+    assert f'"ends":{json.dumps(ENDS, separators=(",", ":"))}' in lens_page(table)
+
+
+def test_the_default_is_the_terminals(table: minilens.LensTable) -> None:
+    default, prob = (panels(lens_figure(table, **options)) for options in ({}, {"show": "prob"}))
+    assert (drawn(default[0]) == drawn(prob[0])).all()
+    assert (drawn(default[0]).data == table.top.prob[..., 0].double().numpy()).all()
+
+
 def test_rows_and_columns_are_chosen(table: minilens.LensTable) -> None:
     (axes,) = panels(lens_figure(table, every=2, embed=False))
     wanted = ["0.resid_mid", "0.resid_post", "2.resid_mid", "2.resid_post"]
     assert rows(axes) == wanted
-    assert (drawn(axes).data == table.final.logit[[1, 2, 5, 6]].double().numpy()).all()
+    assert (drawn(axes).data == table.top.prob[[1, 2, 5, 6], :, 0].double().numpy()).all()
     (axes,) = panels(lens_figure(table, every=5))
     assert rows(axes) == ["embed", *wanted[:2], "2.resid_post"]  # the output is always there
 
@@ -230,7 +259,7 @@ def test_several_panels(table: minilens.LensTable) -> None:
     titles = [axes.get_title("left") for axes in found]
     assert [title.splitlines()[0] for title in titles] == ["a $title_{"] * 3
     assert [title.splitlines()[1].split(";")[0] for title in titles] == [
-        "logit of the output's token",
+        "logit of the row's best token",
         "rank of the output's token",
         "probability of t50",
     ]
@@ -258,7 +287,7 @@ def test_several_tables(table: minilens.LensTable, tiny: Tiny) -> None:
     bottoms = [1.0]
     for axes, (name, each) in zip(found, order, strict=True):
         token = {"token7_rank": 0, "token50_rank": 1}.get(name)
-        wanted = value(each, name, "2021") if token is None else each.tracked.rank[..., token]
+        wanted = value(each, name) if token is None else each.tracked.rank[..., token]
         assert (drawn(axes).data == wanted.double().numpy()).all()
         assert rows(axes) == list(each.labels)
         assert f"decoder {each.decoder}" in axes.get_title("left")

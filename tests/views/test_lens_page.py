@@ -442,7 +442,7 @@ def test_colours_switch_and_are_those_of_the_numbers(opened: Opener, tables: lis
         "entropy": 1 - table.entropy / 10,
         "cross_entropy": 1 - table.cross_entropy / 10,
         "change": 1 - table.change / 10,
-        "agrees": table.agrees * 0.8 + 0.2,
+        "agrees": table.agrees.double(),
         "token17_prob": table.tracked.prob[..., 1],
     }
     for key, shade in shades.items():

@@ -223,7 +223,7 @@ def test_several_tokens_of_several_decoders(tables: list[minilens.LensTable]) ->
 
 def test_several_panels_have_headings(table: minilens.LensTable) -> None:
     text = shown(table, ["prob", "tracked_rank", "js"], width=133)
-    titles = ["best token of the row", "rank of t7", r"rank of \x1b[31m", f"{MEASURES['js']}"]
+    titles = ["the row's best token", "rank of t7", r"rank of \x1b[31m", f"{MEASURES['js']}"]
     assert [line for line in text.splitlines() if line in titles] == titles
     for show, title in zip(["prob", "token7_rank", "token0_rank", "js"], titles, strict=True):
         *grid, caption = shown(table, show, width=133).splitlines()

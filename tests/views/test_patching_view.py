@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -359,7 +360,8 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(capsys: Capture, *args: Any) -> str:
     status = main(["patching", *map(str, args)])
     out, err = capsys.readouterr()
-    assert (status, err) == (0, "")
+    files = [path for option, path in pairwise(args) if option in ("--html", "--png", "--svg", "--pdf")]
+    assert (status, err) == (0, "".join(f"minilens: {path} is written\n" for path in files))
     return out
 
 
@@ -426,7 +428,7 @@ def test_files(gpt2: Path, capsys: Capture, tmp_path: Path) -> None:
     assert run(capsys, *command, "--png", png, "--svg", svg) == ""
     assert png.read_bytes().startswith(b"\x89PNG") and b"<svg" in svg.read_bytes()
     before = svg.read_bytes()
-    assert run(capsys, *command, "--svg", svg, "--overwrite") == ""
+    assert run(capsys, *command, "--html", page, "--svg", svg, "--overwrite") == ""
     assert svg.read_bytes() == before
 
 

@@ -74,6 +74,13 @@ def check_model(model: Any) -> None:
         )
 
 
+def check_numbers(model: Any) -> None:
+    """Raise ValueError for what is no model, and for a model whose weights have shapes, but no numbers."""
+    check_model(model)
+    if model.W_U.is_meta:
+        raise ValueError('the model is on the device "meta", where there are no numbers: load it on another')
+
+
 def check_ids(tokens: Any) -> None:
     """Raise ValueError for what is no plain tensor of whole numbers, [batch, pos]."""
     if not isinstance(tokens, Tensor):

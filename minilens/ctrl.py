@@ -19,6 +19,7 @@ A prompt begins with a control code, such as `Links` or `Wikipedia`: the model h
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -134,7 +135,8 @@ class CTRL:
 
     def positions(self, n: int) -> Float[Tensor, "pos d_model"]:
         """What `embed` adds to the first n tokens' embeddings."""
-        return sinusoids(n, self.config.d_model).to(self.W_E)
+        # As many as the next power of two, so that texts of like lengths share one table.
+        return sinusoids(1 << (n - 1).bit_length(), self.config.d_model)[:n].to(self.W_E)
 
     def block(self, layer: int, resid: Resid, edit: Edit = untouched) -> BlockTrace:
         """Everything that block `layer` computes from the stream entering it. Raises ValueError for no such layer."""
@@ -179,6 +181,8 @@ class CTRL:
         return linear(self.final_norm(resid), self.W_U, self.b_U)
 
 
+@lru_cache(maxsize=1)
+@torch.inference_mode(False)  # so that the next caller may take gradients, whatever this one does
 def sinusoids(n: int, d_model: int) -> Float[Tensor, "pos d_model"]:
     """The vectors of positions 0 to n - 1: sines, then cosines, of position / 10000**(2i / d_model).
 

@@ -59,6 +59,11 @@ def load(
     if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float16, bfloat16, float32 or float64; got {dtype!r}")
     device = "cpu" if device is None else device
+    if str(device).startswith("mps") and dtype != torch.float32:  # pytorch issue 180776
+        raise ValueError(
+            f"on the device {str(device)!r} the dtype must be torch.float32: there is no float64, and torch gets some "
+            "products of half precision wrong; or load it on the CPU"
+        )
     try:
         torch.empty(0, device=device, dtype=dtype)
     except Exception as error:  # torch has one for a build without CUDA, one for an unknown name, one for other trouble

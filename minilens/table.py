@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .arguments import check_ids, names, position_in, quoted, whole_number, whole_numbers
+from .arguments import check_ids, check_numbers, names, position_in, quoted, whole_number, whole_numbers
 from .checkpoint.tokenizer import Tokenizer
 from .lens import Lens
 from .model import Model
@@ -132,6 +132,7 @@ def logit_lens(
     """
     lens, wanted = Lens(**options), _wanted(stats)
     readout = lens.of(model, tokens, edit)
+    check_numbers(model)
     if len(tokens) != 1:
         raise ValueError(f"logit_lens reads one text, of shape [1, pos]; got {len(tokens)} of them: use logit_lenses")
     d_vocab = model.W_U.shape[1]
@@ -168,7 +169,7 @@ def logit_lens(
         decoder=lens.decoder,
         norm=lens.norm,
         centre=lens.centre,
-        positions=torch.tensor(columns),
+        positions=torch.tensor(columns, device="cpu"),
         tokens=shown.cpu(),
         final_tokens=found.top.tokens[-1, :, 0].cpu(),
         next_tokens=follows.cpu(),

@@ -40,6 +40,7 @@ Ids = Int[Tensor, "*row pos"]
 WIDTH = 576  # tokens in a tile
 TILE = {"cpu": 600_000}  # logits in a tile, of all rows and some positions: 2.4 MB in float32, which the caches hold
 TILE_ELSEWHERE = 2**26
+SUMS = {"mps": torch.float32}  # of the sums over tiles, where there is no float64; it keeps the bounds above, too
 WHOLE = 2**23  # whole logits of the last row, in each of two buffers
 SAMPLE = 4  # numbers of an embedding that are looked at to find others like it
 GROUP = 64  # neighbours in the vocabulary of which the pass keeps only the best, to find the top k afterwards
@@ -273,7 +274,7 @@ class _Tiles:
     def finish(self) -> _Chunk:
         """What the tiles say together."""
         highest = self.high.amax(0)
-        shift = (self.high - highest).double()
+        shift = (self.high - highest).to(SUMS.get(highest.device.type, torch.float64))
         Z_tiles = self.Z * shift.exp()
         Z, ED = Z_tiles.sum(0), (self.ED * shift.exp() + shift * Z_tiles).sum(0)
         lse = highest + Z.log()

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..arguments import check_numbers
 from ..checkpoint.tokenizer import Tokenizer
 from ..lens import Lens, Readout, residuals
 from ..model import Model
@@ -42,8 +43,7 @@ class CorpusLens:
                 raise ValueError(f"{name} must be at least 1; it is {getattr(plan, name)}")
         if not plan.decoders or len(set(plan.decoders)) < len(plan.decoders):
             raise ValueError(f"name each decoder once; got {', '.join(plan.decoders) or 'none'}")
-        if model.W_U.is_meta:
-            raise ValueError('the model is on the device "meta", where there are no numbers')
+        check_numbers(model)
         self.model, self.tokenizer, self.plan = model, tokenizer, plan
         self.window = model.config.n_ctx if plan.window is None else plan.window
         self.prefix = tokenizer.encode(plan.prefix)[0]

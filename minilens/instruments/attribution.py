@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arguments import check_model, position_in, token_id
+from ..arguments import check_numbers, position_in, token_id
 from ..edits import then
 from ..model import Model, Writes, run
 from ..ops import check_layer, upcast
@@ -56,7 +56,7 @@ class Attribution:
     @property
     def by_layer(self) -> Float[Tensor, "layer"]:
         """All that each block adds: heads, MLP, biases and edits."""
-        layers = torch.tensor(self.layers)
+        layers = torch.tensor(self.layers, device="cpu")
         return torch.stack([self.contributions[layers == layer].sum() for layer in range(1 + max(self.layers))])
 
     @property
@@ -77,7 +77,7 @@ class Attribution:
         return [(self.labels[part], float(self.contributions[part])) for part in order[:k].tolist()]
 
     def _all(self, kind: str) -> Float[Tensor, "part"]:
-        return self.contributions[torch.tensor([f".{kind}." in label for label in self.labels])]
+        return self.contributions[[f".{kind}." in label for label in self.labels]]
 
     def __repr__(self) -> str:
         what = f"token {self.token}" if self.against is None else f"token {self.token} less that of {self.against}"
@@ -115,7 +115,7 @@ def attribute(
     >>> abs(parts.error) < 1e-4
     True
     """
-    check_model(model)
+    check_numbers(model)
     embed, d_vocab = model.embed(tokens), model.W_U.shape[1]
     if len(tokens) != 1:
         raise ValueError(f"attribute reads one text, of shape [1, pos]; got {len(tokens)} of them")
@@ -174,7 +174,9 @@ class _Written(NamedTuple):
     changes: dict[str, Float[Tensor, "d_model"]]  # by site: the new value less the old
 
 
-def _writes(model: Model, embed: Resid, place: int, edit: Edit) -> tuple[list[_Written], Resid]:
+def _writes(
+    model: Model, embed: Resid, place: int, edit: Edit
+) -> tuple[list[_Written], Float[Tensor, "batch 1 d_model"]]:
     """What every block wrote at one position, and the last residual there."""
     before: dict[str, Tensor] = {}
 

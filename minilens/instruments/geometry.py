@@ -4,11 +4,14 @@ Where they share a large mean, as GPT-Neo's do, every residual points its way an
 largest norm: see `centre` in lens.py, and "Mech Interp Puzzle 1" (Nanda 2023).
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from ..arguments import check_model
+from ..arguments import check_numbers
 from ..model import Model
 
 TILE = 2**13  # embeddings at a time
@@ -28,17 +31,23 @@ class Geometry(NamedTuple):
 
 
 def geometry(model: Model) -> Geometry:
-    """The geometry of a model's embeddings, in float64."""
-    check_model(model)
+    """The geometry of a model's embeddings, in float64 on the CPU, since not every device has it.
+
+    Raises ValueError for a model on the device "meta".
+    """
+    check_numbers(model)
     W_E = model.W_U.mT
     n = len(W_E)
-    tiles = [slice(start, start + TILE) for start in range(0, n, TILE)]
-    mean = sum((W_E[tile].double().sum(0) for tile in tiles), W_E.new_zeros(())) / n
-    norms = torch.cat([W_E[tile].double().norm(dim=-1) for tile in tiles])
 
-    def mean_cosine(origin: torch.Tensor) -> float:
+    def tiles() -> Iterator[Float[Tensor, "tile d_model"]]:
+        return (W_E[start : start + TILE].cpu().double() for start in range(0, n, TILE))
+
+    mean = torch.stack([tile.sum(0) for tile in tiles()]).sum(0) / n
+    norms = torch.cat([tile.norm(dim=-1) for tile in tiles()])
+
+    def mean_cosine(origin: Tensor) -> float:
         """The sum over all pairs is the square of the summed directions, less each token with itself."""
-        directions = (torch.nn.functional.normalize(W_E[tile].double() - origin, dim=-1) for tile in tiles)
+        directions = (torch.nn.functional.normalize(tile - origin, dim=-1) for tile in tiles())
         total = torch.zeros_like(mean)
         itself = 0.0
         for direction in directions:

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arguments import check_model, quoted, whole_number
+from ..arguments import check_numbers, quoted, whole_number
 from ..model import Model, run
 from ..ops import upcast
 from ..shapes import shapes_of
@@ -65,13 +65,13 @@ def head_scores(
 
     A head of a local layer sees all three keys only where its window is longer than `length`. edit: as for `run`.
     Raises ValueError for a length that the vocabulary or the context is too small for, or less than 3, where two scores
-    would share a key.
+    would share a key, and for a model on the device "meta".
 
     >>> model, _ = minilens.load("tales-gpt2")
     >>> minilens.head_scores(model).induction.shape
     torch.Size([8, 8])
     """
-    check_model(model)
+    check_numbers(model)
     length, batch, seed = whole_number("length", length), whole_number("batch", batch), whole_number("seed", seed)
     d_vocab = model.W_U.shape[1]
     if not 3 <= length <= d_vocab:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..arguments import check_function, check_model, names, position_in, quoted, whole_number
+from ..arguments import check_function, check_numbers, names, position_in, quoted, whole_number
 from ..checkpoint.tokenizer import Tokenizer
 from ..model import Model, run
 from ..ops import upcast
@@ -101,7 +101,7 @@ def patching(
     Raises ValueError for texts that do not match, for sites and positions that do not exist, and where the metric is
     the same for both texts, so that nothing could be recovered.
     """
-    check_model(model)
+    check_numbers(model)
     check_function("metric", metric, "a function of logits, such as logit_difference makes")
     embeds = model.embed(clean), model.embed(corrupt)
     if clean.shape != corrupt.shape or len(corrupt) != 1:
@@ -132,8 +132,9 @@ def patching(
         raise ValueError(f"the metric is {clean_metric:g} for both texts, so that there is nothing to recover")
 
     n_places = last.pattern.shape[1] if by == "head" else corrupt.shape[1]
-    result = {site: torch.full((model.n_layers, n_places), corrupt_metric, dtype=torch.float64) for site in chosen}
-    can_change = {site: torch.zeros(model.n_layers, n_places, dtype=torch.bool) for site in chosen}
+    cells = torch.zeros(model.n_layers, n_places, dtype=torch.float64, device="cpu")
+    result = {site: torch.full_like(cells, corrupt_metric) for site in chosen}
+    can_change = {site: torch.zeros_like(cells, dtype=torch.bool) for site in chosen}
     pairs = zip(run(model, embeds[0]), run(model, embeds[1]), strict=True)
     for layer, site in each([(layer, site) for layer in range(model.n_layers) for site in chosen]):
         if site == chosen[0]:
@@ -148,7 +149,7 @@ def patching(
             resid = theirs.resid_pre.expand(len(places), -1, -1)
             for block in run(model, resid, start=layer, edit=_swap(ours, site, by, places.tolist())):
                 resid = block.resid_post
-            result[site][layer, places.cpu()] = torch.tensor(measured(resid), dtype=torch.float64)
+            result[site][layer, places.cpu()] = torch.tensor(measured(resid), dtype=torch.float64, device="cpu")
     return Patching(by, result, can_change, clean_metric, corrupt_metric, clean[0].cpu(), corrupt[0].cpu(), tokenizer)
 
 

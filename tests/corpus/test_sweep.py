@@ -9,9 +9,10 @@ import random
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -231,19 +232,40 @@ def test_tokens_go_by_how_frequent_the_next_one_is(gpt2: Loaded) -> None:
     ] == [("0.01 or more", 3), ("0.001 to 0.01", 1), ("0.0001 to 0.001", 1), ("1e-05 to 0.0001", 1), ("below 1e-05", 1)]
 
 
-def work(lens: CorpusLens, files: Sequence[TextFile], folder: Path, log: Path) -> None:
-    """A process of its own; it notes each shard that it has done."""
-    for n_tokens in Sweep(lens, files, folder).run():
+def work(meet: Any, lens: CorpusLens, files: Sequence[TextFile], folder: Path, log: Path) -> None:
+    """A process of its own; it notes each shard that it has done. After its first it waits for that of the others."""
+    for n, n_tokens in enumerate(Sweep(lens, files, folder).run()):
         with log.open("a") as file:
             file.write(f"{os.getpid()} {n_tokens}\n")
+        if n == 0:
+            meet.wait()
 
 
 def workers(n: int, *arguments: Any) -> list[Any]:
     context = multiprocessing.get_context("fork")  # torch is there already, with one thread
-    found = [context.Process(target=work, args=arguments) for _ in range(n)]
+    meet = context.Barrier(n)
+    found = [context.Process(target=work, args=(meet, *arguments)) for _ in range(n)]
     for process in found:
         process.start()
     return found
+
+
+def calls(act: Callable[[], Any], last: int | None = None) -> int:
+    """How many functions are called and left meanwhile; after the last of so many the process is killed."""
+    n = 0
+
+    def count(*_: Any) -> None:
+        nonlocal n
+        n += 1
+        if n == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(count)
+    try:
+        act()
+    finally:
+        sys.setprofile(None)
+    return n
 
 
 def test_one_two_and_four_workers_and_any_order_of_files(gpt2: Loaded, tmp_path: Path) -> None:
@@ -268,21 +290,20 @@ def test_one_two_and_four_workers_and_any_order_of_files(gpt2: Loaded, tmp_path:
 def test_a_killed_run_is_resumed_and_gives_the_same(gpt2: Loaded, tmp_path: Path) -> None:
     lens = CorpusLens(*gpt2, Plan(shard=150))
     files = [text_file(tmp_path / "a.txt", documents(5, n=25))]
-    start = time.perf_counter()
     undisturbed = record(swept(lens, files, tmp_path / "whole"))
-    n_shards = len(list(tmp_path.glob("whole/shards/*.npz")))
-    took = (time.perf_counter() - start) / n_shards
-    rng, left = random.Random(9), set()
-    for n in range(10):
-        folder = tmp_path / str(n)
-        (process,) = workers(1, lens, files, folder, tmp_path / "log")
-        while process.is_alive() and len(list(folder.glob("shards/*.npz"))) < n % n_shards:
-            time.sleep(took / 10)
-        time.sleep(rng.uniform(0, took))  # and then at any moment of the next one
-        os.kill(process.pid, signal.SIGKILL)
+    n_calls = calls(lambda: list(Sweep(lens, files, tmp_path / "counted").run()))
+    context, left = multiprocessing.get_context("fork"), set()
+    for n, last in enumerate(random.Random(9).sample(range(1, n_calls), 10)):  # at any moment
+
+        def dies(folder: Path = tmp_path / str(n), last: int = last) -> None:
+            calls(lambda: list(Sweep(lens, files, folder).run()), last)
+
+        process = context.Process(target=dies)
+        process.start()
         process.join()
-        left.add(len(list(folder.glob("shards/*.npz"))))
-        assert record(swept(lens, files, folder)) == undisturbed
+        assert process.exitcode == -signal.SIGKILL
+        left.add(len(list((tmp_path / str(n)).glob("shards/*.npz"))))
+        assert record(swept(lens, files, tmp_path / str(n))) == undisturbed
     assert len(left) > 2
 
 

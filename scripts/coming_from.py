@@ -56,7 +56,13 @@ def transformer_lens() -> None:
         bridge = TransformerBridge.boot_transformers(FOLDER, dtype=torch.float32, device="cpu")
         if what == "as it is loaded":
             opened = bridge(PARK)[0, -1].softmax(-1)
-            print("a text given as a string has", bridge.to_tokens(PARK).shape[1], "tokens, not", tokens.shape[1], end="; ")
+            print(
+                "a text given as a string has",
+                bridge.to_tokens(PARK).shape[1],
+                "tokens, not",
+                tokens.shape[1],
+                end="; ",
+            )
             print("probabilities differ by", largest(opened, trace.logits[0, -1].softmax(-1)))
         bridge.enable_compatibility_mode(**options)
         _, cache = bridge.run_with_cache(tokens)

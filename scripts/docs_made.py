@@ -62,7 +62,7 @@ def _told(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
 PAGES = {  # of the API, beside its index: name of the page -> its title, and the names on it
     "api-run": ("Loading, running, editing", "load run trace decode Model Trace BlockTrace CheckpointError "
                 "SITES Site Edit untouched at zero mean patch add towards then"),
-    "api-lens": ("The lens", "lens_rows LensRow logit_lens logit_lenses LensTable lens_page lens_figure"),
+    "api-lens": ("The lens", "Lens lens_rows LensRow logit_lens logit_lenses LensTable lens_page lens_figure"),
     "api-instruments": ("Instruments and checks", "attribute Attribution head_scores HeadScores patching Patching "
                         "logit_difference log_probability geometry Geometry verify Report"),
 }  # fmt: skip
@@ -115,11 +115,12 @@ def _entry(name: str) -> Iterator[str]:
     if isinstance(node, ast.FunctionDef):
         yield f"```python not run: a signature\n{_signature(node)}\n```"
         text = ast.get_docstring(node)
-        names = [arg.arg for arg in (*node.args.args, *node.args.kwonlyargs)]
+        names = [arg.arg for arg in (*node.args.args, *node.args.kwonlyargs, node.args.kwarg) if arg]
     elif isinstance(node, ast.ClassDef):
         if fields := _fields(node, source):
             yield f"```python not run: the fields\nclass {_heading(node)}:\n{fields}\n```"
         text = ast.get_docstring(node)
+        names = [ast.unparse(each.target) for each in node.body if isinstance(each, ast.AnnAssign)]
     else:
         yield f"```python not run: a definition\n{ast.unparse(node)}\n```"
         text = _text_after(name)

@@ -218,6 +218,8 @@ def test_an_edit_that_writes_in_place_is_refused(model: minilens.Model, tokens: 
     with torch.inference_mode():
         edit = minilens.at(1, "resid_pre", lambda value: value * 0)
         assert not minilens.trace(model, tokens, edit=edit).blocks[1].resid_pre.any()
+        with pytest.raises(ValueError, match=r"the edit at 1\.resid_pre wrote into the tensor it was given"):
+            minilens.trace(model, tokens, edit=minilens.at(1, "resid_pre", lambda value: value.zero_()))
 
 
 @pytest.mark.parametrize("layer", [-1, 3])

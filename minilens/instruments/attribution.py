@@ -174,9 +174,7 @@ class _Written(NamedTuple):
     changes: dict[str, Float[Tensor, "d_model"]]  # by site: the new value less the old
 
 
-def _writes(
-    model: Model, embed: Resid, place: int, edit: Edit
-) -> tuple[list[_Written], Float[Tensor, "batch 1 d_model"]]:
+def _writes(model: Model, embed: Resid, place: int, edit: Edit) -> tuple[list[_Written], Float[Tensor, "1 1 d_model"]]:
     """What every block wrote at one position, and the last residual there."""
     before: dict[str, Tensor] = {}
 

@@ -61,9 +61,9 @@ def corpus_summary(record: dict[str, Any]) -> str:
     documents, none, tokens = record["documents"], record["empty_documents"], record["tokens"]
     empty = f" ({none:,} of them empty)" if none else ""
     after = f", each after {text_label(record['prefix'])}" if record["prefix"] else ""
-    some = f"{documents:,} document{'s' * (documents != 1)}{empty}"
+    some = f"{documents:,} {'document' if documents == 1 else 'documents'}{empty}"
     alone = "" if documents - none > 1 else "; no standard errors, which need two documents with tokens"
-    read = f"{tokens:,} token{'s' * (tokens != 1)} of {some}"
+    read = f"{tokens:,} {'token' if tokens == 1 else 'tokens'} of {some}"
     return f"{read}, read in windows of up to {record['window']} tokens{after}{alone}"
 
 

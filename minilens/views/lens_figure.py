@@ -41,6 +41,12 @@ from .plots import (
     labels,
 )
 
+EXTEND = {  # where numbers lie beyond the scale, below and above it -> how matplotlib calls its pointed ends
+    (False, False): "neither",
+    (True, False): "min",
+    (False, True): "max",
+    (True, True): "both",
+}
 KEY = (
     "below: input tokens; above: true next tokens,",
     "after a * where the output's token is that one;",
@@ -86,7 +92,7 @@ def lens_figure(
     label = labels(first.tokenizer)
     right = (first.next_tokens == first.final_tokens).tolist()
     above = [label(token, LONGEST_LABEL) if token >= 0 else "" for token in first.next_tokens.tolist()]
-    above = ["* " * star + text for star, text in zip(right, above, strict=True)]
+    above = [f"* {text}" if star else text for star, text in zip(right, above, strict=True)]
     below = [label(token, LONGEST_LABEL) for token in first.tokens.tolist()]
 
     figure = Figure(page, dpi=150)
@@ -103,7 +109,7 @@ def lens_figure(
             tokens = [[label(token, LONGEST) for token in row] for row in best.tolist()]
             agrees = (best == table.final_tokens).nonzero().tolist()
             _draw(ax, bar, kind, numbers, _norm(name, kind, style, drawn), tokens, agrees, cell)
-            how = f"decoder {table.decoder}, norm {table.norm}" + ", centred" * table.centre
+            how = f"decoder {table.decoder}, norm {table.norm}{', centred' if table.centre else ''}"
             heading = f"{drawable()(title)}\n{caption}; {how}" if title else f"{caption}\n{how}"
             x, pad = (0.1 - LEFT) / across, 72 * ABOVE - 26
             ax.set_title(heading, loc="left", x=x, y=1, pad=pad, fontsize=LETTERS, **PLAIN)
@@ -135,7 +141,7 @@ def _draw(
     colours = colormaps["cividis_r" if is_rank or is_nats else "cividis"].with_extremes(bad="0.85")
     image = ax.imshow(numbers, colours, norm, origin="lower", aspect="auto", interpolation="nearest")
     found, low, high = numbers.compressed(), cast(float, norm.vmin), cast(float, norm.vmax)
-    extend = ("neither", "min", "max", "both")[bool((found < low).any()) + 2 * bool((found > high).any())]
+    extend = EXTEND[bool((found < low).any()), bool((found > high).any())]
     scale = ax.figure.colorbar(image, cax=bar, extend=extend, extendfrac=0.1 / cell[1] / len(numbers), format="%g")
     scale.ax.tick_params(labelsize=LABELS)
 

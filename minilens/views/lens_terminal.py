@@ -75,7 +75,7 @@ def lens_view(tables: LensTable | Sequence[LensTable], *, show: str | Sequence[s
         panels = [panel(table, long_name(name), label) for table in tables]
         title, scale = BEST if name == "prob" else (panels[0].title, SCALES[panels[0].kind].words)
         if len(names) > 1:
-            lines += [*[Text()] * bool(lines), Text(title, BOLD)]
+            lines += [Text(), Text(title, BOLD)] if lines else [Text(title, BOLD)]
         grid = _grid(tables, panels, heads, label, are_tokens=name == "prob")
         lines += in_panels(grid, len(tables), width)
         lines.append(Text("; ".join([f"{title}, {scale}" if len(names) == 1 else scale, *how]), DIM))

@@ -36,7 +36,7 @@ def patching_view(patching: Patching, *, title: str = "", width: int = 80) -> Gr
 
     By position the corrupt text stands below them, and above them the clean one where it differs.
     """
-    lines = [Text(printable(title), BOLD)] * bool(title)
+    lines = [Text(printable(title), BOLD)] if title else []
     for site in patching.metric:
         lines += in_panels(_grid(patching, site), 1, width)
     return Group(*lines, *(Text(line, DIM) for line in legend(patching)))
@@ -93,7 +93,7 @@ def legend(patching: Patching) -> list[str]:
     return [
         f"recovered: 0 is the corrupt run (metric {corrupt}), 1 the clean one ({clean})",
         "blue: towards the clean run; orange: away from it; deepest from 1 and -1 on",
-        *["hatched: cannot change"] * some_cannot,
+        *(["hatched: cannot change"] if some_cannot else []),
     ]
 
 

@@ -116,7 +116,7 @@ def _parts(report: Report) -> Iterator[RenderableType]:
 
     if report.faults:
         n, verb = len(report.faults), "takes" if report.loads else "refuses"
-        yield Text(f"{n} fault{'s' * (n > 1)}; minilens.load {verb} this checkpoint", WRONG)
+        yield Text(f"{n} {'faults' if n > 1 else 'fault'}; minilens.load {verb} this checkpoint", WRONG)
         for fault in report.faults:
             yield Padding(Text(printable(fault), overflow="fold"), (0, 0, 0, 2))
     else:

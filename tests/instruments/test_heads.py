@@ -143,10 +143,11 @@ def by_hand() -> gpt_neo.GPTNeo:
         activation=gelu_new,
         is_local=(False, False),
         window=1,
+        is_tied=True,
     )
     W_E, W_pos = torch.zeros(N, d_model), torch.zeros(2 * N, d_model)
     W_E[:, token], W_pos[:, position] = one[:N, :N], one
-    return gpt_neo.GPTNeo(config=config, W_E=W_E, W_pos=W_pos, blocks=tuple(blocks), ln_final=norm)
+    return gpt_neo.GPTNeo(config=config, W_E=W_E, W_pos=W_pos, blocks=tuple(blocks), ln_final=norm, W_U=W_E.mT)
 
 
 def test_heads_made_by_hand() -> None:

@@ -1,0 +1,146 @@
+"""What a caller gives: one number where several may be, and one sentence for what does not fit."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import Tiny
+
+import minilens
+from minilens.arguments import LONGEST, quoted, whole_number, whole_numbers
+
+NUMBERS = "must be whole numbers; got"
+FUNCTION = "must be a function of a site and the value there, as minilens.at makes one; got"
+DECODERS = 'it must be "final", "block:K" for the last K blocks, or "mlp"'
+MODEL = "model must be a model, the first of the two things that minilens.load gives; got"
+PLAIN = "tokens must be a plain tensor, as tokenizer.encode gives it; got one that is"
+BLOCK = "must be one block of a trace, such as trace.blocks[3]; got"
+CALLS = {
+    "logit_lens(model, tokens, decoder=None)": f"there is no decoder None: {DECODERS}",
+    "logit_lens(model, tokens, decoder=5)": f"there is no decoder 5: {DECODERS}",
+    "logit_lens(model, tokens, decoder=['final', 'mlp'])": f"there is no decoder ['final', 'mlp']: {DECODERS}",
+    "lens_rows(model, tokens, norm=None)": 'there is no norm None; it must be "final" or "plain"',
+    "lens_rows(model, tokens, centre='no')": 'centre must be True or False; got "no"',
+    "lens_rows(model, tokens, sites=None)": "sites must be a name, or several; got None",
+    "lens_rows(model, tokens, sites=[1])": "sites must be a name, or several; got [1]",
+    "lens_rows(model, tokens, layers='0')": f'layers {NUMBERS} "0"',
+    "lens_rows(model, tokens, layers=[0.0])": f"layers {NUMBERS} [0.0]",
+    "lens_rows(model, tokens, layers={0: 1})": f"layers {NUMBERS} a dict",
+    "lens_rows(model, tokens, transport=None)": f"transport {FUNCTION} None",
+    "lens_rows(model, tokens, edit=None)": f"edit {FUNCTION} None",
+    "lens_rows((model, None), tokens)": f"{MODEL} a tuple",
+    "logit_lens(model, tokens, edit={})": f"edit {FUNCTION} a dict",
+    "logit_lens(model, tokens, track=' Sue')": f'track {NUMBERS} " Sue"',
+    "logit_lens(model, tokens, track=None)": f"track {NUMBERS} None",
+    "logit_lens(model, tokens, track=[2.5])": f"track {NUMBERS} [2.5]",
+    "logit_lens(model, tokens, positions='last')": f'positions {NUMBERS} "last"',
+    "logit_lens(model, tokens, top_k=2.0)": "top_k must be a whole number; got 2.0",
+    "logit_lens(model, tokens, top_k=True)": "top_k must be a whole number; got True",
+    "logit_lens(model, tokens, top_k=None)": "top_k must be a whole number; got None",
+    "logit_lens(model, tokens, stats=None)": "stats must be a name, or several; got None",
+    "logit_lens(model, tokens, stats='entropie')": 'there is no statistic "entropie"; there are top, final, next, '
+    "input, entropy, kl_final, kl_row_final, kl_input, kl_row_input, change, js",
+    "logit_lens(model, tokens.to('meta'))": f"{PLAIN} without numbers, on the device meta",
+    "logit_lens(model, tokens.to_sparse())": f"{PLAIN} sparse",
+    "trace(model, torch.nested.nested_tensor([tokens[0]]))": f"{PLAIN} nested",
+    "logit_lenses(model, tokens, [7])": "lengths must be from 1 to 6, the tokens of the longest text; got 7",
+    "logit_lenses(model, tokens, [-1])": "lengths must be from 1 to 6, the tokens of the longest text; got -1",
+    "logit_lenses(model, tokens, [2.7])": f"lengths {NUMBERS} [2.7]",
+    "logit_lenses(model, None, [1])": "tokens must be a tensor, as tokenizer.encode gives it; got a NoneType",
+    "trace(minilens.load(folder), tokens)": f"{MODEL} a tuple",
+    "trace(model, tokens, edit=None)": f"edit {FUNCTION} None",
+    "model.block(0, model.embed(tokens), edit={})": f"edit {FUNCTION} a dict",
+    "model.block(0.0, model.embed(tokens))": "layer must be a whole number; got 0.0",
+    "run(model, model.embed(tokens), start=None)": "start must be a whole number; got None",
+    "run(model, [1])": "the stream must have the shape [batch, pos, d_model]; got a list",
+    "attribute(model, tokens, token=' Sue')": 'token must be a whole number; got " Sue"',
+    "attribute(model, tokens, against=1.5)": "against must be a whole number; got 1.5",
+    "attribute(model, tokens, position=None)": "position must be a whole number; got None",
+    "attribute(model, tokens, neurons='1')": 'layer must be a whole number; got "1"',
+    "head_scores(model, length=2.5)": "length must be a whole number; got 2.5",
+    "geometry(None)": f"{MODEL} None",
+    "patching(model, tokens, tokens, 5)": "metric must be a function of logits, such as logit_difference makes; got 5",
+    "patching(model, tokens, tokens, len, sites=None)": "sites must be a name, or several; got None",
+    "patching(model, tokens, tokens, len, by=None)": 'by must be "position" or "head"; got None',
+    "patching(model, tokens, None, len)": "tokens must be a tensor, as tokenizer.encode gives it; got a NoneType",
+    "log_probability(' Sue')": 'token must be a whole number; got " Sue"',
+    "patch(trace(model, tokens), 'z')": f"source {BLOCK} a Trace",
+    "mean(trace(model, tokens), 'z')": f"reference {BLOCK} a Trace",
+    "at('0', 'z', torch.zeros_like)": 'layer must be a whole number; got "0"',
+    "at(0, None, torch.zeros_like)": "None is not a site that can be edited; those are resid_pre, q, k, v, pattern, z, "
+    "attn_out, resid_mid, mlp_post, mlp_out, resid_post",
+    "at(0, 'z', 0)": "fn must be a function of the value that gives a new one; got 0",
+    "add(0, 'attn_out', [1.0])": "direction must be a tensor, as wide as the site; got [1.0]",
+    "then(zero(0, 'z'), None)": f"each edit {FUNCTION} None",
+    "towards(model, 0, 'resid_pre', ' Sue', 1.0)": 'token must be a whole number; got " Sue"',
+    "towards(model, 0, 'resid_pre', 5, None)": "amount must be a number, such as 0.5; got None",
+}
+SCRIPT = """
+import json, sys
+import torch
+import minilens
+from minilens import *
+
+folder = sys.argv[1]
+model, _ = minilens.load(folder)
+tokens = torch.arange(6)[None]
+ends = {}
+for call in json.load(sys.stdin):
+    try:
+        ends[call] = f"nothing raised: {eval(call)!r}"
+    except Exception as error:
+        ends[call] = f"{type(error).__name__}: {error}"
+one = minilens.logit_lens(model, tokens, layers=1, positions=-1, track=7, stats="top")
+ends["one"] = [one.labels, one.positions.tolist(), one.track]
+print(json.dumps(ends))
+"""
+
+
+@pytest.fixture(scope="module")
+def ends(tiny: Tiny) -> dict[str, object]:
+    """How each call ends: in a process of its own, where nothing checks types before the library does."""
+    folder: Path = tiny("gpt2")[1]  # type: ignore[operator]
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, folder],
+        input=json.dumps([*CALLS]),
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_misuse_is_one_sentence(ends: dict[str, object], call: str) -> None:
+    assert ends[call] == f"ValueError: {CALLS[call]}"
+
+
+def test_one_is_taken_for_a_list_of_one(ends: dict[str, object]) -> None:
+    assert ends["one"] == [["embed", "1.resid_post", "2.resid_post"], [5], [7]]
+
+
+def test_what_counts_as_a_whole_number() -> None:
+    import numpy
+
+    for one in (3, numpy.int32(3), torch.tensor(3)):
+        assert whole_number("n", one) == 3
+    for several in ([3, 4], (3, 4), iter([3, 4]), range(3, 5), numpy.array([3, 4]), torch.tensor([3, 4])):
+        assert whole_numbers("n", several) == [3, 4]
+    for wrong in (True, 3.0, "3", None, torch.tensor(3.0), numpy.float64(3), [3]):
+        with pytest.raises(ValueError, match=r"^n must be a whole number; got "):
+            whole_number("n", wrong)
+
+
+def test_a_value_in_an_error_is_short_and_shows_what_is_hidden() -> None:
+    assert quoted("\x1b[31m") == '"\\u001b[31m"'
+    assert quoted("☃") == '"☃"'
+    assert quoted([0] * 1000) == "a list"
+    assert quoted(torch.zeros(3)) == "a Tensor"
+    assert len(quoted("x" * 1000)) == LONGEST + 2
+
+
+def test_an_option_that_the_lens_does_not_have() -> None:
+    with pytest.raises(TypeError, match="decodr"):
+        minilens.Lens(decodr="mlp")  # type: ignore[call-arg]

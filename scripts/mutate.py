@@ -243,11 +243,13 @@ MISTAKES = [
     Mistake(
         "corpus: counts of any files",
         "corpus/sweep.py",
-        "if len(shards) != len(self.files) or len(total) != 2 + d_vocab:",
-        "if False:",
+        "or (shards.shape, total.shape) != ((n_files,), (n_total,))\n",
+        "\n",
         ("sweep",),
     ),
-    Mistake("corpus: a shard done twice", "corpus/sweep.py", "if is_ours and not path.exists()", "if True", ("sweep",)),
+    Mistake(
+        "corpus: a shard done twice", "corpus/sweep.py", "if is_ours and not shard.path.exists()", "if True", ("sweep",)
+    ),
     Mistake(
         "corpus: sums in the order of the files",
         "corpus/sweep.py",

@@ -57,8 +57,13 @@ def test_what_is_no_file_is_refused_at_once(
     folder = changed(tiny("gpt2")[1], Path("model"), files=others)
     (folder / file).unlink()
     OTHERS[what](folder / file)
-    with pytest.raises(CheckpointError, match=f"^model/{file} (is not readable as JSON|cannot be read as weights): "):
-        minilens.load("model")
+    sentence = rf"model/{file} (is (a link to )?no |is a folder|is not readable as JSON: |cannot be read as weights: )"
+    if file == "tokenizer.json":
+        with pytest.warns(UserWarning, match=f"'model' is loaded without its tokenizer: {sentence}"):
+            assert minilens.load("model")[1] is None
+    else:
+        with pytest.raises(CheckpointError, match=f"^{sentence}"):
+            minilens.load("model")
     assert any(fault.startswith(f"model/{file} ") for fault in minilens.verify("model").faults)
 
 

@@ -40,21 +40,25 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     ignoring: Collection[str] = (),
+    mmap: bool = True,
 ) -> tuple[Model, Tokenizer | None]:
     """A model and its tokenizer, by the name of a bundled model, the path of a folder, or a repository on the Hub.
 
     revision: branch, tag or commit of a repository; all files are taken from the one commit it stands for. device: by
     default the CPU. The weights are converted to dtype, one tensor at a time; where the file has it already and they
-    are to be on the CPU, they stay in the memory-mapped file, which is read as it is used, and must not change as long
-    as the model is in use. ignoring: keys of config.json that minilens does not know, and that you know to change no
-    number, such as ["line_by_line"].
+    are to be on the CPU, they stay in the memory-mapped file, which is read as it is used. As long as the model is in
+    use it must not change: where it is written to, so are the weights, and where it is cut short, the system ends the
+    process (SIGBUS), as it does with any mapped file. ignoring: keys of config.json that minilens does not know, and
+    that you know to change no number, such as ["line_by_line"]. mmap: with False the weights are read into memory, and
+    the file does not matter any more.
 
     What is left out, as asked or because it is another head's, is said in a UserWarning. So is why there is no
     tokenizer, where its files cannot be read: it is None then, as it is where there are none.
 
     Raises ValueError for a name that leads nowhere, a device that is not there, a key that cannot be ignored, and a
     dtype that is not one of these four or, as float16 for GPT-Neo, not one that the model can be computed in;
-    CheckpointError for files that are missing, broken, or of a model that is not supported.
+    CheckpointError for files that are missing, broken, or of a model that is not supported, and for those that change
+    while they are read.
     """
     if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float16, bfloat16, float32 or float64; got {dtype!r}")
@@ -82,7 +86,7 @@ def load(
     family = read_family(settings)
     config = family.Config.read(settings)
     settings.finish(why_harmless, ONLY, [ignoring] if isinstance(ignoring, str) else ignoring)
-    checkpoint = Checkpoint(weights(find, path.parent), dtype=dtype, device=device)
+    checkpoint = Checkpoint(*weights(find, path.parent), dtype=dtype, device=device, mmap=mmap)
     model: Model = family.build(config, checkpoint)
     checkpoint.finish()
     try:
@@ -92,6 +96,7 @@ def load(
     except CheckpointError as error:  # which is no reason to lock the weights out
         tokenizer = None
         warnings.warn(f"{name!r} is loaded without its tokenizer: {error}", stacklevel=2)
+    find.check_unchanged()
     return model, tokenizer
 
 

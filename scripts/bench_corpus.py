@@ -23,10 +23,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from minilens.corpus.batches.batches import windows
 from safetensors.torch import save_file
 
 import minilens
+from minilens.corpus.batches import windows
 from minilens.corpus.documents import SEPARATOR, TextFile
 from minilens.corpus.measure import STATS, CorpusLens, Plan
 from minilens.corpus.sweep import Sweep

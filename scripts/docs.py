@@ -1,6 +1,6 @@
 """The pages of the documentation: made, run, and checked.
 
-    python scripts/docs.py             check all pages; exit status 1, with what differs, if a page is not as it should be
+    python scripts/docs.py             check all pages; exit status 1, with what differs, if one is not as it should
     python scripts/docs.py --write     write the made pages, and print every output anew
     python scripts/docs.py docs/lens.md README.md --write      some pages only
     python scripts/docs.py --picture   take the picture of the page (needs /usr/bin/chromium and the package playwright)

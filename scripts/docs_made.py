@@ -88,8 +88,9 @@ def api_page(page: str) -> str:
     """The names of one page: for each its signature or its fields, and its docstring."""
     parts = [MADE_BY, f"# {PAGES[page][0]}"]
     parts.append(
-        "Shapes are in the words of [shapes.py](../minilens/shapes.py): `Tokens` is batch pos, `Resid` batch pos d_model, "
-        "`Heads` batch head pos d_head, `Grid` batch head query key, `Hidden` batch pos d_mlp, `Logits` batch pos d_vocab."
+        "Shapes are in the words of [shapes.py](../minilens/shapes.py): `Tokens` is batch pos, "
+        "`Resid` batch pos d_model, `Heads` batch head pos d_head, `Grid` batch head query key, "
+        "`Hidden` batch pos d_mlp, `Logits` batch pos d_vocab."
     )
     for name in _names(page):
         parts += _entry(name)

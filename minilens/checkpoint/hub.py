@@ -2,15 +2,23 @@
 
 import os
 import re
+import threading
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path, PureWindowsPath
 from textwrap import shorten
+from typing import Any
 
+from .reading import State, opened, sha256_of, state
 from .settings import CheckpointError, Unreachable, read_json
 
 Find = Callable[[str], Path | None]
 """A file of the checkpoint by its name -> where it is, or None where the checkpoint has no such file."""
+
+
+# What the Hub calls a commit, and the content of a file: by SHA-1 as Git does, or by SHA-256 as Git LFS does.
+COMMIT, ETAG = "[0-9a-f]{40}", "[0-9a-f]{40}|[0-9a-f]{64}"
+NO_HUB = "what answers in place of the Hub is a proxy, a login page or the like"
+ONE_AT_A_TIME = threading.Lock()
 
 
 def bundled() -> dict[str, Path]:
@@ -23,14 +31,37 @@ def bundled() -> dict[str, Path]:
 MERGE = "merge it into its model first (peft: model.merge_and_unload().save_pretrained(FOLDER)), and load that folder"
 
 
-def locate(name: str, revision: str | None) -> Find:
-    """How to find the files of a model: in a folder, or on the Hub."""
+class Files:
+    """How to find the files of a checkpoint, each looked for once and noted as it is then."""
+
+    def __init__(self, find: Find) -> None:
+        self._find = find
+        self.paths: dict[str, Path] = {}  # of those that are there
+        self._states: dict[str, State | None] = {}
+
+    def __call__(self, file: str) -> Path | None:
+        if file not in self._states:
+            path = self._find(file)
+            self._states[file] = state(path) if path else None
+            if path:
+                self.paths[file] = path
+        return self.paths.get(file)
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError where a file is another one now, or was written to: what was read may be of both."""
+        for file, path in self.paths.items():
+            if state(path) != self._states[file]:
+                raise CheckpointError(f"{path} has changed while it was read: try again when nothing writes to it")
+
+
+def locate(name: str, revision: str | None) -> Files:
+    """The files of a model: in a folder, or on the Hub."""
     folder = bundled().get(name) or Path(os.path.expanduser(name))
     if not os.path.isdir(folder):  # unlike Path.is_dir, it takes any text, a long sentence too
-        return _on_the_hub(name, revision)
+        return Files(_on_the_hub(name, revision))
     if revision is not None:
         raise ValueError(f"{name} is a folder, and only a repository on the Hub has a revision; leave out {revision!r}")
-    return lambda file: _in_folder(folder / file)
+    return Files(lambda file: _in_folder(folder / file))
 
 
 def _in_folder(path: Path) -> Path | None:
@@ -57,14 +88,19 @@ def _on_the_hub(repo: str, revision: str | None) -> Find:
 
 def _download(repo: str, file: str, revision: str | None) -> Path | None:
     """A file of a repository, from the cache as far as that will do; None where the repository has no such file."""
-    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import errors, hf_hub_url, try_to_load_from_cache
 
     known = ", ".join(bundled())
+    trouble = None
     try:
         cached = try_to_load_from_cache(repo, file, revision=revision)  # a path, a mark of absence, or None: unknown
-        is_settled = cached is not None and re.fullmatch("[0-9a-f]{40}", revision or "")  # a commit never changes
-        trouble = None if is_settled else _trouble(repo, file, revision)
-        found = cached if is_settled or trouble else hf_hub_download(repo, file, revision=revision)
+        found = cached
+        if cached is None or not re.fullmatch(COMMIT, revision or ""):  # a commit never changes
+            answer = _asked(hf_hub_url(repo, file, revision=revision))
+            if isinstance(answer, str):
+                trouble = answer
+            else:
+                found = _fetched(repo, file, revision, answer)
     except errors.HFValidationError as error:
         raise ValueError(f"there is no model {repo!r}: it is not bundled ({known}) and not a folder") from error
     except errors.GatedRepoError as error:
@@ -92,23 +128,54 @@ def _download(repo: str, file: str, revision: str | None) -> Path | None:
     return Path(found)
 
 
-def _trouble(repo: str, file: str, revision: str | None) -> str | None:
-    """Why the Hub cannot be asked for a file, after one try; None where it gives a clear answer, yes or no.
+def _asked(url: str) -> Any:
+    """What the Hub says of a file, after one try: its metadata, or the error that is a clear no.
 
-    hf_hub_download would try again for minutes, or wait for as long as the Hub says, and log each try.
+    Otherwise why it cannot be asked, as a clause: the client would try again for minutes, or wait for as long as the
+    Hub says, and log each try.
     """
-    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import errors, get_hf_file_metadata
 
     try:
-        metadata = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision))
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError):
-        return None
+        answer = get_hf_file_metadata(url)
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        return error
+    except errors.RemoteEntryNotFoundError as error:
+        commit = error.response.headers.get("X-Repo-Commit")  # under which the client notes that there is no file
+        return error if commit is None or re.fullmatch(COMMIT, commit) else NO_HUB
     except errors.HfHubHTTPError as error:
         return f"the Hub refuses ({_said(error)})"
     except Exception as error:  # as above
         return f"the Hub cannot be reached ({_said(error)})"
-    is_hub = metadata.commit_hash and metadata.etag
-    return None if is_hub else "what answers in place of the Hub is a proxy, a login page or the like"
+    is_hub = re.fullmatch(COMMIT, answer.commit_hash or "") and re.fullmatch(ETAG, answer.etag or "")
+    return answer if is_hub else NO_HUB
+
+
+def _fetched(repo: str, file: str, revision: str | None, answer: Any) -> str:
+    """The file, downloaded where it is not in the cache, by an answer of `_asked`, which is raised if it is an error.
+
+    The client would ask once more, and make names of folders and files of the commit and the ETag. Whoever answers in
+    place of the Hub may say another thing the second time: so the client is given the answer that is known.
+    """
+    import huggingface_hub
+    from huggingface_hub import file_download
+
+    ask: Callable[..., Any] = file_download.get_hf_file_metadata
+    of_this = huggingface_hub.hf_hub_url(repo, file, revision=revision)
+
+    def known(url: str, *args: Any, **options: Any) -> Any:
+        if url != of_this:  # of another thread
+            return ask(url, *args, **options)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with ONE_AT_A_TIME:
+        file_download.get_hf_file_metadata = known
+        try:
+            return huggingface_hub.hf_hub_download(repo, file, revision=revision)
+        finally:
+            file_download.get_hf_file_metadata = ask
 
 
 def _said(error: Exception) -> str:
@@ -127,20 +194,18 @@ def _check_hash(repo: str, path: Path) -> None:
     blob = path.parent / os.readlink(path) if path.is_symlink() else path
     if not re.fullmatch("[0-9a-f]{64}", blob.name):
         return
-    digest = sha256()
-    with blob.open("rb") as content:
-        while chunk := content.read(2**20):
-            digest.update(chunk)
-    if digest.hexdigest() != blob.name:
+    with opened(blob) as content:
+        is_whole = sha256_of(content) == blob.name
+    if not is_whole:
         path.unlink()
         blob.unlink()
         raise CheckpointError(f"{path.name} of {repo} was damaged on its way, and is removed; try again")
 
 
-def weights(find: Find, folder: Path) -> list[Path]:
-    """The weight files: one or several, safetensors before pickle."""
+def weights(find: Find, folder: Path) -> tuple[list[Path], Path | None]:
+    """The weight files, one or several, safetensors before pickle; and the index, if there is one."""
     index, files = weight_files(find, folder)
-    return [weight_file(find, index, file) for file in files]
+    return [weight_file(find, index, file) for file in files], index
 
 
 def weight_files(find: Find, folder: Path) -> tuple[Path | None, list[str]]:
@@ -149,7 +214,7 @@ def weight_files(find: Find, folder: Path) -> tuple[Path | None, list[str]]:
         if find(name):
             return None, [name]
         if index := find(f"{name}.index.json"):
-            return index, _shards(index)
+            return index, sorted(set(weight_map(index).values()))
     raise CheckpointError(
         f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin, in one file or with an index"
         + _instead(find, folder)
@@ -192,11 +257,12 @@ def _instead(find: Find, folder: Path) -> str:
     return f"; there is {names[0]!r:.80}: {way}"
 
 
-def _shards(index: Path) -> list[str]:
+def weight_map(index: Path) -> dict[str, str]:
+    """What an index says: the file of each tensor."""
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not files or not all(isinstance(file, str) for file in files.values()):
         raise CheckpointError(f'{index} must map tensors to files in "weight_map"')
-    return sorted(set(files.values()))
+    return files
 
 
 def weight_file(find: Find, index: Path | None, file: str) -> Path:

@@ -12,6 +12,7 @@ entries of their own, in older files one after the other behind the program.
 
 import io
 import math
+import os
 import pickletools
 import struct
 import tarfile
@@ -19,8 +20,11 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .reading import opened
+
 LONGEST = 2**20  # bytes of program, and of a zip archive's directory: of CTRL's 48 layers they take 0.1 MiB each
 MAGIC = [0x1950A86A20F9469CFC6C, 1001]  # what the first two programs of an older file leave (torch/serialization.py)
+MOST_AXES = 64  # of a tensor: GPT-2's masks, which have the most, have 4
 NO_TENSORS = "it does not map names to tensors"
 WRONG_SIZE = "it is cut short or broken (a storage is not of the size that it claims)"
 
@@ -34,8 +38,8 @@ def check_pickle(path: Path, *, nested: bool = False) -> None:
 
     nested: it may hold dictionaries, lists, numbers and texts as well, as a training script's own checkpoint does.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
         found = (
             _check_zip(file, size, nested) if file.peek(4).startswith(b"PK\3\4") else _check_legacy(file, size, nested)
         )
@@ -88,8 +92,7 @@ def _check_zip(file: io.BufferedReader, size: int, nested: bool) -> Any:
 
 def _check_legacy(file: io.BufferedReader, size: int, nested: bool) -> Any:
     programs = io.BytesIO(file.read(LONGEST))
-    file.seek(0)
-    if tarfile.is_tarfile(file) or [_run(programs)[0], _run(programs)[0]] != MAGIC:  # tar: torch would try that first
+    if _is_tar(programs.getvalue()[:512]) or [_run(programs)[0], _run(programs)[0]] != MAGIC:
         raise Fault("it is not a file that torch.save wrote")
     _about_the_system, (found, storages) = _run(programs), _run(programs, nested=nested)
     keys, _ = _run(programs)
@@ -104,6 +107,19 @@ def _check_legacy(file: io.BufferedReader, size: int, nested: bool) -> Any:
     return found
 
 
+def _is_tar(start: bytes) -> bool:
+    """Whether torch would take a file that begins so for a tar archive, which is an older form still.
+
+    It opens those that are not compressed, and looks at the first header. What `tarfile` makes of headers after that,
+    or of a file that it must unpack first, may take any time and memory.
+    """
+    try:
+        tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")
+    except tarfile.TarError:
+        return False
+    return True
+
+
 class _Storage(NamedTuple):
     n: int  # elements
     itemsize: int
@@ -115,7 +131,13 @@ class _Tensor(int):
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: Any, hooks: Any) -> _Tensor:
-    if not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in (offset, *shape, *strides)):
+    if (
+        not isinstance(storage, _Storage)
+        or not isinstance(shape, tuple)
+        or not isinstance(strides, tuple)
+        or not len(shape) == len(strides) <= MOST_AXES
+        or not all(type(n) is int and 0 <= n < 2**63 for n in (offset, *shape, *strides))
+    ):
         raise Fault("a tensor in it has an impossible shape")
     end = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1
     if end > storage.n and 0 not in shape:  # torch would make the storage larger
@@ -199,7 +221,8 @@ def _run(program: io.BytesIO, *, nested: bool = False) -> tuple[Any, dict[str, _
                     raise Fault(NO_TENSORS)
             case "BINPERSID":
                 kind, itemsize, key, device, n, *view = stack.pop()
-                if [kind, type(itemsize), type(key), type(device), type(n)] != ["storage", int, str, str, int] or n < 0:
+                types = [type(part) for part in (itemsize, key, device, n)]
+                if kind != "storage" or types != [int, str, str, int] or not 0 <= n < 2**63:
                     raise Fault("a storage in it is of a kind that minilens does not read")
                 storage = _Storage(n, itemsize, n * itemsize)
                 if view not in ([], [None]) or storages.setdefault(key, storage) != storage:

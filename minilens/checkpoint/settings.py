@@ -4,6 +4,7 @@
 that was trained.
 """
 
+import io
 import json
 import re
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .pickled import Fault
+from .reading import opened
 
 T = TypeVar("T")
 # Bytes that are read of a file of text, and of the header of a file of weights. CTRL's vocabulary, the largest of a
@@ -32,9 +34,14 @@ class Unreachable(CheckpointError):
 def read_text(path: Path, kind: str = "text") -> str:
     """The text of a file. Raises CheckpointError where it has none, or far too much."""
     try:
-        if (size := path.stat().st_size) > LONGEST_TEXT:
+        with opened(path) as file:
+            found = file.read(LONGEST_TEXT + 1)  # whatever its size is said to be
+        if found is None:  # of some of the system's own, that wait for more
+            raise Fault("it is not a file that can be read to its end")
+        if len(found) > LONGEST_TEXT:
+            size = max(len(found), path.stat().st_size)
             raise Fault(f"it has {size:,} bytes, and no such file of a model has more than {LONGEST_TEXT:,}")
-        return path.read_text(encoding="utf-8")
+        return io.TextIOWrapper(io.BytesIO(found), encoding="utf-8").read()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not readable as {kind}: {why(path, error)}") from error
 
@@ -184,7 +191,7 @@ class Settings:
 def why(path: Path, error: Exception) -> str:
     """What is wrong with a file that could not be read, in the user's words where the cause is a common one."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             start = file.read(64)
     except OSError as unreadable:
         return unreadable.strerror or str(unreadable)

@@ -6,7 +6,7 @@ model that was trained.
 
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,8 +14,9 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
-from .hub import MERGE
+from .hub import MERGE, weight_map
 from .pickled import Fault, check_pickle
+from .reading import opened
 from .settings import LONGEST_HEADER, CheckpointError, parsed, shown, why
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -36,13 +37,22 @@ HEADS = {  # what may stand on top beside the language model's own head -> what 
 class Checkpoint:
     """Tensors by their Hub names, without the `transformer.` that some files put before them.
 
-    Tensors of the dtype and device asked for stay where they are, in the memory-mapped file; others are converted as
-    they are taken, one at a time: of a safetensors file never more than one tensor is in memory beside its copies.
+    Tensors of the dtype and device asked for stay where they are, in the memory-mapped file, unless `mmap` is False;
+    others are converted as they are taken, one at a time: of a safetensors file never more than one tensor is in memory
+    beside its copies.
     """
 
-    def __init__(self, paths: Sequence[Path], *, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        index: Path | None = None,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        mmap: bool = True,
+    ) -> None:
         self.path = paths[0]
-        self.dtype, self.device = dtype, torch.device(device)
+        self.dtype, self.device, self.mmap = dtype, torch.device(device), mmap
         self._unread: dict[str, Tensor] = {}
         self._files: dict[str, tuple[Path, str]] = {}  # of what is to be converted: where it is, and its name there
         files = [(path, read_tensors(path)) for path in paths]
@@ -53,10 +63,12 @@ class Checkpoint:
                 short = self.short(name)
                 if short in self._unread:
                     raise CheckpointError(f"{path}: the tensor {shown(short)} is there twice")
-                if (tensor.dtype, tensor.device) != (self.dtype, self.device) and path.suffix == ".safetensors":
+                is_mapped = mmap and (tensor.dtype, tensor.device) == (self.dtype, self.device)
+                if not is_mapped and path.suffix == ".safetensors":
                     self._files[short] = path, name
                     tensor = tensor.to("meta")  # its shape alone: the mapping goes, with what opening it has read
                 self._unread[short] = tensor
+        check_index(index, {(name, path.name) for path, tensors in files for name in tensors})
         if any(".lora_" in name for name in self._unread):
             raise CheckpointError(f"{self.path} holds a LoRA adapter: {MERGE}")
 
@@ -83,7 +95,7 @@ class Checkpoint:
         return self._converted(name, _alone(*self._files[name]) if name in self._files else tensor)
 
     def _converted(self, name: str, tensor: Tensor) -> Tensor:
-        converted = tensor.to(self.device, self.dtype)
+        converted = tensor.to(self.device, self.dtype, copy=not self.mmap)
         overflows = self.dtype == torch.float16 and not converted.is_meta and converted.isinf().any()
         if overflows and not tensor.isinf().any():
             raise CheckpointError(
@@ -145,6 +157,16 @@ def other_head(name: str) -> str | None:
     return next((what for start, what in HEADS.items() if name.startswith(start)), None)
 
 
+def check_index(index: Path | None, stored: Collection[tuple[str, str]]) -> None:
+    """Refuse an index that says of a tensor that it is in a file, and there it is not.
+
+    stored: the tensors by their names, each with the name of its file.
+    """
+    for name, file in weight_map(index).items() if index else ():
+        if (name, file) not in stored:
+            raise CheckpointError(f"{index} names the tensor {shown(name)}, which is not in {shown(file)}")
+
+
 def read_tensors(path: Path) -> Mapping[str, Tensor]:
     """The tensors of one file, memory-mapped."""
     is_pickle = path.suffix != ".safetensors"
@@ -169,7 +191,7 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
 
 def _check_header(path: Path) -> None:
     """Refuse what safetensors lets pass: names that are there twice, and more of them than fit in memory."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if length > LONGEST_HEADER:
             raise ValueError(f"its header claims {length:,} bytes")

@@ -7,15 +7,14 @@ published of it.
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..checkpoint.hub import Find, bundled, locate, weight_file, weight_files
+from ..checkpoint.hub import bundled, locate, weight_file, weight_files
+from ..checkpoint.reading import opened, sha256_of
 from ..checkpoint.settings import read_json
-from ..checkpoint.tensors import common_prefix
+from ..checkpoint.tensors import check_index, common_prefix
 from ..checkpoint.tokenizer import Tokenizer
 from ..checkpoint.tokenizer_files import load_tokenizer
 from ..loading import FAMILIES
@@ -103,8 +102,7 @@ def verify(
     """
     name = os.fspath(name)
     known = _published(name, known_as)
-    paths: dict[str, Path] = {}
-    find = _noting(locate(name, revision), paths)
+    find = locate(name, revision)
     broken: list[str] = []
 
     path = find("config.json")
@@ -127,6 +125,9 @@ def verify(
             stored += stored_tensors(weight, each)
             weights.append(weight)
     model = None
+    if files and len(weights) == len(files):
+        with noted(broken):
+            check_index(index, {(weight.name, weight.file) for weight in stored})
     if family and config and files and len(weights) == len(files):
         with noted(broken):
             model, stored = built(FAMILIES[family].build, config, weights, stored)
@@ -135,37 +136,32 @@ def verify(
     if family:
         with noted(no_tokenizer):
             tokenizer = load_tokenizer(find, family)
+    amiss = identities(model, config, tokenizer) if model else None
+    outputs = tuple(_checked(each, model, tokenizer) for each in known) if model else ()
+    read = tuple(_file(*item) for item in sorted(find.paths.items()))
+    with noted(broken):
+        find.check_unchanged()
     return Report(
         model=name,
         family=family,
-        files=tuple(_file(*item) for item in sorted(paths.items())),
+        files=read,
         broken=tuple(broken),
         no_tokenizer=tuple(no_tokenizer),
         config=tuple(keys),
         tensors=tuple(stored),
         prefix=common_prefix([weight.name for weight in stored]),
         special=tokenizer.special if tokenizer else {},
-        identities=identities(model, config, tokenizer) if model else None,
-        published=tuple(_checked(each, model, tokenizer) for each in known) if model else (),
+        identities=amiss,
+        published=outputs,
     )
 
 
-def _noting(find: Find, paths: dict[str, Path]) -> Find:
-    def noting(file: str) -> Path | None:
-        if file not in paths and (path := find(file)):
-            paths[file] = path
-        return paths.get(file)
-
-    return noting
-
-
 def _file(name: str, path: Path) -> File:
-    digest, size = sha256(), 0
-    with suppress(OSError), path.open("rb") as content:  # that it cannot be read, its reader has said
-        while chunk := content.read(2**20):
-            digest.update(chunk)
-            size += len(chunk)
-    return File(name, size, digest.hexdigest())
+    try:
+        with opened(path) as file:
+            return File(name, os.fstat(file.fileno()).st_size, sha256_of(file))
+    except OSError:  # its reader has said so
+        return File(name, 0, "")
 
 
 def _published(name: str, known_as: str | None) -> list[Published]:

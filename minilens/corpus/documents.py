@@ -8,6 +8,7 @@ A shard is some documents of one file that follow one another. Where shards end 
 any number of workers cut it alike.
 """
 
+import errno
 import gzip
 import hashlib
 import io
@@ -16,12 +17,15 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
+
+from ..checkpoint.reading import opened, sha256_of
 
 SEPARATOR = "<|endoftext|>"
 SHARD = 2**17  # characters: some 30,000 tokens of English
 LONGEST = 2**18  # characters of a document, which is held whole, with all that its tokens give
 LONGEST_LINE = 2**26  # characters of a line of .jsonl
+MOST_TIMES, SPARE = 100, 2**24  # bytes that a compressed one may stand for, after so many; of English it is some 3
 
 
 @dataclass(frozen=True)
@@ -32,52 +36,48 @@ class TextFile:
     lines: bool = False  # one document on each line
     key: str = "text"  # of the objects in a .jsonl file
     digest: str = field(init=False)  # sha256 of the file as it lies on the disk
-    stamp: tuple[int, int] = field(init=False)  # its size in bytes, and when it was last written to, before that
+    size: int = field(init=False)  # in bytes, there
 
     def __post_init__(self) -> None:
-        digest = hashlib.sha256()
         try:
             if self.path.exists() and not self.path.is_file():
                 raise ValueError(f"{self.path} is not a file that can be read more than once: save its text in one")
-            stamp = self._stamp()
-            with self.path.open("rb") as file:
-                while block := file.read(2**20):
-                    digest.update(block)
+            with opened(self.path) as file:
+                object.__setattr__(self, "digest", sha256_of(file))
+                object.__setattr__(self, "size", file.tell())
         except OSError as error:
             raise ValueError(f"{self.path} cannot be read: {error.strerror}") from error
-        object.__setattr__(self, "digest", digest.hexdigest())
-        object.__setattr__(self, "stamp", stamp)
 
     @property
     def is_json(self) -> bool:
         return self.path.name.lower().removesuffix(".gz").endswith(".jsonl")
 
-    def check_unchanged(self) -> None:
-        """Refuse a file that something else has written to since: what was read of it may be of both."""
-        try:
-            is_same = self._stamp() == self.stamp
-        except OSError as error:
-            raise ValueError(f"{self.path} cannot be read any more: {error.strerror}") from error
-        if not is_same:
-            raise ValueError(
-                f"{self.path} has changed while it was read: run again (with another --out, if its text is another)"
-            )
+    @property
+    def longest(self) -> int:
+        """How many characters it can have at most."""
+        return SPARE + MOST_TIMES * self.size if self._is_packed else self.size
+
+    @property
+    def _is_packed(self) -> bool:
+        return self.path.suffix.lower() == ".gz"
+
+    def changed(self) -> ValueError:
+        """The error to raise where the file holds other texts than it did."""
+        return ValueError(
+            f"{self.path} has changed while it was read: run again (with another --out, if its text is another)"
+        )
 
     def documents(self) -> Iterator[str]:
-        """The documents in order, empty ones included. Raises ValueError for a file that is not what its name says."""
-        number = 0
+        """The documents in order, empty ones included.
+
+        Raises ValueError for a file that is not what its name says, and at its end for one that has changed: whoever
+        stops before that does not know.
+        """
+        digest = hashlib.sha256()
         try:
-            with self._open() as file:
+            with opened(self.path) as raw, self._decoded(raw, digest) as file:
                 try:
-                    if self.is_json or self.lines:
-                        while line := file.readline(LONGEST_LINE):
-                            number += 1
-                            if not self.is_json:
-                                yield from _pieces(line.rstrip("\r\n"))
-                            elif not line.isspace():
-                                yield from _pieces(self._text(line, number))
-                    else:
-                        yield from _separated(file)
+                    yield from self._lines(file) if self.is_json or self.lines else _separated(file)
                 except UnicodeDecodeError as error:
                     at = cast(BinaryIO, file.buffer).tell() - len(error.object) + error.start
                     byte = f"the byte 0x{error.object[error.start]:02x} at {at}"
@@ -85,26 +85,42 @@ class TextFile:
         except (OSError, EOFError, zlib.error) as error:
             why = (isinstance(error, OSError) and error.strerror) or f"it is cut short or broken ({error})"
             raise ValueError(f"{self.path} cannot be read: {why}") from error
+        if digest.hexdigest() != self.digest:
+            raise self.changed()
 
     def shards(self, size: int) -> Iterator[list[str]]:
-        """Its documents, as lists of at least `size` characters each, but for the last one."""
+        """Its documents, as lists of at least `size` characters each, but for the last one.
+
+        Each document counts as one character more than it has: so a list of empty ones has an end.
+        """
         shard, length = [], 0
         for document in self.documents():
             shard.append(document)
-            length += len(document)
+            length += len(document) + 1
             if length >= size:
                 yield shard
                 shard, length = [], 0
         if shard:
             yield shard
 
-    def _stamp(self) -> tuple[int, int]:
-        stat = self.path.stat()
-        return stat.st_size, stat.st_mtime_ns
+    def _decoded(self, raw: io.BufferedReader, digest: "hashlib._Hash") -> io.TextIOWrapper:
+        """The text of an open file, of which the bytes on the disk are added to a digest as they are read."""
+        hashed = _Hashed(raw, digest)
+        buffered = io.BufferedReader(hashed)
+        file = _Unpacked(buffered, hashed) if self._is_packed else buffered
+        return io.TextIOWrapper(cast(BinaryIO, file), encoding="utf-8-sig", newline="\n")
 
-    def _open(self) -> io.TextIOWrapper:
-        opened = gzip.open if self.path.suffix.lower() == ".gz" else open
-        return io.TextIOWrapper(opened(self.path, "rb"), encoding="utf-8-sig", newline="\n")
+    def _lines(self, file: io.TextIOWrapper) -> Iterator[str]:
+        """The document of each line."""
+        number, is_rest = 0, False  # of a line that is longer than what is read at once
+        while line := file.readline(LONGEST_LINE):
+            number += not is_rest
+            if self.is_json:
+                if not line.isspace():
+                    yield from _pieces(self._text(line, number))
+            elif (text := line.rstrip("\r\n")) or not is_rest:
+                yield from _pieces(text)
+            is_rest = not line.endswith("\n")
 
     def _text(self, line: str, number: int) -> str:
         if len(line) == LONGEST_LINE and not line.endswith("\n"):
@@ -122,6 +138,41 @@ class TextFile:
         return text
 
 
+class _Hashed(io.RawIOBase):
+    """A file of which a digest is taken as it is read."""
+
+    def __init__(self, file: io.BufferedReader, digest: "hashlib._Hash") -> None:
+        self.file, self.digest, self.n_read = file, digest, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = self.file.read(len(buffer))
+        buffer[: len(found)] = found
+        self.digest.update(found)
+        self.n_read += len(found)
+        return len(found)
+
+    def tell(self) -> int:
+        return self.n_read
+
+
+class _Unpacked(gzip.GzipFile):
+    """What a compressed file holds. A few bytes may stand for gigabytes of one and the same: no text is like that."""
+
+    def __init__(self, packed: io.BufferedIOBase, hashed: _Hashed) -> None:
+        super().__init__(fileobj=packed, mode="rb")
+        self.hashed = hashed
+
+    def read1(self, size: int = -1) -> bytes:
+        found = super().read1(size)
+        if self.tell() > SPARE + MOST_TIMES * self.hashed.n_read:
+            why = f"it unpacks to more than {MOST_TIMES} times its bytes, as no text does; if it is one, unpack it"
+            raise OSError(errno.EFBIG, why)
+        return found
+
+
 def _separated(file: io.TextIOWrapper) -> Iterator[str]:
     """Documents with a line of SEPARATOR after each; so is what follows the last such line, unless it is blank."""
     lines: list[str] = []
@@ -133,7 +184,7 @@ def _separated(file: io.TextIOWrapper) -> Iterator[str]:
             yield _without_end("".join(lines))
             lines, length = [], 0
             continue
-        if length + len(line) > LONGEST:
+        if length + len(_without_end(line)) > LONGEST:  # the last line's end is not of the document
             yield "".join(lines)
             lines, length = [], 0
         lines.append(line)

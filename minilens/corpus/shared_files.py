@@ -4,16 +4,25 @@ What cannot be locked, written or read is a ValueError.
 """
 
 import contextlib
+import hashlib
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
+from ..checkpoint.reading import opened
 from ..files import replacing
+
+DIGEST = "digest"  # the name that it has among the arrays of a file
+HEADERS = 2**16  # bytes: what is in a file beside the numbers of its arrays
 
 
 @contextlib.contextmanager
@@ -21,7 +30,7 @@ def locked(path: Path, wait: bool) -> Iterator[bool]:
     """Whether this process has the lock of a file, X.lock beside it; without waiting, it may be another's.
 
     The lock goes with the work, whether that is done or fails, and with the process, however that ends. A link in its
-    place is not followed, and nothing is written to it.
+    place is not followed, and nothing is written to it. What killed writers of the file have left is taken away.
     """
     lock = filelock.FileLock(path.with_suffix(".lock"), blocking=wait, fallback_to_soft=False)
     try:
@@ -32,6 +41,9 @@ def locked(path: Path, wait: bool) -> Iterator[bool]:
     except OSError as error:  # a full disk, or one that has no locks
         raise ValueError(f"{lock.lock_file} cannot be locked: {error.strerror}") from error
     try:
+        for left in path.parent.glob(f"{path.name}.*"):
+            with contextlib.suppress(OSError):
+                left.unlink()
         yield True
     finally:
         # While it is held: who waits for a file that is gone asks for the new one. Windows takes it away by itself.
@@ -41,9 +53,10 @@ def locked(path: Path, wait: bool) -> Iterator[bool]:
 
 
 def write_arrays(path: Path, arrays: dict[str, Tensor]) -> None:
-    """A file for `read_arrays`, compressed."""
+    """A file for `read_arrays`, compressed, with a digest of all that is in it."""
+    whole = {**arrays, DIGEST: as_tensor(digest(tuple(sorted(arrays.items()))))}
     with replacing(path) as new, new.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **{name: array.numpy() for name, array in arrays.items()})
+        np.savez_compressed(file, allow_pickle=False, **{name: array.numpy() for name, array in whole.items()})
 
 
 @contextlib.contextmanager
@@ -59,7 +72,55 @@ def explained(path: Path, remedy: str = "delete it, and run again to have it mad
 
 
 @contextlib.contextmanager
-def read_arrays(path: Path) -> Iterator[Mapping[str, Tensor]]:
-    """What `write_arrays` wrote; who reads it may raise whatever is found wrong with it."""
-    with explained(path), path.open("rb") as stream, np.load(stream) as found:
-        yield {name: torch.from_numpy(found[name]) for name in found}
+def read_arrays(path: Path, most: int) -> Iterator[Mapping[str, Tensor]]:
+    """What `write_arrays` wrote; who reads it may raise whatever is found wrong with it.
+
+    most: how many bytes the arrays can have together. A file that claims more is not unpacked.
+    """
+    with explained(path), opened(path) as stream, zipfile.ZipFile(stream) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > most + HEADERS or any(
+            entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries
+        ):
+            raise ValueError("it is larger than it can be")
+        found = {entry.filename.removesuffix(".npy"): _read_array(archive, entry) for entry in entries}
+        written = found.pop(DIGEST)
+        if not torch.equal(written, as_tensor(digest(tuple(sorted(found.items()))))):
+            raise ValueError("it is not as it was written")
+        yield found
+
+
+def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Tensor:
+    """An array as numpy writes it. numpy's own reader makes room for all that a file claims to have."""
+    with archive.open(entry) as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("it is of another version")
+        shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+        values = np.frombuffer(bytearray(file.read()), dtype)
+    return torch.from_numpy(values.reshape(shape, order="F" if by_columns else "C"))
+
+
+def digest(whole: Any) -> str:
+    """sha256 of a model, with its config and all weights, or of texts, names and tensors in tuples."""
+    found = hashlib.sha256()
+
+    def add(part: Any) -> None:
+        if isinstance(part, Tensor):
+            found.update(f"{part.shape} {part.dtype}".encode())
+            found.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        elif isinstance(part, tuple):
+            for each in part:
+                add(each)
+        elif is_dataclass(part):
+            for field in fields(part):
+                add(getattr(part, field.name))
+        else:
+            found.update(getattr(part, "__name__", repr(part)).encode())  # a function's repr has its address
+
+    add(whole)
+    return found.hexdigest()
+
+
+def as_tensor(digest: str) -> UInt8[Tensor, "32"]:
+    """A digest as its bytes."""
+    return torch.tensor([*bytes.fromhex(digest)], dtype=torch.uint8)

@@ -5,17 +5,19 @@ a file beside it; the system takes the lock away when the process ends, however 
 through the folder alone, but for the counts of tokens, which torch's distributed processes take together. The sum over
 all shards is taken in the order of their names, which follow from what the files hold: who did what does not matter.
 
+Whoever counts the tokens of a shard notes a digest of its texts. With other texts it is not read, and it says itself
+what texts and what sweep it is of: a file that changes, under whatever size and time, never gets into the sums.
+
 The last bits of a product depend on the processor, on the libraries that take it, on how many threads it is spread over
 and on what else is in the batch. So a folder is for machines of one kind, unless its user says otherwise.
 """
 
-import hashlib
 import json
 import os
 import platform
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -23,13 +25,15 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from ..checkpoint.reading import opened
+from ..checkpoint.settings import LONGEST_TEXT
 from ..files import replacing
 from .documents import TextFile
 from .measure import CorpusLens
-from .shared_files import explained, locked, read_arrays, write_arrays
+from .shared_files import as_tensor, digest, explained, locked, read_arrays, write_arrays
 from .tally import Group, Tally
 
 
@@ -37,9 +41,17 @@ class Counted(NamedTuple):
     """What the files hold."""
 
     shards: Int[Tensor, "file"]
+    texts: UInt8[Tensor, "shard 32"]  # a digest of the documents of each
     documents: int
     empty: int  # of them, without a token
     tokens: Int[Tensor, "d_vocab"]  # how often each occurs
+
+
+class Shard(NamedTuple):
+    """Some documents of a file, and where their tallies are."""
+
+    path: Path
+    text: UInt8[Tensor, "32"]
 
 
 class Decoded(NamedTuple):
@@ -95,32 +107,48 @@ class Sweep:
             is_there = self._together(is_there, lambda values: dist.broadcast(values, 0))
         if is_there:
             self._compare()  # another sweep may have begun here since this one looked
-            with read_arrays(path) as found:
-                shards, total = found["shards"], found["total"]
-                if len(shards) != len(self.files) or len(total) != 2 + d_vocab:
-                    raise ValueError("it is of other files")
+            shards, texts, total = self._read_counts(path)
         else:
             shards = torch.zeros(len(self.files), dtype=torch.long)
             total = torch.zeros(2 + d_vocab, dtype=torch.long)  # documents, empty ones, and each token
+            found = []
             for n, file in enumerate(self.files):
                 for number, documents in enumerate(file.shards(self.lens.plan.shard)):
                     shards[n] += 1
+                    found.append(as_tensor(digest(tuple(documents))))
                     for tokens in self._encoded(file, documents) if number % n_workers == worker else ():
                         total[0] += 1
                         total[1] += len(tokens) == 0
                         total[2:] += tokens.bincount(minlength=d_vocab)
+            texts = torch.stack(found) if found else torch.zeros(0, 32, dtype=torch.uint8)
             if n_workers > 1:
                 total = self._together(total, dist.all_reduce)
-            for file in self.files:
-                file.check_unchanged()
             if total[2:].any():
                 self._claim()
-                write_arrays(path, {"shards": shards, "total": total})
+                with locked(path, wait=True):
+                    write_arrays(path, {"shards": shards, "texts": texts, "total": total, "of": self._begun})
         if not total[2:].any():
             raise ValueError("there is nothing to read: the files hold no tokens")
         _make(self.folder / "shards")
-        self._counted = Counted(shards, int(total[0]), int(total[1]), total[2:])
+        self._counted = Counted(shards, texts, int(total[0]), int(total[1]), total[2:])
         return self._counted
+
+    def _read_counts(self, path: Path) -> tuple[Tensor, Tensor, Tensor]:
+        """The shards of each file, a digest of each shard's documents, and the counts, as `count` wrote them."""
+        n_files, n_total = len(self.files), 2 + self.lens.model.W_U.shape[1]
+        # Each document has a character at least, for its end, and a long one is several.
+        most = torch.tensor([2 * (file.longest + 1) // self.lens.plan.shard + 1 for file in self.files])
+        with read_arrays(path, 8 * (n_files + n_total) + 32 * int(most.sum())) as found:
+            shards, texts, total = found["shards"], found["texts"], found["total"]
+            if (
+                (shards.dtype, texts.dtype, total.dtype) != (torch.long, torch.uint8, torch.long)
+                or (shards.shape, total.shape) != ((n_files,), (n_total,))
+                or not (min(shards.min(), total.min()) >= 0 and (shards <= most).all())
+                or texts.shape != (int(shards.sum()), 32)
+                or not torch.equal(found["of"], self._begun)
+            ):
+                raise ValueError("it is of other files")
+        return shards, texts, total
 
     def _together(self, values: Tensor, share: Callable[[Tensor], Any]) -> Tensor:
         """The values, shared by torch's distributed processes."""
@@ -138,14 +166,15 @@ class Sweep:
         """
         counts = self.count().tokens
         for wait in (False, True):
-            for path, file, documents in self._missing():
-                with locked(path, wait) as is_ours:
-                    if is_ours and not path.exists():
+            for shard, file, documents in self._missing():
+                with locked(shard.path, wait) as is_ours:
+                    if is_ours and not shard.path.exists():
+                        if not torch.equal(as_tensor(digest(tuple(documents))), shard.text):
+                            raise file.changed()
                         tokens = self._encoded(file, documents)
                         tallies = self.lens.tallies(tokens, counts)
-                        file.check_unchanged()
                         arrays = {f"{n}.{name}": a for n, each in enumerate(tallies) for name, a in vars(each).items()}
-                        write_arrays(path, arrays)
+                        write_arrays(shard.path, {**arrays, "of": self._begun, "text": shard.text})
                         yield sum(map(len, tokens))
 
     def n_done(self) -> int:
@@ -155,8 +184,11 @@ class Sweep:
     def findings(self) -> Findings:
         """The sum of all shards. Raises ValueError where one is missing, or cannot be read, or is of other texts."""
         whole = self.lens.empty()
-        for path in self._paths():
-            with read_arrays(path) as found:
+        most = sum(array.nbytes for each in whole for array in vars(each).values())
+        for shard in (shard for _, shards in self._shards() for shard in shards):
+            with read_arrays(shard.path, most) as found:
+                if not (torch.equal(found["of"], self._begun) and torch.equal(found["text"], shard.text)):
+                    raise ValueError("it is of another sweep, or of other texts")
                 for n, so_far in enumerate(whole):
                     part = {name: found[f"{n}.{name}"] for name in vars(so_far)}
                     if any((v.shape, v.dtype) != (part[k].shape, part[k].dtype) for k, v in vars(so_far).items()):
@@ -190,7 +222,9 @@ class Sweep:
         """Refuse a folder that is another sweep's, or another kind of machine's."""
         path, ours = self.folder / "sweep.json", self._identity
         with explained(path, "give another folder"):
-            begun = json.loads(path.read_text(encoding="utf-8"))
+            with opened(path) as file:
+                raw = file.read(LONGEST_TEXT)
+            begun = json.loads(raw)
             theirs = {key: begun.get(key) for key in ours}
         machine = _machine(self.lens.model.W_U.device)
         other = [key for key in ours if theirs[key] != ours[key] and not (self.any_machine and key in machine)]
@@ -201,6 +235,7 @@ class Sweep:
                 f"{self.folder} holds a sweep with another value of {found}: give another folder, or go on with that "
                 f"sweep{way}"
             )
+        self._begun = as_tensor(digest(raw))
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
@@ -211,8 +246,8 @@ class Sweep:
         return {
             "minilens": __version__,
             **_machine(lens.model.W_U.device),
-            "model": _digest(lens.model),
-            "tokenizer": _digest(lens.tokenizer.state()),
+            "model": digest(lens.model),
+            "tokenizer": digest(lens.tokenizer.state()),
             "files": [file.digest for file in self.files],
             "json": [file.is_json for file in self.files],
             "lines": [file.lines for file in self.files],
@@ -226,24 +261,20 @@ class Sweep:
             "shard": plan.shard,
         }
 
-    def _paths(self) -> list[Path]:
-        """Of all shards, in the order in which they are summed."""
-        return [path for file, n in self._n_shards() for path in self._paths_of(file, n)]
+    def _shards(self) -> Iterator[tuple[TextFile, list[Shard]]]:
+        """Those of each file, in the order in which they are summed."""
+        counted = self.count()
+        for file, texts in zip(self.files, torch.split(counted.texts, counted.shards.tolist()), strict=True):
+            names = [f"{file.digest[:16]}-{number:07}.npz" for number in range(len(texts))]
+            yield file, [Shard(self.folder / "shards" / name, text) for name, text in zip(names, texts, strict=True)]
 
-    def _n_shards(self) -> list[tuple[TextFile, int]]:
-        return list(zip(self.files, self.count().shards.tolist(), strict=True))
-
-    def _paths_of(self, file: TextFile, n: int) -> list[Path]:
-        return [self.folder / "shards" / f"{file.digest[:16]}-{number:07}.npz" for number in range(n)]
-
-    def _missing(self) -> Iterator[tuple[Path, TextFile, list[str]]]:
-        for file, n in self._n_shards():
-            paths = self._paths_of(file, n)
-            if not all(path.exists() for path in paths):
-                # As many as were counted, unless the file has changed since: `check_unchanged` and `findings` see that.
-                for path, documents in zip(paths, file.shards(self.lens.plan.shard), strict=False):
-                    if not path.exists():
-                        yield path, file, documents
+    def _missing(self) -> Iterator[tuple[Shard, TextFile, list[str]]]:
+        """Those that are not there, with their documents, or with others if the file has changed."""
+        for file, shards in self._shards():
+            if not all(shard.path.exists() for shard in shards):
+                for shard, documents in zip(shards, file.shards(self.lens.plan.shard), strict=False):
+                    if not shard.path.exists():
+                        yield shard, file, documents
 
     def _encoded(self, file: TextFile, documents: Sequence[str]) -> list[Tensor]:
         try:
@@ -304,24 +335,3 @@ def _make(folder: Path) -> None:
 def _is_of_a_beginning(name: str) -> bool:
     """Whether a file may be what another worker makes of a sweep that it has not quite begun."""
     return name in ("shards", "sweep.lock") or name.startswith("sweep.json")
-
-
-def _digest(whole: Any) -> str:
-    """sha256 of a model, with its config and all weights, or of a text."""
-    digest = hashlib.sha256()
-
-    def add(part: Any) -> None:
-        if isinstance(part, Tensor):
-            digest.update(f"{part.shape} {part.dtype}".encode())
-            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        elif isinstance(part, tuple):
-            for each in part:
-                add(each)
-        elif is_dataclass(part):
-            for field in fields(part):
-                add(getattr(part, field.name))
-        else:
-            digest.update(getattr(part, "__name__", repr(part)).encode())  # a function's repr has its address
-
-    add(whole)
-    return digest.hexdigest()

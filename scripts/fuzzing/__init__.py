@@ -1,6 +1,7 @@
 """What scripts/fuzz.py has minilens read, and a second reading to compare with.
 
-A case changes a file or two of a good checkpoint (good.py): drawn at random (drawn.py), or made by hand (by_hand.py).
+A case changes a file or two of a good checkpoint (good.py): drawn at random (drawn.py), or made by hand (by_hand.py,
+faulty.py).
 """
 
 import random
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from .by_hand import HAND
 from .drawn import DRAW
+from .faulty import faulty
 from .good import CONFIGS, Files, good
 
 KINDS = tuple(HAND)
@@ -16,7 +18,7 @@ KINDS = tuple(HAND)
 
 @cache
 def by_hand(kind: str) -> dict[str, Files]:
-    return dict(HAND[kind]())
+    return dict(HAND[kind]()) | faulty(kind)
 
 
 def write(kind: str, seed: int, name: str, folder: Path) -> None:

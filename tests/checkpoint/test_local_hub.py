@@ -21,7 +21,7 @@ import pytest
 import torch
 from checkpoints import Tensors, changed, logits, tokenizer_json
 from conftest import Tiny
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from local_hub import Fault, LocalHub
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
@@ -264,7 +264,7 @@ def test_all_files_come_from_one_commit(hub: LocalHub, commits: list[str], tmp_p
     for _ in range(3):
         found = loaded()
         assert sum(torch.equal(found, each) for each in want) == 1
-    assert moving.asked > 5
+    assert moving.asked >= 4
 
 
 def test_a_repository_that_has_moved(hub: LocalHub, commits: list[str], tmp_path: Path, monkeypatch: Patch) -> None:
@@ -441,14 +441,60 @@ def test_a_hub_that_does_not_help(hub: LocalHub, good: torch.Tensor, slept: list
     assert slept == []
 
 
-def test_a_hub_that_fails_between_two_requests(hub: LocalHub, good: torch.Tensor, slept: list[float]) -> None:
-    """The client's own patience, half a minute, and no claim that the repository lacks the file."""
-    hub.faults = [Fault("*", "HEAD", after=1, status=503)]
-    with pytest.raises(CheckpointError, match=r"^config\.json of some/model cannot be downloaded: An error happened "):
-        minilens.load(REPO)
-    assert sum(slept) == 23
+LIES = {
+    "an absolute path": "/{}/planted",
+    "a path that leads out": "../../../planted",
+    "a path of the client's own": "refs/main",
+    "no hash": "planted",
+    "a hash and a path": "a" * 40 + "/../../../../planted",
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("about", ["ETag", "commit", "commit without the file"])
+def test_a_hub_that_has_files_planted(
+    hub: LocalHub, good: torch.Tensor, tmp_path: Path, slept: list[float], about: str, lie: str
+) -> None:
+    """The client takes a commit and an ETag as names of folders and files: what cannot be one is not the Hub's."""
+    value = LIES[lie].format(tmp_path)
+    absent: dict[str, Any] = dict(status=404, headers={"X-Error-Code": "EntryNotFound", "X-Repo-Commit": value})
+    for file, etag in (("config.json", "ETag"), ("model.safetensors", "X-Linked-Etag")):
+        lies = dict(headers={etag if about == "ETag" else "X-Repo-Commit": value})
+        hub.faults = [Fault(f"{REPO}/{file}", "HEAD", **(absent if "without" in about else lies))]
+        with pytest.raises(CheckpointError, match=rf"{file} of that repository is not in the cache, and {LOGIN}; "):
+            minilens.load(REPO)
     hub.faults.clear()
+    assert {path.name for path in tmp_path.iterdir()} == {"good", "cache"}
+    assert not list(tmp_path.rglob("*planted*"))
     assert torch.equal(loaded(), good)
+    assert slept == []
+
+
+def test_the_hub_is_asked_once_for_each_file(hub: LocalHub, good: torch.Tensor, tmp_path: Path) -> None:
+    """What it would say the second time, a path to write to, cannot count."""
+    hub.faults = [
+        Fault(f"{REPO}/{file}", "HEAD", after=1, headers={name: str(tmp_path / "planted")})
+        for file in ("config.json", "model.safetensors")
+        for name in ("ETag", "X-Linked-Etag", "X-Repo-Commit")
+    ]
+    assert torch.equal(loaded(), good)
+    asked = [request.file for request in hub.asked if request.method == "HEAD"]
+    assert len(asked) == len(set(asked))
+    assert not (tmp_path / "planted").exists()
+
+
+def test_a_question_of_another_thread_is_its_own(hub: LocalHub, good: torch.Tensor, monkeypatch: Patch) -> None:
+    """While a file is downloaded, the client asks the Hub for other files as ever, and afterwards for this one, too."""
+    ask, download = file_download.get_hf_file_metadata, huggingface_hub.hf_hub_download
+
+    def noted(repo: str, file: str, **options: Any) -> str:
+        url = huggingface_hub.hf_hub_url(repo, "config.json")
+        assert file == "config.json" or file_download.get_hf_file_metadata(url).commit_hash
+        return download(repo, file, **options)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", noted)
+    assert torch.equal(loaded(), good)
+    assert file_download.get_hf_file_metadata is ask
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "rubbish", "http://"])

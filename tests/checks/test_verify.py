@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 import minilens
 from minilens import Report, gpt2, gpt_neo, ops
-from minilens.checkpoint.hub import bundled
+from minilens.checkpoint.hub import Files, bundled
 from minilens.checkpoint.settings import CheckpointError, Settings
 from minilens.checks import published
 from minilens.checks.config import Key, fields_set
@@ -753,7 +753,7 @@ def test_each_file_is_asked_for_once(tiny: Tiny, monkeypatch: pytest.MonkeyPatch
         asked.append(file)
         return folder / file if (folder / file).is_file() else None
 
-    monkeypatch.setattr(VERIFY, "locate", lambda name, revision: find)
+    monkeypatch.setattr(VERIFY, "locate", lambda name, revision: Files(find))
     report = minilens.verify("somebody/ctrl", revision="v1")
     assert report.faults == () and report.model == "somebody/ctrl"
     there = [file for file in asked if (folder / file).is_file()]

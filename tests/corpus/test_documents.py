@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -151,24 +152,74 @@ def test_a_line_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         list(TextFile(path).documents())
 
 
-def test_a_file_that_changes(tmp_path: Path) -> None:
-    file = written(tmp_path / "a.txt", ["one"])
-    file.check_unchanged()
-    path = tmp_path / "a.txt"
-    before = path.stat()
-    path.write_text("two")
+@pytest.mark.parametrize("how", ["its text", "its text, of the same size and time", "its end"])
+def test_a_file_that_changes(tmp_path: Path, how: str) -> None:
+    """It is known by its content, at the end of it."""
+    file = written(tmp_path / "a.txt", ["one", "two"])
+    path, before = tmp_path / "a.txt", (tmp_path / "a.txt").stat()
+    content = path.read_bytes()
+    path.write_bytes(content + b"\n" if how == "its end" else content.replace(b"two", b"six"))
+    if "time" in how:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    read = file.documents()
+    assert next(read) == "one"
     with pytest.raises(
         ValueError,
         match=r"a\.txt has changed while it was read: run again \(with another --out, if its text is another\)",
     ):
-        file.check_unchanged()
-    again = TextFile(path)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(ValueError, match="has changed while it was read"):
-        again.check_unchanged()
+        list(read)
+    path.write_bytes(content)
+    assert list(file.documents()) == ["one", "two"]
     path.unlink()
-    with pytest.raises(ValueError, match=r"a\.txt cannot be read any more: No such file"):
-        again.check_unchanged()
+    with pytest.raises(ValueError, match=r"a\.txt cannot be read: No such file"):
+        list(file.documents())
+
+
+@pytest.mark.parametrize("lines", [False, True])
+@pytest.mark.parametrize("end", ["\n", "\r\n", ""])
+@pytest.mark.parametrize("more", [-1, 0, 1])
+@pytest.mark.parametrize("with_a_line_end", [False, True])
+def test_a_document_as_long_as_can_be_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: int, lines: bool, end: str, with_a_line_end: bool
+) -> None:
+    """It leaves no empty one behind, whatever ends its last line; one that is longer is several."""
+    monkeypatch.setattr(corpus, "LONGEST", 700)
+    monkeypatch.setattr(corpus, "LONGEST_LINE", 700)
+    text = "x" * (700 + more)
+    if with_a_line_end and not lines:
+        text = text[:300] + "\n" + text[301:]
+    path = tmp_path / "a.txt"
+    path.write_bytes(f"{text}{end}{'' if lines or not end else SEPARATOR + end}".encode())
+    found = list(TextFile(path, lines=lines).documents())
+    assert "".join(found) == text
+    assert len(found) == (2 if more > 0 else 1)
+    assert all(found)
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_what_unpacks_to_more_than_a_text_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: bool) -> None:
+    """Soon after its start, and not when all of it is unpacked; a text that is alike everywhere is read."""
+    monkeypatch.setattr(corpus, "SPARE", 2**16)
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(b"\n" * 10**5) * 1000)
+    read: list[int] = []
+    monkeypatch.setattr(corpus, "sha256_of", lambda file: "")
+    whole = TextFile(path, lines=lines)
+    add = corpus._Hashed.readinto
+    monkeypatch.setattr(corpus._Hashed, "readinto", lambda *args: read.append(add(*args)) or read[-1])
+    with pytest.raises(ValueError, match=r"a\.txt\.gz cannot be read: it unpacks to more than 100 times its bytes, as"):
+        list(whole.documents())
+    assert sum(read) < 20_000 < path.stat().st_size
+    monkeypatch.undo()
+    path.write_bytes(gzip.compress(f"{'once upon a time ' * 50}\n{SEPARATOR}\n".encode() * 5000))
+    assert len(list(TextFile(path).documents())) == 5000
+
+
+def test_a_shard_of_empty_documents_has_an_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n" * 1000)
+    assert [len(shard) for shard in TextFile(path, lines=True).shards(300)] == [300, 300, 300, 100]
+    assert TextFile(path).longest == 1000
 
 
 @given(documents=st.lists(st.text("ab \n", max_size=30).map(str.strip), max_size=20), size=st.integers(1, 50))
@@ -178,7 +229,8 @@ def test_shards_are_the_documents_cut_by_their_lengths(
     shards = list(written(tmp_path_factory.mktemp("shards") / "a.txt", documents).shards(size))
     assert [document for shard in shards for document in shard] == documents
     for shard in shards[:-1]:
-        assert sum(map(len, shard)) >= size > sum(map(len, shard[:-1]))
+        length = [len(document) + 1 for document in shard]
+        assert sum(length) >= size > sum(length[:-1])
     assert all(shards)
 
 
@@ -227,16 +279,16 @@ def test_nothing_of_a_file_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path.write_text(f"{'word ' * 20}\n{SEPARATOR}\n" * 100_000)
     reads: list[int] = []
     opened = TextFile(path)
-    real = opened._open
+    real = opened._decoded
 
-    def spy() -> object:
-        file = real()
+    def spy(*args: Any) -> object:
+        file = real(*args)
         reads.append(0)
         readline: Callable[..., str] = file.readline
         file.readline = lambda *args: reads.__setitem__(0, reads[0] + 1) or readline(*args)  # type: ignore
         return file
 
-    monkeypatch.setattr(TextFile, "_open", lambda self: spy())
+    monkeypatch.setattr(TextFile, "_decoded", lambda self, *args: spy(*args))
     shards = opened.shards(1000)
     next(shards), next(shards)
     assert 0 < reads[0] < 100

@@ -12,6 +12,8 @@ import signal
 import sys
 import threading
 import time
+import tracemalloc
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from minilens.checkpoint.tokenizer_files import load_tokenizer
 from minilens.corpus import measure as corpus_lens
 from minilens.corpus.documents import SEPARATOR, TextFile
 from minilens.corpus.measure import CorpusLens, Plan
-from minilens.corpus.shared_files import locked
+from minilens.corpus.shared_files import locked, read_arrays, write_arrays
 from minilens.corpus.sweep import Findings, Sweep
 from minilens.corpus.tally import FREQUENCIES, LOWEST, NUMBERS, PER_OCTAVE, RANKS, VALUES
 from minilens.views.corpus_page import corpus_page
@@ -454,21 +456,107 @@ def test_a_shard_that_cannot_be_read(gpt2: Loaded, tmp_path: Path, content: byte
     assert record(swept(lens, files, tmp_path / "out")) == whole
 
 
-@pytest.mark.parametrize("fault", ["not finite", "one row for all", "another dtype"])
+@pytest.mark.parametrize("fault", ["not finite", "one row for all", "another dtype", "other texts", "none"])
 def test_a_shard_whose_sums_are_no_tally(gpt2: Loaded, tmp_path: Path, fault: str) -> None:
+    """Though its digest is right."""
     lens, files = CorpusLens(*gpt2, Plan()), [text_file(tmp_path / "a.txt", documents(1))]
-    swept(lens, files, tmp_path / "out")
+    whole = record(swept(lens, files, tmp_path / "out"))
     (path,) = (tmp_path / "out" / "shards").iterdir()
-    arrays = dict(np.load(path))
+    with read_arrays(path, 2**27) as found:
+        arrays = dict(found)
     if fault == "not finite":
-        arrays["0.sums"][0, 1, 2] = np.nan
+        arrays["0.sums"][0, 1, 2] = torch.nan
     elif fault == "one row for all":
         arrays["0.sums"] = arrays["0.sums"][:, :1]
-    else:
-        arrays["0.ranks"] = arrays["0.ranks"].astype(np.float64)
-    np.savez(path, **arrays)
+    elif fault == "another dtype":
+        arrays["0.ranks"] = arrays["0.ranks"].double()
+    elif fault == "other texts":
+        arrays["text"] = arrays["text"].flip(0)
+    write_arrays(path, arrays)
+    if fault == "none":
+        assert record(Sweep(lens, files, tmp_path / "out").findings()) == whole
+        return
     with pytest.raises(ValueError, match=r"cannot be read \(broken, or of another sweep\): delete it"):
         Sweep(lens, files, tmp_path / "out").findings()
+
+
+@pytest.mark.parametrize("name", ["0.sums", "0.squares", "0.confidence", "0.buckets", "0.documents", "text", "of"])
+@pytest.mark.parametrize("file", ["shard", "counts.npz"])
+def test_a_number_that_was_changed(gpt2: Loaded, tmp_path: Path, file: str, name: str) -> None:
+    """One, by a little: it is finite, and the count of tokens is right."""
+    lens, files = CorpusLens(*gpt2, Plan()), [text_file(tmp_path / "a.txt", documents(1))]
+    swept(lens, files, tmp_path / "out")
+    path = next((tmp_path / "out" / "shards").iterdir()) if file == "shard" else tmp_path / "out" / file
+    arrays = dict(np.load(path))
+    if file == "counts.npz":
+        name = {"0.sums": "total", "0.squares": "texts", "of": "of"}.get(name, "shards")
+    is_float = arrays[name].dtype == np.float64
+    arrays[name].flat[0] = np.nextafter(arrays[name].flat[0], np.inf) if is_float else arrays[name].flat[0] ^ 1
+    np.savez_compressed(path, **arrays)
+    with pytest.raises(ValueError, match=rf"{path.name} cannot be read \(broken, or of another sweep\): delete it"):
+        Sweep(lens, files, tmp_path / "out").findings()
+
+
+def unpacks(path: Path) -> None:
+    """To 3.2 GB, were it unpacked."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("0.sums.npy", "w") as entry:
+        np.lib.format.write_array_header_1_0(entry, dict(descr="<f8", fortran_order=False, shape=(4 * 10**8,)))  # type: ignore[no-untyped-call]
+        for _ in range(200):
+            entry.write(bytes(2**20))
+
+
+def of_another_method(path: Path) -> None:
+    """What unpacks it may take any memory to do so."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("0.sums.npy", bytes(100))
+
+
+def claims(path: Path) -> None:
+    """More numbers than are there."""
+    with zipfile.ZipFile(path, "w") as archive, archive.open("0.sums.npy", "w") as entry:
+        np.lib.format.write_array_header_1_0(entry, dict(descr="<f8", fortran_order=False, shape=(10**12,)))  # type: ignore[no-untyped-call]
+
+
+PLACES: dict[str, Callable[[Path], Any]] = {
+    "a pipe": os.mkfifo,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a file of the system's": lambda path: path.symlink_to("/proc/self/pagemap"),
+    "a folder": os.mkdir,
+    "a file that unpacks to gigabytes": unpacks,
+    "a file of another method": of_another_method,
+    "a file that claims more than it has": claims,
+}
+
+
+@pytest.mark.parametrize("what", PLACES)
+@pytest.mark.parametrize("file", ["shards", "counts.npz", "sweep.json"])
+def test_what_is_in_the_place_of_a_file(gpt2: Loaded, tmp_path: Path, file: str, what: str) -> None:
+    """Nobody waits for it, or reads all of it."""
+    lens, files, folder = CorpusLens(*gpt2, Plan()), [text_file(tmp_path / "a.txt", documents(1))], tmp_path / "out"
+    swept(lens, files, folder)
+    path = next((folder / "shards").iterdir()) if file == "shards" else folder / file
+    path.unlink()
+    PLACES[what](path)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=rf"{path.name} cannot be read \(.*\): (delete it|give another folder)"):
+            swept(lens, files, folder)
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_a_killed_writer_left_is_taken_away(gpt2: Loaded, tmp_path: Path) -> None:
+    lens, files = CorpusLens(*gpt2, Plan(shard=200)), [text_file(tmp_path / "a.txt", documents(1))]
+    sweep = Sweep(lens, files, tmp_path / "out")
+    sweep.count()
+    for shard in next(sweep._shards())[1]:
+        (tmp_path / "out" / "shards" / f"{shard.path.name}.123.host").write_bytes(b"half of i")
+    (tmp_path / "out" / "sweep.json.123.host").write_text("{")
+    (tmp_path / "out" / "counts.npz").rename(tmp_path / "out" / "counts.npz.123.host")
+    swept(lens, files, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"counts.npz", "shards", "sweep.json"}
+    assert all(path.suffix == ".npz" for path in (tmp_path / "out" / "shards").iterdir())
 
 
 def test_a_shard_of_another_sweep_is_refused(gpt2: Loaded, tmp_path: Path) -> None:
@@ -620,19 +708,52 @@ def written_while(monkeypatch: pytest.MonkeyPatch, path: Path, texts: Sequence[s
     monkeypatch.setattr(CorpusLens, "tallies", tallies)
 
 
-@pytest.mark.parametrize("n", [4, 12, 30])
-def test_a_file_that_changes_while_it_is_read(
-    gpt2: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int
+def disguised(path: Path, text: str) -> None:
+    """Another text under the same size and time, as rsync -t and touch -r leave it."""
+    before = path.stat()
+    assert len(text.encode()) == before.st_size
+    path.write_text(text)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("when", ["before it is counted", "before it is read", "between two shards"])
+def test_a_file_that_changes_in_disguise(
+    gpt2: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
+    """No sum is taken of the other text; with the first text again, what was begun is gone on with."""
     lens, path = CorpusLens(*gpt2, Plan(shard=200)), tmp_path / "a.txt"
-    sweep = Sweep(lens, [text_file(path, documents(1))], tmp_path / "out")
+    files = [text_file(path, [*documents(1), "once " * 20_000, *documents(1)])]
+    text = path.read_text()
+    other = text.replace("once", "upon")
+    sweep = Sweep(lens, files, tmp_path / "out")
+    monkeypatch.setattr(CorpusLens, "tallies", lambda self, documents, counts: self.empty())
+    if when == "before it is read":
+        sweep.count()
+    if when == "between two shards":
+        steps = sweep.run()
+        next(steps)
+    disguised(path, other)
+    with pytest.raises(ValueError, match=r"a\.txt has changed while it was read: run again \(with another --out"):
+        list(sweep.run())
+    n_done = len(list(tmp_path.glob("out/shards/*.npz")))
+    assert n_done < 20 if when == "between two shards" else n_done == 0
+    disguised(path, text)
+    again = Sweep(lens, files, tmp_path / "out")
+    assert len(list(again.run())) == int(again.count().shards.sum()) - n_done
+
+
+def test_a_file_that_changes_while_it_is_read(gpt2: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of its shards that are there are right."""
+    lens, path, texts = CorpusLens(*gpt2, Plan(shard=2000)), tmp_path / "a.txt", documents(1, n=200)
+    sweep = Sweep(lens, [text_file(path, texts)], tmp_path / "out")
     sweep.count()
-    written_while(monkeypatch, path, documents(2, n=n))
+    written_while(monkeypatch, path, documents(2, n=200))
     with pytest.raises(ValueError, match=r"a\.txt has changed while it was read"):
         list(sweep.run())
-    assert not list(tmp_path.glob("out/shards/*"))
+    n_done = len(list(tmp_path.glob("out/shards/*.npz")))
+    assert 0 < n_done < int(sweep.count().shards.sum())
     monkeypatch.undo()
-    text_file(path, documents(1))  # the very same text again: what was begun can be gone on with
+    text_file(path, texts)
     assert record(swept(lens, [TextFile(path)], tmp_path / "out")) == record(
         swept(lens, [TextFile(path)], tmp_path / "new")
     )
@@ -651,17 +772,58 @@ def test_counts_of_other_texts(gpt2: Loaded, tmp_path: Path) -> None:
     for n in (1, 2):
         swept(lens, [text_file(tmp_path / f"{n}.txt", documents(n))], tmp_path / f"out{n}")
     shutil.copy(tmp_path / "out2" / "counts.npz", tmp_path / "out1" / "counts.npz")
-    with pytest.raises(ValueError, match=r"out1 hold [0-9]+ tokens, and its counts\.npz [0-9]+: give another"):
+    with pytest.raises(ValueError, match=r"counts\.npz cannot be read \(broken, or of another sweep\): delete it"):
         Sweep(lens, [TextFile(tmp_path / "1.txt")], tmp_path / "out1").findings()
 
 
-def test_counts_of_more_files(gpt2: Loaded, tmp_path: Path) -> None:
+def counts(folder: Path, **changes: torch.Tensor) -> None:
+    """The counts of a sweep with others in their place, written as the sweep would."""
+    with read_arrays(folder / "counts.npz", 2**20) as found:
+        arrays = dict(found)
+    write_arrays(folder / "counts.npz", {**arrays, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(shards=torch.tensor([1, 1])),
+        dict(shards=torch.tensor([10**7])),
+        dict(shards=torch.tensor([10**12])),
+        dict(shards=torch.tensor([-1])),
+        dict(shards=torch.tensor([1.0])),
+        dict(shards=torch.tensor([1.5])),
+        dict(shards=torch.tensor([torch.nan])),
+        dict(shards=torch.tensor([[1]])),
+        dict(shards=torch.tensor(1)),
+        dict(shards=torch.tensor([], dtype=torch.long)),
+        dict(shards=torch.tensor([10**4]), texts=torch.zeros(10**4, 32, dtype=torch.uint8)),
+        dict(texts=torch.zeros(1, 31, dtype=torch.uint8)),
+        dict(texts=torch.zeros(0, 32, dtype=torch.uint8)),
+        dict(total=torch.zeros(4)),
+        dict(total=torch.full((103,), -1)),
+        dict(total=torch.zeros(103)),
+        dict(total=torch.zeros(10**6, dtype=torch.long)),
+        dict(of=torch.zeros(32, dtype=torch.uint8)),
+    ],
+    ids=str,
+)
+def test_counts_that_cannot_be(gpt2: Loaded, tmp_path: Path, changes: dict[str, torch.Tensor]) -> None:
     lens, files = CorpusLens(*gpt2, Plan()), [text_file(tmp_path / "a.txt", documents(1))]
-    swept(lens, files, tmp_path / "out")
-    arrays = dict(np.load(tmp_path / "out" / "counts.npz"))
-    np.savez(tmp_path / "out" / "counts.npz", shards=[1, 1], total=arrays["total"])
+    Sweep(lens, files, tmp_path / "out").count()
+    counts(tmp_path / "out")
+    assert Sweep(lens, files, tmp_path / "out").count().documents == 12
+    counts(tmp_path / "out", **changes)
     with pytest.raises(ValueError, match=r"counts\.npz cannot be read \(broken, or of another sweep\): delete it"):
         Sweep(lens, files, tmp_path / "out").count()
+
+
+def test_counts_and_shards_that_do_not_agree(gpt2: Loaded, tmp_path: Path) -> None:
+    lens, files = CorpusLens(*gpt2, Plan()), [text_file(tmp_path / "a.txt", documents(1))]
+    total = Sweep(lens, files, tmp_path / "out").count().tokens
+    swept(lens, files, tmp_path / "out")
+    counts(tmp_path / "out", total=torch.cat([torch.tensor([12, 0]), total + 1]))
+    with pytest.raises(ValueError, match=r"out hold [0-9]+ tokens, and its counts\.npz [0-9]+: give another"):
+        Sweep(lens, files, tmp_path / "out").findings()
 
 
 def begin(lenses: Sequence[CorpusLens], n: int, files: Sequence[TextFile], folder: Path, log: Path, start: Any) -> None:

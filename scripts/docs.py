@@ -312,6 +312,16 @@ def take_picture() -> None:
     Image.open(picture).convert("RGB").quantize(256).save(picture, optimize=True)  # a palette: a third of the size
 
 
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """A hook of MkDocs (mkdocs.yml): links to files outside docs/ lead to the repository that the site is built from.
+
+    Where there is none to name, their text stays without a link.
+    """
+    repository = os.environ.get("GITHUB_REPOSITORY")
+    link = rf"[\1](https://github.com/{repository}/blob/main/\2)" if repository else r"\1"
+    return re.sub(r"\[([^\]]*)\]\(\.\./([^)\s]*)\)", link, markdown)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Make, run and check the pages of the documentation.")
     parser.add_argument("pages", nargs="*", type=Path, help="README.md, docs/lens.md …; by default all")

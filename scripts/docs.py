@@ -112,7 +112,9 @@ class _Run:
         if block.kind == "text" and self.printed is not None:
             printed, self.printed = self.printed, None
             return block.text if keep else excerpt(printed, block.text)
-        raise self.trouble(block, f'a block of {block.kind} that is not the output of one of Python must be "not run: …"')
+        raise self.trouble(
+            block, f'a block of {block.kind} that is not the output of one of Python must be "not run: …"'
+        )
 
     def python(self, block: Block) -> str:
         code = compile("\n" * block.line + block.text, self.name, "exec")

@@ -21,7 +21,11 @@ def command_page() -> str:
 
     (commands,) = (each for each in _parser()._actions if isinstance(each, argparse._SubParsersAction))
     texts = {choice.dest: choice.help or "" for choice in commands._choices_actions}
-    parts = [MADE_BY, "# The command", "`minilens COMMAND --help` prints the same. What is in brackets may be left out."]
+    parts = [
+        MADE_BY,
+        "# The command",
+        "`minilens COMMAND --help` prints the same. What is in brackets may be left out.",
+    ]
     parts.append("\n".join(f"- [minilens {name}](#minilens-{name}): {text}" for name, text in texts.items()))
     for name, parser in commands.choices.items():
         usage = [_spelled(action) for action in parser._actions if not action.option_strings or action.required]
@@ -243,7 +247,7 @@ MARKED = re.compile(r"(?<![\w\"])(\[[^\]]*\]|[\w.]*\w\([^()]*\)|[\w.]*_[\w.]*\w|
 def _prose(paragraph: str) -> str:
     """The text on one line, with names, calls and shapes marked as code."""
     pieces = re.split(r"(`[^`]*`|\"[^\"]*\")", " ".join(paragraph.split()))
-    return "".join(piece if piece[:1] in ('`', '"') else MARKED.sub(r"`\1`", piece) for piece in pieces)
+    return "".join(piece if piece[:1] in ("`", '"') else MARKED.sub(r"`\1`", piece) for piece in pieces)
 
 
 def _doctest(text: str) -> Iterator[str]:

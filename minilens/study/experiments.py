@@ -151,7 +151,8 @@ def study(
     """Read the passage, and two texts that repeat a rare word, in all READINGS, with rows after attention as well.
 
     name: what to call the model. word: the rare word; by default plasma where the vocabulary has it as one token, else
-    the first of WORDS, and then the others of WORDS are read as well, in the final reading. Where the model has control
+    the first of WORDS, and then the others of WORDS are read as well, in the final reading; where it has none, its own
+    longest word. Of the built-in passage as much is read as the context holds. Where the model has control
     codes, each text without one gets the first. each: goes through the jobs in order, and may show how far it is.
 
     Raises ValueError where a text is too short or too long, where no word suits the vocabulary, and for a model of
@@ -159,6 +160,8 @@ def study(
     """
     if model.n_layers < 3:
         raise ValueError(f"a study compares first, middle and last blocks: it needs three, not {model.n_layers}")
+    if passage == PASSAGE:
+        passage = _beginning(passage, model, tokenizer)
     if (n := tokenizer.encode(passage).shape[1]) < 2:
         raise ValueError(f"the passage has {n} {'token' if n == 1 else 'tokens'}: a study needs at least two")
 
@@ -194,6 +197,14 @@ def study(
     return Study(name, model.family, model.n_layers, texts, first.token, tables, found)
 
 
+def _beginning(passage: str, model: Model, tokenizer: Tokenizer) -> str:
+    """As many words of it as the model can read together, with a control code before them."""
+    words = passage.split(" ")
+    while len(words) > 1 and tokenizer.encode(" ".join(words)).shape[1] >= model.config.n_ctx:
+        del words[-1]
+    return " ".join(words)
+
+
 def _words(tokenizer: Tokenizer, word: str | None) -> list[Word]:
     """The rare words that suit the vocabulary, with their texts: plasma or the first of WORDS, then the others."""
     if word is not None:
@@ -206,8 +217,15 @@ def _words(tokenizer: Tokenizer, word: str | None) -> list[Word]:
     plasma = [_suiting(tokenizer, PLASMA, wording) for wording in PLASMA_WORDINGS]
     stories = [_suiting(tokenizer, each, STORY) for each in WORDS]
     found = [each for each in plasma if each][:1] + [each for each in stories if each]
+    if not found:  # in a small vocabulary its longest word is the rarest
+        own = {tokenizer.piece(token).decode(errors="replace").strip() for token in range(tokenizer.size)}
+        own = {word for word in own if word.isalpha() and word.islower() and len(word) > 2}
+        longest = (_suiting(tokenizer, word, STORY) for word in sorted(own, key=lambda word: (-len(word), word)))
+        found = [each for each in longest if each][:1]
     if not found:
-        raise ValueError(f"none of the words {PLASMA}, {', '.join(WORDS)} is one token of this model: name one that is")
+        raise ValueError(
+            f"none of the words {PLASMA}, {', '.join(WORDS)} is one token of this model: name one that is (--word)"
+        )
     return found
 
 

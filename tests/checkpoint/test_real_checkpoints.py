@@ -14,12 +14,14 @@ import torch
 from checkpoints import Tensors, changed, logits, tokenizer_json
 from conftest import CLASSES, FAMILIES, SIZES, Tiny
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import minilens
 from minilens import CheckpointError
 from minilens.checkpoint.keys import HARMLESS, ONLY, why_harmless
 from minilens.command.main import main
+from minilens.study.experiments import PASSAGE, study
 
 Capture = pytest.CaptureFixture[str]
 REAL = Path(__file__).parents[3] / "shared" / "checkpoints"
@@ -372,6 +374,20 @@ def test_a_byte_order_mark_is_no_token(
 
 
 # ---- Two that others trained
+
+
+def test_a_study_of_a_small_vocabulary_and_a_short_context(tiny: Tiny, tmp_path: Path) -> None:
+    """Its own longest word is followed, and as much of the passage is read as the context holds."""
+    folder = tiny("gpt2", n_positions=64)[1]
+    raw = Tokenizer(models.WordLevel({"<unk>": 0, "sea": 1, "window": 2, "Anna": 3}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    files: dict[str, bytes | None] = {"tokenizer.json": raw.to_str().encode()}
+    model, tokenizer = minilens.load(changed(folder, tmp_path / "model", files=files))
+    assert tokenizer is not None
+    found = study("small", model, tokenizer)
+    assert found.word == 2 and found.texts["extreme"].endswith("love my window")
+    assert PASSAGE.startswith(found.texts["passage"])
+    assert tokenizer.encode(found.texts["passage"]).shape[1] > 55
 
 
 @pytest.mark.filterwarnings("ignore:.*is a pickle file")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -146,7 +147,7 @@ def test_a_vocabulary_without_any_of_the_words(tiny: Tiny) -> None:
     model, _ = minilens.load(tiny("gpt2")[1])
 
     class Bytes:
-        size, codes = 101, ()
+        size, codes, special = 101, (), MappingProxyType({})
 
         def encode(self, text: str) -> torch.Tensor:
             return torch.tensor([[byte % 101 for byte in text.encode()]])

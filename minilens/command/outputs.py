@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from ..files import check_new, replacing
 from ..views.tokens import printable
@@ -101,7 +101,7 @@ def say(message: str) -> None:
 SIGNS = {"↵": "\\x0a", "⇥": "\\x09", "∅": "\\u2205", "◌": "\\u25cc", "‖": "||"}
 
 
-def with_signs(stream: TextIO) -> None:
+def with_signs(stream: Any) -> None:
     """Let an output that cannot hold the marks of white space, as Windows' cp1252, show them as escapes."""
 
     def sign(error: UnicodeError) -> tuple[str, int]:

@@ -10,7 +10,20 @@ import numpy as np
 
 from .corpus_record import CALIBRATION, QUANTILES, mean_and_error
 from .corpus_terminal import names
-from .plots import INK, LEGEND, OUTPUT, PLAIN, Axes, Figure, FigureCanvasAgg, depths, drawable, plain, scale_nats
+from .plots import (
+    INK,
+    OUTPUT,
+    PLAIN,
+    Axes,
+    Figure,
+    FigureCanvasAgg,
+    add_legend,
+    depths,
+    drawable,
+    legend_label,
+    plain,
+    scale_nats,
+)
 from .tokens import text_label
 
 PANELS = {  # what the overview draws, three in a line
@@ -41,7 +54,7 @@ def overview(records: Sequence[dict[str, Any]]) -> Figure:
     draw = drawable()
     for n, (record, name) in enumerate(zip(records, names(records), strict=True)):
         for style, (decoder, found) in zip(_styles(record), record["decoders"].items(), strict=True):
-            label = draw(name) + (f", {decoder}" if len(record["decoders"]) > 1 else "")
+            label = legend_label(draw(name)) + (f", {decoder}" if len(record["decoders"]) > 1 else "")
             for ax, value in zip(panels.flat, PANELS, strict=False):
                 _curve(
                     ax, found, found["groups"][0], value, color=COLOURS[n % len(COLOURS)], linestyle=style, label=label
@@ -50,8 +63,7 @@ def overview(records: Sequence[dict[str, Any]]) -> Figure:
         _finish(ax, value, title)
     for ax in panels.flat[len(PANELS) :]:
         ax.set_axis_off()
-    lines = panels.flat[0].get_legend_handles_labels()
-    panels.flat[len(PANELS)].legend(*lines, loc="upper left", **{**LEGEND, "fontsize": 8})
+    add_legend(panels.flat[len(PANELS)], panels.flat[0], loc="upper left", fontsize=8)
     return figure
 
 
@@ -67,7 +79,7 @@ def details(record: dict[str, Any], decoder: str) -> Figure:
         chosen = [group for group in found["groups"] if group["split"] == split and group["tokens"]]
         for group, colour in zip(chosen, _ramp(len(chosen)), strict=True):
             for ax, value in zip(line, SPLITS, strict=True):
-                _curve(ax, found, group, value, color=colour, label=draw(text_label(group["group"])))
+                _curve(ax, found, group, value, color=colour, label=legend_label(draw(text_label(group["group"]))))
         for ax, value in zip(line, SPLITS, strict=True):
             _finish(ax, value, PANELS[value])
         _beside(line[-1], title)
@@ -91,7 +103,7 @@ def _panels(n_lines: int, n_columns: int) -> tuple[Figure, Any]:
 def _beside(ax: Axes, title: str) -> None:
     """The legend of a line of panels, right of the last one, if anything is drawn there."""
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(title=title, title_fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), alignment="left", **LEGEND)
+        add_legend(ax, title=title, title_fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), alignment="left")
 
 
 def _styles(record: dict[str, Any]) -> list[Any]:
@@ -157,11 +169,11 @@ def _calibration(ax: Axes, found: dict[str, Any]) -> None:
             linewidth=1,
             marker=".",
             markersize=3,
-            label=draw(text_label(row)) if ends else None,
+            label=legend_label(draw(text_label(row))) if ends else None,
         )
     _finish(ax, "", "accuracy over confidence of the best token")
     ax.set_xlabel("confidence", fontsize=8, color=INK)
-    ax.legend(loc="upper left", **LEGEND)
+    add_legend(ax, loc="upper left")
 
 
 def _finish(ax: Axes, value: str, title: str) -> None:

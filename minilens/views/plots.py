@@ -36,6 +36,7 @@ __all__ = [
     "Normalize",
     "PatchCollection",
     "Rectangle",
+    "add_legend",
     "as_image",
     "colormaps",
     "depths",
@@ -44,6 +45,7 @@ __all__ = [
     "findfont",
     "get_font",
     "labels",
+    "legend_label",
     "plain",
     "rc_context",
     "save_figure",
@@ -54,6 +56,20 @@ OUTPUT, INPUT = "#0072b2", "#c04f00"  # of the palette that the page's pins have
 INK, LINES = "#5c646d", "#dfe2e6"
 PLAIN: dict[str, Any] = {"parse_math": False, "usetex": False}  # a token's $ and \ are letters, never TeX
 LEGEND: dict[str, Any] = {"fontsize": 7, "frameon": False, "labelcolor": INK, "handlelength": 2.2}
+
+
+def add_legend(ax: Axes, of: Axes | None = None, **where: Any) -> None:
+    """The legend of what is drawn in these axes, or `of` others. Its words are letters and never TeX, as PLAIN has it.
+
+    matplotlib leaves out a label that begins with _: `legend_label` makes one that it takes.
+    """
+    legend = ax.legend(*(of or ax).get_legend_handles_labels(), **{**LEGEND, **where})
+    for text in legend.get_texts():
+        text.set(**PLAIN)
+
+
+def legend_label(name: str) -> str:
+    return f" {name}" if name.startswith("_") else name
 
 
 def scale_nats(row: Iterable[Axes], least: float = 50.0) -> None:

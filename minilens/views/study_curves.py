@@ -10,12 +10,12 @@ from .heatmap import LONGEST_LABEL
 from .plots import (
     INK,
     INPUT,
-    LEGEND,
     OUTPUT,
     PLAIN,
     Axes,
     Figure,
     FigureCanvasAgg,
+    add_legend,
     depths,
     drawable,
     labels,
@@ -56,8 +56,7 @@ def study_figure(columns: Sequence[tuple[str, Study, str]]) -> Figure:
         row[0].set_ylabel(name, fontsize=8, color=INK)
         for ax in row:
             plain(ax)
-        lines = row[0].get_legend_handles_labels()  # the first column has them all
-        row[-1].legend(*lines, loc="upper left", bbox_to_anchor=(1, 1), **LEGEND)
+        add_legend(row[-1], row[0], loc="upper left", bbox_to_anchor=(1, 1))  # the first column has them all
     return figure
 
 

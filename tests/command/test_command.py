@@ -611,13 +611,15 @@ def test_an_output_that_cannot_hold_the_marks(gpt2: Path) -> None:
 
 def test_a_newline_on_an_output_of_windows(gpt2: Path) -> None:
     """cp1252 has the dot of a space and no arrow for a newline: that is shown as the escape of its byte."""
-    command = [sys.executable, "-m", "minilens", "lens", "once\nupon", "--model", str(gpt2), "--track", "B"]
+    options = ["--model", str(gpt2), "--track", "B", "--show", "tracked_rank,kl"]
+    command = [sys.executable, "-m", "minilens", "lens", "once\nupon", *options]
     shown = [
         subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True)
         for encoding in ("utf-8", "cp1252")
     ]
     assert [(ran.returncode, ran.stderr) for ran in shown] == [(0, b"")] * 2
     assert "↵" in shown[0].stdout.decode() and "\\x0a" in shown[1].stdout.decode("cp1252")
+    assert "KL(output ‖ row)" in shown[0].stdout.decode() and b"KL(output || row)" in shown[1].stdout
 
 
 # ---- Edits

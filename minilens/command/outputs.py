@@ -101,11 +101,7 @@ def say(message: str) -> None:
 SIGNS = {"↵": "\\x0a", "⇥": "\\x09", "∅": "\\u2205", "◌": "\\u25cc", "‖": "||"}
 
 
-<<<<<<< HEAD
 def with_signs(stream: object) -> None:
-=======
-def with_signs(stream: Any) -> None:
->>>>>>> refs/heads/command
     """Let an output that cannot hold the marks of white space, as Windows' cp1252, show them as escapes."""
 
     def sign(error: UnicodeError) -> tuple[str, int]:

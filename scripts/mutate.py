@@ -163,6 +163,18 @@ MISTAKES = [
     ),
     Mistake("rank: ties count against the token", "vocab.py", "torch.gt(D,", "torch.ge(D,"),
     Mistake(
+        "rank: tokens alike are told apart by rounding",
+        "vocab.py",
+        "self.vocabulary.first[tokens, None]",
+        "torch.arange(self.vocabulary.size)[tokens, None]",
+    ),
+    Mistake(
+        "rank: each token alike has a logit of its own",
+        "vocab.py",
+        "vocabulary.first[torch.cat([self.best[1].mT[:1], asked])]",
+        "torch.cat([self.best[1].mT[:1], asked])",
+    ),
+    Mistake(
         "vocabulary: the last tile is left out",
         "vocab.py",
         "self.n = whole.shape[1] // WIDTH",

@@ -377,6 +377,7 @@ def test_ctrl_reads_each_window_after_a_control_code(text: Path, tmp_path: Path,
     assert json.loads((tmp_path / "none" / "report.json").read_text())["prefix"] == ""
 
 
+@pytest.mark.skipif("OTHER_ROUNDING" in os.environ, reason="another program's products are rounded as ever")
 def test_torchrun_gives_the_same(model: Path, text: Path, tmp_path: Path, capsys: Capture) -> None:
     other = tmp_path / "b.txt"
     other.write_text(f"a little cat\n{SEPARATOR}\n" * 30)

@@ -551,7 +551,7 @@ OPTIONS: list[tuple[list[str], str]] = [
         [*READ, "--show", "kl", "--top-k", "2"],
         "--top-k goes with --json or with cells that show tokens, not with --show kl",
     ),
-    ([*READ, "--colour"], "unrecognized arguments: --colour (see minilens --help)"),
+    ([*READ, "--colour"], "unrecognized arguments: --colour; a text that begins with a minus sign stands after -- "),
     ([*READ, "--revision", "v1"], "HERE is a folder, and only a repository on the Hub has a revision; leave out 'v1'"),
     (["hello", *READ], "a text and --ids are both given: choose one"),
     (["hello", "--file", "x"], "a text and --file are both given: choose one"),

@@ -342,14 +342,16 @@ SLOW: dict[str, Callable[[Shown], Any]] = {
 }
 # What the views are made of: it gives numbers, names of panels, or parts that only a view prints.
 PARTS_OF_VIEWS = """
-    corpus_page.corpus_picture corpus_record.mean_and_error corpus_terminal.corpus_summary corpus_terminal.names
-    corpus_terminal.nats diff.departures diff.diff_view grid.in_panels heatmap.add_axes heatmap.cell_size
-    heatmap.label_axes heatmap.write_cells lens_panels.long_name lens_panels.of_one_text lens_panels.panel
-    lens_panels.spread lens_panels.stat lens_panels.stats_for notebook.show_in_notebooks patching.cells
-    patching.columns patching.exact patching.legend patching.written plots.as_image plots.depths plots.drawable
-    plots.labels plots.plain plots.save_figure plots.scale_nats tokens.as_unicode tokens.printable
-    tokens.text_label tokens.token_label tokens.visible walk.body_lines walk.check_place walk.fitting
-    walk.source_lines
+    colours.of_share colours.of_sign corpus_page.corpus_picture corpus_record.mean_and_error
+    corpus_terminal.corpus_summary corpus_terminal.names corpus_terminal.nats diff.departures diff.diff_view
+    grid.in_panels heatmap.add_axes heatmap.cell_size heatmap.label_axes heatmap.write_cells
+    lens_panels.long_name lens_panels.of_one_text lens_panels.panel lens_panels.spread lens_panels.stat
+    lens_panels.stats_for notebook.attribution_html notebook.heads_html notebook.patterns_html
+    notebook.show_in_notebooks patching.cells patching.columns patching.exact patching.legend patching.written
+    pictures.attribution_page pictures.heads_page pictures.patterns_page plots.add_legend plots.as_image
+    plots.depths plots.drawable plots.drawn plots.labels plots.legend_label plots.plain plots.save_figure
+    plots.scale_nats tokens.as_unicode tokens.printable tokens.text_label tokens.token_label tokens.visible
+    walk.body_lines walk.check_place walk.fitting walk.source_lines
 """.split()
 
 
@@ -508,9 +510,7 @@ def test_every_command_and_every_output_is_among_them() -> None:
 @pytest.fixture
 def same_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loaded once in each test: hundreds of prompts are read."""
-    load = cache(minilens.load)
-    for name in ("lens", "trace", "walk", "patching", "study"):
-        monkeypatch.setattr(f"minilens.command.{name}.load", load)
+    monkeypatch.setattr("minilens.command.inputs.load", cache(minilens.load))
 
 
 def run_with(text: str, name: str, arguments: list[str], model: Path, folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ..checkpoint.hub import bundled, locate, weight_file, weight_files
 from ..checkpoint.reading import opened, sha256_of
-from ..checkpoint.settings import read_json
+from ..checkpoint.settings import CheckpointError, read_json
 from ..checkpoint.tensors import check_index, common_prefix
 from ..checkpoint.tokenizer import Tokenizer
 from ..checkpoint.tokenizer_files import load_tokenizer
@@ -105,14 +105,12 @@ def verify(
     find = locate(name, revision)
     broken: list[str] = []
 
-    path = find("config.json")
-    family, config = None, None
+    path, family, config = None, None, None
     keys: list[Key] = []
-    if path is None:
-        broken.append(f"{name!r} has no config.json, so it is not a model that minilens can read")
-    else:
-        with noted(broken):
-            family, config, keys = audit(read_json(path), path, ignoring)
+    with noted(broken):
+        if (path := find("config.json")) is None:
+            raise CheckpointError(f"{name!r} has no config.json, so it is not a model that minilens can read")
+        family, config, keys = audit(read_json(path), path, ignoring)
 
     files: list[str] = []
     with noted(broken):

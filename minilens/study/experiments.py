@@ -218,9 +218,9 @@ def _words(tokenizer: Tokenizer, word: str | None) -> list[Word]:
     stories = [_suiting(tokenizer, each, STORY) for each in WORDS]
     found = [each for each in plasma if each][:1] + [each for each in stories if each]
     if not found:  # in a small vocabulary its longest word is the rarest
-        own = {tokenizer.piece(token).decode(errors="replace").strip() for token in range(tokenizer.size)}
-        own = {word for word in own if word.isalpha() and word.islower() and len(word) > 2}
-        longest = (_suiting(tokenizer, word, STORY) for word in sorted(own, key=lambda word: (-len(word), word)))
+        pieces = {tokenizer.piece(token).decode(errors="replace").strip() for token in range(tokenizer.size)}
+        lower = [piece for piece in pieces if piece.isalpha() and piece.islower() and len(piece) > 2]
+        longest = (_suiting(tokenizer, piece, STORY) for piece in sorted(lower, key=lambda piece: (-len(piece), piece)))
         found = [each for each in longest if each][:1]
     if not found:
         raise ValueError(

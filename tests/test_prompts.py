@@ -510,7 +510,8 @@ def test_every_command_and_every_output_is_among_them() -> None:
 @pytest.fixture
 def same_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loaded once in each test: hundreds of prompts are read."""
-    monkeypatch.setattr("minilens.command.inputs.load", cache(minilens.load))
+    loaded = cache(minilens.load)
+    monkeypatch.setattr("minilens.command.inputs.load", lambda name, **_: loaded(name))
 
 
 def run_with(text: str, name: str, arguments: list[str], model: Path, folder: Path) -> None:

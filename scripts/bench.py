@@ -334,7 +334,10 @@ def weights(thing: Any) -> Iterator[Tensor]:
     elif isinstance(thing, tuple | dict):
         yield from (each for value in (thing.values() if isinstance(thing, dict) else thing) for each in weights(value))
     if is_dataclass(thing):
-        yield from weights(tuple(vars(thing).values()))
+        values = vars(thing)
+        if getattr(thing, "is_tied", False) or getattr(getattr(thing, "config", None), "is_tied", False):
+            values = {name: value for name, value in values.items() if name != "W_U"}  # W_E once more
+        yield from weights(tuple(values.values()))
 
 
 def proc(file: str, key: str) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..checkpoint.keys import ONLY, why_harmless
-from ..checkpoint.settings import CheckpointError, Settings
+from ..checkpoint.settings import CheckpointError, Settings, Unreachable
 from ..loading import ALIASES, FAMILIES, unnamed_family
 
 MEASURES = {"d_model", "n_layers", "n_heads"}  # sizes that other keys must suit
@@ -32,6 +32,8 @@ def noted(faults: list[str]) -> Iterator[None]:
     """Note what is wrong with a file, and go on."""
     try:
         yield
+    except Unreachable:  # the Hub's trouble is none of the checkpoint's
+        raise
     except CheckpointError as error:
         faults.append(str(error))
 

@@ -1,6 +1,6 @@
-"""What a caller gives, as the rest of minilens reads it.
+"""The arguments of a caller, as the rest of minilens reads them.
 
-What does not fit is a ValueError of one sentence, which names the argument and what it takes.
+Anything else is a ValueError of one sentence. It names the argument and says what it takes.
 """
 
 import json
@@ -16,7 +16,7 @@ EDIT = "a function of a site and the value there, as minilens.at makes one"
 
 
 def whole_number(name: str, value: Any) -> int:
-    """A Python int, of what counts as one: numpy's and a tensor of one number do, True and 2.0 do not."""
+    """A Python int. numpy's and a tensor of one number are taken for it, True and 2.0 are not."""
     try:
         if not isinstance(value, bool):
             return index(value)
@@ -61,13 +61,13 @@ def names(name: str, value: Any) -> tuple[str, ...]:
 
 
 def check_function(name: str, value: Any, kind: str) -> None:
-    """Raise ValueError for what cannot be called."""
+    """Raise ValueError for a value that cannot be called."""
     if not callable(value):
         raise ValueError(f"{name} must be {kind}; got {quoted(value)}")
 
 
 def check_model(model: Any) -> None:
-    """Raise ValueError for what is no model, such as all that `load` gives."""
+    """Raise ValueError for anything but a model, such as the pair that `load` gives."""
     if not hasattr(model, "unembed"):
         raise ValueError(
             f"model must be a model, the first of the two things that minilens.load gives; got {quoted(model)}"
@@ -82,7 +82,7 @@ def check_numbers(model: Any) -> None:
 
 
 def check_ids(tokens: Any) -> None:
-    """Raise ValueError for what is no plain tensor of whole numbers, [batch, pos]."""
+    """Raise ValueError for anything but a plain tensor of whole numbers, [batch, pos]."""
     if not isinstance(tokens, Tensor):
         raise ValueError(f"tokens must be a tensor, as tokenizer.encode gives it; got a {type(tokens).__name__}")
     for kind, is_that in (
@@ -97,7 +97,7 @@ def check_ids(tokens: Any) -> None:
 
 
 def quoted(value: Any) -> str:
-    """A value as an error repeats it: text in quotes, what else is short as Python writes it, and the rest by type."""
+    """A value in an error: text in quotes, another short value as Python writes it, a long one by its type."""
     if isinstance(value, str):
         return f'"{value[:LONGEST]}"' if value.isprintable() else json.dumps(value[:LONGEST])
     is_plain = value is None or isinstance(value, (bool, int, float, list, tuple))

@@ -48,7 +48,7 @@ def at(
 
 
 def then(*edits: Edit) -> Edit:
-    """Several edits as one, each given what the one before it returned. Raises ValueError for what is no edit."""
+    """Several edits as one, each given what the one before it returned. Raises ValueError for no edit."""
     for edit in edits:
         check_function("each edit", edit, EDIT)
     return _Then(edits)
@@ -131,7 +131,7 @@ def add(
 ) -> Edit:
     """A direction, of the site's width (d_model, d_head, d_mlp), added to the value: steering.
 
-    All else as in `at`; raises ValueError also for what is no tensor and, when it runs, for one of another width.
+    All else as in `at`; raises ValueError also for no tensor and, when it runs, for a tensor of another width.
     """
     if not isinstance(direction, Tensor):
         raise ValueError(f"direction must be a tensor, as wide as the site; got {quoted(direction)}")

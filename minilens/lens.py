@@ -41,14 +41,14 @@ class Lens:
     decoder: "final", the final norm and the unembedding; "block:K", the last K blocks before them as well; "mlp", the
     last block's MLP before them. Residuals inside the decoder have no row.
     norm: "final", the model's own with its gain and bias (2021), or "plain", without them (2020).
-    centre: subtract from each row its mean over the positions, which makes every position depend on all.
+    centre: subtract from each row its mean over the positions. Every position then depends on all.
     sites: any of resid_pre, resid_mid and resid_post.
     layers: the blocks that get rows, by default all.
     transport: a function of (Site, residual) that gives the residual to decode in its place; the site of the first row
     is (-1, "embed").
 
     The last row is the stream that enters the decoder: norm, centre and transport leave it alone. Raises ValueError for
-    what no model has, and `of` for what this one does not have.
+    an option that no model has. `of` raises it for a layer or decoder that its model does not have.
     """
 
     decoder: str = "final"
@@ -77,7 +77,7 @@ class Lens:
             object.__setattr__(self, "layers", tuple(whole_numbers("layers", self.layers)))
 
     def of(self, model: Model, tokens: Tokens, edit: Edit = untouched) -> "Readout":
-        """This lens on a model and its text. Raises ValueError for what they do not have."""
+        """This lens on a model and a text. Raises ValueError for a layer, decoder or token that is not there."""
         check_model(model)
         last, start = self._end_of_rows(model.n_layers)
         check_edit(edit, 0, model.n_layers)
@@ -171,11 +171,11 @@ def lens_rows(model: Model, tokens: Tokens, *, edit: Edit = untouched, **options
     The first row is always `embed`, and the last one the stream that enters the decoder: its logits are the model's
     own, bit for bit, whatever norm, centre and transport say of the others.
 
-    options: those of `Lens`, which are decoder, norm, centre, sites, layers and transport.
+    options: decoder, norm, centre, sites, layers and transport, as in `Lens`.
     edit: as for `run`. The lens is then that of the edited model; in the blocks of the decoder, or in its MLP, every
     row is edited.
 
-    Raises ValueError for what does not exist.
+    Raises ValueError as `Lens` and `run` do.
     """
     readout = Lens(**options).of(model, tokens, edit)
     return (LensRow(label(site), site.layer, reader.unembed(resid)) for site, reader, resid in readout.rows())

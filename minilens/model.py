@@ -117,7 +117,7 @@ def run(
 
 
 def check_edit(edit: Edit, start: int, stop: int) -> None:
-    """Raise ValueError for what is no edit, and for one built by `at` for a block that is none of start to stop - 1."""
+    """Raise ValueError for no edit, and for one that `at` built for a block outside start to stop - 1."""
     check_function("edit", edit, EDIT)
     for site in getattr(edit, "sites", ()):
         if site.layer not in range(start, stop):

@@ -23,7 +23,7 @@ Hidden = Float[Tensor, "batch pos d_mlp"]
 Logits = Float[Tensor, "batch pos d_vocab"]
 Mask = Bool[Tensor, "query key"]
 
-LONGEST = 300  # characters of a repr for what is no tensor
+LONGEST = 300  # characters for a part that is no tensor
 
 
 def shapes_of(whole: Any) -> str:

@@ -1,4 +1,4 @@
-"""What the lens found: numbers for every row and position, which the views show."""
+"""The lens in numbers, for every row and position. The views show them."""
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Stat(Generic[T]):
-    """A statistic of a LensTable, which is there where it was asked for."""
+    """A statistic of a LensTable. It is there if it was asked for."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -125,10 +125,11 @@ def logit_lens(
     takes another.
     edit: as in `lens_rows`.
     tokenizer: how the table's views show tokens.
-    options: those of `Lens`, which are decoder, norm, centre, sites, layers and transport.
+    options: decoder, norm, centre, sites, layers and transport, as in `Lens`.
 
     Logits are taken a tile of the vocabulary at a time, in float32 at least whatever the weights' dtype: see vocab.py.
-    Raises ValueError for what does not exist, and where logits are not finite.
+    Raises ValueError as `lens_rows` does, for a position, token or statistic that is not there, and for logits that are
+    not finite.
     """
     lens, wanted = Lens(**options), _wanted(stats)
     readout = lens.of(model, tokens, edit)

@@ -43,7 +43,7 @@ TILE_ELSEWHERE = 2**26
 SUMS = {"mps": torch.float32}  # of the sums over tiles, where there is no float64; it keeps the bounds above, too
 WHOLE = 2**23  # whole logits of the last row, in each of two buffers
 SAMPLE = 4  # numbers of an embedding that are looked at to find others like it
-GROUP = 64  # neighbours in the vocabulary of which the pass keeps only the best, to find the top k afterwards
+GROUP = 64  # neighbours in the vocabulary; the pass keeps the best of them, and finds the top k with it afterwards
 
 ALL, FIRST, LAST = slice(None), slice(0, 1), slice(-1, None)
 KL = {  # the rows p and q of each divergence
@@ -118,9 +118,9 @@ def vocab_stats(
     k: int,
     stats: frozenset[str],
 ) -> VocabStats:
-    """All statistics of some rows of vectors, of which the first is called the input and the last one final.
+    """All statistics of some rows of vectors. The first row is called the input, the last one final.
 
-    asked: by any name, the token at each position whose logit, log-probability and rank are wanted.
+    asked: the tokens to measure, one at each position, under a name of the caller's choice.
     k: how many of the best tokens.
     stats: of "entropy", "kl_final" (final || row), "kl_row_final" (row || final), "kl_input" (input || row),
     "kl_row_input" (row || input), "change" (row || the one before; not a number in the first row) and "js" (Jensen and

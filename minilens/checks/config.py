@@ -143,7 +143,7 @@ def audit(values: dict[str, Any], path: Path, ignoring: Collection[str] = ()) ->
 
 
 def _config(kind: Any, values: dict[str, Any], path: Path, sets: dict[str, str]) -> tuple[Any, dict[str, str]]:
-    """The Config, if no key is refused, and what is wrong with each key that is.
+    """The Config, if no key is refused, and the fault of each key that is.
 
     Where keys do not suit each other, all are read again with a stand-in for the one that is refused.
     """

@@ -53,7 +53,7 @@ class Identity(NamedTuple):
 def identities(model: Model, config: Any, tokenizer: Tokenizer | None) -> tuple[Identity, ...]:
     """The identities of a model in float32 on the CPU, and those of its tokenizer if it has one.
 
-    config: the model's, of which the sizes d_vocab and n_ctx are read and, where there is one, the window. The tokens
+    config: the model's; d_vocab, n_ctx and, if there is one, the window are read. The tokens
     are spread evenly over the vocabulary. Some six forward passes of twelve tokens are run; beside the model there is
     little more in memory than one block's weights in float64.
     """
@@ -147,7 +147,7 @@ def _not_finite(whole: Trace) -> float:
 
 
 def _steps(model: Model, whole: Trace) -> Iterator[Tensor]:
-    """Each value of the stream, less what it is the sum of."""
+    """Each value of the stream, less the sum that it should be."""
     stream = whole.embed
     for block in whole.blocks:
         yield block.resid_pre - stream

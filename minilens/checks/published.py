@@ -16,7 +16,7 @@ from ..model import Model, decode, trace
 
 
 class Published(NamedTuple):
-    """What `measure` gave somebody else on a prompt of text or token ids."""
+    """An output that others published: the prompt, text or token ids, and what `measure` gave them."""
 
     repo: str
     measure: Callable[[Model, Tensor, int], Any]
@@ -105,7 +105,7 @@ PUBLISHED = [
 
 
 def check(each: Published, model: Model, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """What was measured beside what was published: "OK" or "DIFF". Raises ValueError for a text without a tokenizer."""
+    """The measured value beside the published one: "OK" or "DIFF". Raises ValueError for a text without a tokenizer."""
     if not isinstance(each.prompt, str):
         tokens = torch.tensor([each.prompt])
     elif tokenizer is None:

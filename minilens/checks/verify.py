@@ -163,7 +163,7 @@ def _file(name: str, path: Path) -> File:
 
 
 def _published(name: str, known_as: str | None) -> list[Published]:
-    """What is known of a repository, which may go by its older name, without an owner; nothing of other folders."""
+    """The outputs known of a repository; its older name, without an owner, will do. None of other folders."""
     is_folder = name in bundled() or os.path.isdir(os.path.expanduser(name))
     repo = (known_as or ("" if is_folder else name)).lower()
     found = [each for each in PUBLISHED if repo in (each.repo.lower(), each.repo.lower().partition("/")[2])]

@@ -100,13 +100,15 @@ def attribute(
 ) -> Attribution:
     """What each part adds to a logit of the next token, in one text of shape [1, pos].
 
-    position: where, counted from the end if negative; the model sees the whole text before it. token: by default the
-    model's own best. against: a token whose logit is subtracted, so that the parts are those of a difference. neurons:
-    a layer whose MLP is shown neuron by neuron. edit: as for `run`; parts are those of the edited pass.
+    position: where, counted from the end if negative; the model sees the whole text before it.
+    token: by default the model's own best.
+    against: a token to subtract. The parts are then those of the difference of two logits.
+    neurons: a layer, to show its MLP neuron by neuron.
+    edit: as for `run`. The parts are then those of the edited pass.
 
     Nothing is folded or corrected: numbers are of the model's dtype (in half precision float32), and `error` says by
     how much their sum misses the logit. In half precision that is much, since the stream is rounded at every sum.
-    Raises ValueError for what does not exist, and for a logit that is not finite.
+    Raises ValueError for a position, token or layer that does not exist, and for a logit that is not finite.
 
     >>> model, tokenizer = minilens.load("tales-gpt2")
     >>> parts = minilens.attribute(model, tokenizer.encode("Once upon a time"), neurons=7)
@@ -167,7 +169,7 @@ class _Ids(NamedTuple):
 
 
 class _Written(NamedTuple):
-    """What a block wrote at the position: its heads' z, its neurons, and what an edit changed in the stream."""
+    """The writes of a block at the position: its heads' z, its neurons, and the changes of an edit."""
 
     z: Float[Tensor, "head d_head"]
     mlp_post: Float[Tensor, "d_mlp"]
@@ -175,7 +177,7 @@ class _Written(NamedTuple):
 
 
 def _writes(model: Model, embed: Resid, place: int, edit: Edit) -> tuple[list[_Written], Float[Tensor, "1 1 d_model"]]:
-    """What every block wrote at one position, and the last residual there."""
+    """The writes of every block at one position, and the last residual there."""
     before: dict[str, Tensor] = {}
 
     def note(site: Site, value: Tensor) -> Tensor:
@@ -199,13 +201,13 @@ def _at(place: int, x: Float[Tensor, "1 *head pos d"]) -> Float[Tensor, "*head d
 
 
 def _direction(model: Model, resid: Float[Tensor, "d_model"], u: Float[Tensor, "d_model"]) -> Float[Tensor, "d_model"]:
-    """What each part is multiplied with: u through the final norm, whose scale is that of this residual."""
+    """The vector that each part is multiplied with: u through the final norm, with the scale of this residual."""
     w = upcast(model.ln_final.w) * u
     return (w - w.mean()) * (resid.var(correction=0) + model.ln_final_eps).rsqrt()
 
 
 def _parts(weights: Writes, written: _Written, direction: Tensor, *, by_neuron: bool) -> dict[str, Tensor]:
-    """What the parts of one block add."""
+    """The contributions of one block's parts."""
     z = written.z
     heads = (z * (upcast(weights.W_O) @ direction).view_as(z)).sum(-1)
     neurons = written.mlp_post * (upcast(weights.W_out) @ direction)

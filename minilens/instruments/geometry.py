@@ -18,7 +18,7 @@ TILE = 2**13  # embeddings at a time
 
 
 class Geometry(NamedTuple):
-    """Of all embeddings, which are the unembedding, too."""
+    """The geometry of all columns of the unembedding; in a tied model they are the embeddings."""
 
     mean_norm: float
     norm_of_mean: float

@@ -93,13 +93,16 @@ def patching(
 ) -> Patching:
     """Run the corrupt text once for each cell, with that cell's value from the clean text, and take the metric.
 
-    clean, corrupt: two texts of the same length, [1, pos], which match position by position. metric: of the logits at
-    one position of the text, by default the last. sites: any of SITES; by="head" takes q, k, v, pattern and z. Only the
-    blocks from the patched one on are run, several cells at a time. each: goes through the jobs in order, and may show
-    how far it is.
+    clean, corrupt: two texts of the same length, [1, pos]. They match position by position.
+    metric: a function of the logits at one position.
+    sites: any of SITES; by="head" takes q, k, v, pattern and z.
+    by: "position", or "head" for a head at all positions.
+    position: of the metric, by default the last.
+    each: goes through the jobs in order, and may show how far it is.
 
-    Raises ValueError for texts that do not match, for sites and positions that do not exist, and where the metric is
-    the same for both texts, so that nothing could be recovered.
+    Only the blocks from the patched one on are run, several cells at a time. Raises ValueError for texts that do not
+    match, for sites and positions that do not exist, and where the metric is the same for both texts: nothing could be
+    recovered.
     """
     check_numbers(model)
     check_function("metric", metric, "a function of logits, such as logit_difference makes")

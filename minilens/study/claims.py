@@ -30,7 +30,7 @@ class Check(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A finding, which a model shows where all its checks hold; without its premise there is nothing to be found."""
+    """A finding. A model shows it if all checks hold; without the premise there is nothing to be found."""
 
     statement: str
     source: str

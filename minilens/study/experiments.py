@@ -150,11 +150,13 @@ def study(
 ) -> Study:
     """Read the passage, and two texts that repeat a rare word, in all READINGS, with rows after attention as well.
 
-    name: what to call the model. word: the rare word; by default plasma where the vocabulary has it as one token, else
-    the first of WORDS, and then the others of WORDS are read as well, in the final reading; where it has none, its own
-    longest word. Of the built-in passage as much is read as the context holds. Where the model has control
-    codes, each text without one gets the first. each: goes through the jobs in order, and may show how far it is.
+    name: the model's, for titles.
+    passage: a text of two tokens or more. Of the built-in one as much is read as the context holds.
+    word: the rare word. By default it is plasma, if the vocabulary has it as one token, else the first of WORDS; the
+    others of WORDS are then read as well, in the final reading. If it has none, the word is its own longest one.
+    each: goes through the jobs in order, and may show how far it is.
 
+    If the model has control codes, each text without one gets the first.
     Raises ValueError where a text is too short or too long, where no word suits the vocabulary, and for a model of
     fewer than three blocks.
     """

@@ -1,4 +1,4 @@
-"""A grid of cells in the terminal: what fits the width side by side, the rest in panels below one another."""
+"""A grid of cells in the terminal: as many columns side by side as fit, the others in panels below."""
 
 from collections.abc import Iterator, Sequence
 from math import ceil
@@ -55,7 +55,7 @@ def _write(text: Text, group: list[Cell], columns: range, widths: list[int]) -> 
 
 
 def _widths(groups: Sequence[list[Cell]], n_tables: int) -> list[int]:
-    """Of the columns at one position, from what stands in them and what stands across them."""
+    """The widths of the columns at one position, from the cells in them and across them."""
     wide = [[min(1 + WIDEST, cell_len(text)) for text, _ in group] for group in groups]
     across = max((group[0] for group in wide if len(group) < n_tables), default=0)
     columns = zip(*(group for group in wide if len(group) == n_tables), strict=True)

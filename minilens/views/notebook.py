@@ -31,7 +31,7 @@ def lens_html(table: LensTable) -> str | None:
 
 
 def patching_html(patching: Patching) -> str:
-    """The page of a patching, which has no script."""
+    """The page of a patching; it has no script."""
     from .patching import patching_page
 
     return in_frame("Activation patching", patching_page(patching))

@@ -123,7 +123,7 @@ def _entry(name: str) -> Iterator[str]:
         text = ast.get_docstring(node)
         names = [ast.unparse(each.target) for each in node.body if isinstance(each, ast.AnnAssign)]
     else:
-        yield f"```python not run: a definition\n{ast.unparse(node)}\n```"
+        yield f"```python not run: a definition\n{_code(node)}\n```"
         text = _text_after(name)
     yield from _doc(text, f"[{path}](../minilens/{path})", names)
     members = [each for each in getattr(node, "body", ()) if isinstance(each, ast.FunctionDef) and each.name[0] != "_"]
@@ -180,7 +180,7 @@ def _arguments(args: ast.arguments) -> list[str]:
     return [*found, told(args.kwarg, stars="**")] if args.kwarg else found
 
 
-def _code(node: ast.expr) -> str:
+def _code(node: ast.AST) -> str:
     """Source text with the quotes of the house."""
     return ast.unparse(node).replace("'", '"')
 

@@ -331,7 +331,7 @@ def nested(n: int) -> dict[str, Any]:
     ("part", "value", "sentence"),
     [
         ("normalizer", nested(45), "its normalizer has more than 20 parts"),
-        ("normalizer", nested(7), "its normalizer may make a text more than 100 times as long"),
+        ("normalizer", nested(4), "its normalizer may make a text more than 10 times as long"),
         (
             "normalizer",
             {"type": "Prepend", "prepend": "x" * 10**6},

@@ -122,7 +122,8 @@ def _finished(
     config = documents[CONFIG]
     is_bytes = isinstance(raw.model, tokenizers.models.BPE) and isinstance(raw.decoder, tokenizers.decoders.ByteLevel)
     is_bytes = is_bytes and not (raw.model.end_of_word_suffix or raw.model.continuing_subword_prefix)
-    if kind == "GPT2Tokenizer" and isinstance(raw.pre_tokenizer, tokenizers.pre_tokenizers.ByteLevel):
+    is_gpt2s = kind == "GPT2Tokenizer" or path.name == "vocab.json"  # two files are GPT-2's, whatever they are called
+    if is_gpt2s and isinstance(raw.pre_tokenizer, tokenizers.pre_tokenizers.ByteLevel):
         raw.pre_tokenizer.add_prefix_space = config.get("add_prefix_space") is True
     raw.encode_special_tokens = config.get("split_special_tokens") is True
     special = dict.fromkeys((token.content for token in raw.get_added_tokens_decoder().values()), path.name)

@@ -273,6 +273,14 @@ def test_a_gap_in_the_ids_of_added_tokens(tmp_path: Path) -> None:
         assert ours.encode(text)[0].tolist() == reference.encode(text, add_special_tokens=False)
 
 
+def test_a_space_beside_two_files_of_another_class(tmp_path: Path) -> None:
+    """As Roberta's class reads it; its special tokens are its own."""
+    beside = {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": True}
+    ours = load_tokenizer(finder(written(tmp_path / "model", None, tokenizer_config=beside)), "gpt2")
+    assert ours is not None
+    assert ours.encode("the cat").tolist() == ours.encode(" the cat").tolist()
+
+
 def test_where_each_special_token_is_from(tmp_path: Path) -> None:
     special = {"pad_token": "<pad>", "eos_token": "<|endoftext|>"}
     folder = written(
@@ -323,7 +331,7 @@ def nested(n: int) -> dict[str, Any]:
     ("part", "value", "sentence"),
     [
         ("normalizer", nested(45), "its normalizer has more than 20 parts"),
-        ("normalizer", nested(7), "its normalizer may make a text more than 100 times as long"),
+        ("normalizer", nested(4), "its normalizer may make a text more than 10 times as long"),
         (
             "normalizer",
             {"type": "Prepend", "prepend": "x" * 10**6},

@@ -41,6 +41,13 @@ WORDS = "once upon a time there was little cat red".split()
 Loaded = tuple[minilens.Model, Tokenizer]
 
 
+def forked() -> Any:
+    """Processes that begin with all that is there now."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("this system cannot fork a process")
+    return multiprocessing.get_context("fork")
+
+
 def loaded(tiny: Tiny, tmp_path: Path, family: str, dtype: torch.dtype = torch.float64) -> Loaded:
     folder = tmp_path / family
     shutil.copytree(tiny(family)[1], folder)
@@ -244,7 +251,7 @@ def work(meet: Any, lens: CorpusLens, files: Sequence[TextFile], folder: Path, l
 
 
 def workers(n: int, *arguments: Any) -> list[Any]:
-    context = multiprocessing.get_context("fork")  # torch is there already, with one thread
+    context = forked()  # torch is there already, with one thread
     meet = context.Barrier(n)
     found = [context.Process(target=work, args=(meet, *arguments)) for _ in range(n)]
     for process in found:
@@ -294,7 +301,7 @@ def test_a_killed_run_is_resumed_and_gives_the_same(gpt2: Loaded, tmp_path: Path
     files = [text_file(tmp_path / "a.txt", documents(5, n=25))]
     undisturbed = record(swept(lens, files, tmp_path / "whole"))
     n_calls = calls(lambda: list(Sweep(lens, files, tmp_path / "counted").run()))
-    context, left = multiprocessing.get_context("fork"), set()
+    context, left = forked(), set()
     for n, last in enumerate(random.Random(9).sample(range(1, n_calls), 10)):  # at any moment
 
         def dies(folder: Path = tmp_path / str(n), last: int = last) -> None:
@@ -323,7 +330,7 @@ def test_a_shard_that_another_is_at_is_waited_for(gpt2: Loaded, tmp_path: Path) 
     sweep = Sweep(lens, files, tmp_path / "out")
     sweep.count()
     first = min(path.name for path in tmp_path.glob("alone/shards/*"))
-    context = multiprocessing.get_context("fork")
+    context = forked()
     has_it = context.Event()
     other = context.Process(target=hold, args=(tmp_path / "out" / "shards" / first, has_it))
     other.start()
@@ -350,7 +357,7 @@ def test_a_lock_goes_with_its_work_and_with_its_process(tmp_path: Path) -> None:
         assert not is_ours
         raise KeyError
     assert not list(tmp_path.iterdir())
-    context = multiprocessing.get_context("fork")
+    context = forked()
     has_it = context.Event()
     process = context.Process(target=hold, args=(path, has_it))
     process.start()
@@ -374,7 +381,7 @@ def enter(path: Path, inside: Path, n_times: int) -> None:
 
 def test_one_at_a_time_though_the_lock_is_taken_away(tmp_path: Path) -> None:
     """Those who wait for a lock that is taken away and those who make a new one have never both got it."""
-    context = multiprocessing.get_context("fork")
+    context = forked()
     found = [context.Process(target=enter, args=(tmp_path / "a", tmp_path / "inside", 50)) for _ in range(3)]
     for process in found:
         process.start()
@@ -383,6 +390,7 @@ def test_one_at_a_time_though_the_lock_is_taken_away(tmp_path: Path) -> None:
         assert process.exitcode == 0
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need a right that few have on Windows, and there are no such pipes")
 def test_what_is_in_the_place_of_a_lock(tmp_path: Path) -> None:
     """A link is not followed, a hard link's file stays as it is, and nobody waits for a pipe's other end."""
     precious, lock = tmp_path / "precious", tmp_path / "a.lock"
@@ -841,7 +849,7 @@ def test_two_sweeps_that_begin_in_one_folder(gpt2: Loaded, tmp_path: Path) -> No
     """One has it, and the other is told so."""
     lenses = [CorpusLens(*gpt2, Plan(window=window)) for window in (20, 30)]
     files = [text_file(tmp_path / "a.txt", documents(1))]
-    context = multiprocessing.get_context("fork")
+    context = forked()
     for trial in range(10):
         folder, log, start = tmp_path / f"out{trial}", tmp_path / f"log{trial}", context.Barrier(2)
         both = [context.Process(target=begin, args=(lenses, n, files, folder, log, start)) for n in range(2)]
@@ -893,7 +901,7 @@ def test_one_of_three_is_killed_while_it_begins(gpt2: Loaded, tmp_path: Path) ->
     alone, folder = record(swept(lens, files, tmp_path / "alone")), tmp_path / "out"
     folder.mkdir()
     (folder / "sweep.json.1.host").write_text('{"minilens"')
-    context = multiprocessing.get_context("fork")
+    context = forked()
     has_it = context.Event()
     first = context.Process(target=hold, args=(folder / "sweep.json", has_it))
     first.start()

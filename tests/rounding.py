@@ -4,6 +4,7 @@ What is equal by construction, the same operation on the same operands, is compa
 shape, layout, alignment or number of threads are held to the bound of `near`: each processor rounds them in its way.
 """
 
+import math
 import zlib
 from typing import Any
 
@@ -17,20 +18,20 @@ PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.o
 def gamma(n: int, dtype: torch.dtype) -> float:
     """A sum of n products, in any order, misses the exact one by this part of the sum of their absolute values.
 
-    Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.1: n u / (1 - n u), u half of eps.
+    Roundings are as often up as down, so n of them add up as sqrt(n) does: 4 sqrt(n) u, u half of eps (Higham and Mary
+    2019, "A New Approach to Probabilistic Rounding Error Analysis", section 2). The worst case would be n u.
     """
-    u = torch.finfo(dtype).eps / 2
-    return n * u / (1 - n * u)
+    return 4 * math.sqrt(n) * torch.finfo(dtype).eps / 2
 
 
 def near(one: Tensor, other: Tensor, n: int, sums: int) -> bool:
     """Whether two results of `sums` sums in a row, the longest of n products, differ by no more than their order makes.
 
-    Two orders of a sum lie two gammas apart, and to first order the errors of sums in a row add up, relative to the
-    largest number.
+    Two orders lie up to two gammas apart. To first order sums in a row have the roundings of one as long as all of
+    them, relative to the largest number.
     """
     size = max(1.0, other.abs().masked_fill(other.isinf(), 0).max().item())
-    return (one - other).masked_fill(one == other, 0).abs().max().item() <= 2 * sums * gamma(n, other.dtype) * size
+    return (one - other).masked_fill(one == other, 0).abs().max().item() <= 2 * gamma(n * sums, other.dtype) * size
 
 
 class OtherRounding(TorchDispatchMode):

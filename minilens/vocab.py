@@ -122,8 +122,8 @@ def vocab_stats(
 
     asked: the tokens to measure, one at each position, under a name of the caller's choice.
     k: how many of the best tokens.
-    stats: of "entropy", "kl_final" (final || row), "kl_row_final" (row || final), "kl_input" (input || row),
-    "kl_row_input" (row || input), "change" (row || the one before; not a number in the first row) and "js" (Jensen and
+    stats: of "entropy", "kl_final" (output ‖ row), "kl_row_final" (row ‖ output), "kl_input" (input ‖ row),
+    "kl_row_input" (row ‖ input), "change" (row ‖ the one before; not a number in the first row) and "js" (Jensen and
     Shannon's, of row and final, which takes a second pass).
 
     Where logits are not finite, no log-probability is.

@@ -18,7 +18,7 @@ class Request:
     """What `minilens study` is asked for. Raises ValueError for a folder that cannot be written to."""
 
     models: list[str] = argument(
-        nargs="*", metavar="MODEL", help=f"a bundled model, a folder or a Hub repository ({DEFAULT_MODEL})"
+        nargs="*", metavar="MODEL", help=f"a bundled model, a folder or a Hub repository (default: {DEFAULT_MODEL})"
     )
     compare: bool = option(help="several models in one report: those named, or else all bundled ones")
     out: Path = option(default=Path("study"), metavar="FOLDER", help="the folder to write to (default: %(default)s)")

@@ -75,7 +75,7 @@ def block_0_leaves_the_input(study: Study) -> Claim:
         Check("input token first before it: share of positions", input_first[0], "at least", 0.5),
         (
             Check("input token first after it: share of positions", input_first[1], "at most", 0.1),
-            Check("KL(output || row) over KL(input || row) after it", _ratio(to_output[1], to_input[1]), "at most", 1),
+            Check("KL(output ‖ row) over KL(input ‖ row) after it", _ratio(to_output[1], to_input[1]), "at most", 1),
         ),
     )
 
@@ -109,7 +109,7 @@ def input_fades_step_by_step(study: Study) -> Claim:
         (
             Check("input token first after block 0: share of positions", input_first[1], "at least", 0.5),
             Check(
-                "largest rise of KL(input || row), in even steps", _largest(_median(study, "kl_input")), "at most", EVEN
+                "largest rise of KL(input ‖ row), in even steps", _largest(_median(study, "kl_input")), "at most", EVEN
             ),
         ),
     )
@@ -120,9 +120,9 @@ def output_comes_step_by_step(study: Study) -> Claim:
     return Claim(
         "The output comes step by step",
         "the notebook of 2021, of CTRL: a smooth road",
-        Check("KL(output || row) before block 0, nats", to_output[0].item(), "at least", 1),
+        Check("KL(output ‖ row) before block 0, nats", to_output[0].item(), "at least", 1),
         (
-            Check("largest fall of KL(output || row), in even steps", _largest(-to_output), "at most", EVEN),
+            Check("largest fall of KL(output ‖ row), in even steps", _largest(-to_output), "at most", EVEN),
             Check("largest rise of it, in even steps", _largest(to_output), "at most", EVEN / 10),
         ),
     )

@@ -135,6 +135,25 @@ def test_what_is_no_weight_is_hashed_all_the_same(tiny: Tiny, tmp_path: Path) ->
         assert (found[name].use, found[name].not_finite) == ("no place", int(name in ("one", "nan8")))
 
 
+def test_numbers_of_half_a_byte(tiny: Tiny, tmp_path: Path) -> None:
+    """Two of them are one element to torch, which computes nothing of them; older ones do not know them."""
+    folder = changed(tiny("gpt2")[1], tmp_path / "model")
+    raw = (folder / WEIGHTS).read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:start])
+    end = len(raw) - start
+    header["packed"] = {"dtype": "F4", "shape": [2, 4], "data_offsets": [end, end + 4]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + raw[start:] + b"\x01\x23\x45\x67")
+    report = minilens.verify(folder)
+    if hasattr(torch, "float4_e2m1fn_x2"):
+        packed = tensors(report)["packed"]
+        assert packed.sha256 == hashlib.sha256(b"\x01\x23\x45\x67").hexdigest()
+        assert (packed.dtype, packed.not_finite, packed.use) == ("float4_e2m1fn_x2", 0, "no place")
+    assert len(report.faults) == 1
+
+
 def test_shards(tiny: Tiny, tmp_path: Path) -> None:
     reference, original = tiny("gpt_neo")
     reference.save_pretrained(tmp_path, max_shard_size="50KB")

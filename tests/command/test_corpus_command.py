@@ -25,9 +25,11 @@ from minilens.corpus.documents import SEPARATOR, TextFile
 from minilens.corpus.measure import CorpusLens, Plan
 from minilens.corpus.sweep import Sweep
 from minilens.corpus.tally import NUMBERS, SHARES, VALUES
+from minilens.views.corpus_curves import details, overview
 from minilens.views.corpus_page import WIDE, corpus_page
 from minilens.views.corpus_record import corpus_lines, corpus_record, mean_and_error
 from minilens.views.corpus_terminal import corpus_tables, names, nats
+from minilens.views.plots import drawn
 from minilens.views.tokens import text_label
 
 Capture = pytest.CaptureFixture[str]
@@ -220,6 +222,21 @@ def test_hostile_names_stay_text(
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "[red]" in shown
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", shown)
+
+
+def test_legends_have_the_names_of_models(model: Path, text: Path, tmp_path: Path) -> None:
+    record = expected(model, text, tmp_path / "out")
+    called = ["$x_{$", "_model", "plain"]
+    records = [{**record, "model": name} for name in called]
+    figure = overview(records)
+    (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+    assert [text.get_text().strip() for text in legend.get_texts()] == called
+    found = record["decoders"]["final"]
+    found = {**found, "rows": ["$x_{$", *found["rows"][1:-1], "_last"]}
+    found["groups"] = [{**group, "group": "$x_{$"} for group in found["groups"]]
+    hostile = {**record, "decoders": {"final": found}}
+    figures = [figure, overview([{**hostile, "model": "$x_{$"}]), details(hostile, "final")]
+    assert all(drawn(each, ".png").startswith(b"\x89PNG") for each in figures)
 
 
 def test_a_page_fits_a_phone_and_a_desktop(model: Path, text: Path, tmp_path: Path, opened: Callable[..., Any]) -> None:

@@ -101,11 +101,15 @@ class VocabStats(NamedTuple):
         """Raise ValueError for the first row whose logits, of residuals in dtype, are not all finite."""
         for label, finite in zip(labels, self.tokens["final"].logprob.isfinite().all(-1).tolist(), strict=True):
             if not finite:
-                raise ValueError(
-                    f"the logits of row {label} are not finite: there is a NaN or an infinity in the weights, or "
-                    f"the numbers are too large for {dtype}; if so, load it in a wider dtype, torch.float32 or "
-                    "torch.float64"
-                )
+                raise not_finite(f"the logits of row {label}", dtype)
+
+
+def not_finite(what: str, dtype: torch.dtype) -> ValueError:
+    """The error to raise for numbers that are not, of a model in dtype."""
+    return ValueError(
+        f"{what} are not finite: there is a NaN or an infinity in the weights, or the numbers are too large for "
+        f"{dtype}; if so, load it in a wider dtype, torch.float32 or torch.float64"
+    )
 
 
 @torch.no_grad()

@@ -284,6 +284,13 @@ MISTAKES = [
         "if False:",
         ("sweep",),
     ),
+    Mistake(
+        "corpus: sums of other shapes",
+        "corpus/sweep.py",
+        "if any((v.shape, v.dtype) != (part[k].shape, part[k].dtype) for k, v in vars(so_far).items()):",
+        "if False:",
+        ("sweep",),
+    ),
     Mistake("corpus: counts of other texts", "corpus/sweep.py", "if n_tokens != n_counted:", "if False:", ("sweep",)),
     Mistake(
         "corpus: who begins last has the folder",

@@ -69,10 +69,15 @@ def check(name: str, work: Path, arguments: list[str]) -> tuple[dict[str, str], 
     uv, venv, report = work / "tools/bin/uv", work / "venv", work / "report.xml"
     report.unlink(missing_ok=True)
     environ = {"UV_CACHE_DIR": str(work / "cache"), "UV_PYTHON_INSTALL_DIR": str(work / "pythons"), **os.environ}
+    python = interpreter(version)
     try:
-        command(uv, "venv", "--clear", "--python", interpreter(version), venv, env=environ)
+        command(uv, "venv", "--clear", "--python", python, venv, env=environ)
     except RuntimeError as error:
-        return row | {"note": f"no Python {version} to be had here: {error}"}, True
+        try:
+            command(uv, "python", "find", python, env=environ)
+        except RuntimeError:
+            return row | {"note": f"no Python {version} to be had here: {error}"}, True
+        return row | {"note": f"could not be made: {error}"}, False
     try:
         wanted = ["--constraint", constraints(kind, work), "--editable", f"{ROOT}[test]"]
         command(uv, "pip", "install", "--python", venv, *wanted, env=environ)

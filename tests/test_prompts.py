@@ -526,7 +526,8 @@ def run_with(text: str, name: str, arguments: list[str], model: Path, folder: Pa
         assert status == 2 and stdout == ""
         (error,) = said
         assert error.startswith("minilens: error: ")
-        needs_a_reason = "--track=TEXT" in arguments or name in ("patching", "study") or not text
+        no_one_token = "--right=TEXT" in arguments and "--right takes one token, and " in error
+        needs_a_reason = "--track=TEXT" in arguments or no_one_token or not text
         assert needs_a_reason or (not valid and "lone surrogate, U+D" in error)
         return
     assert valid

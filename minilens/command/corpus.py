@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from ..checkpoint.settings import read_json
 from ..corpus.documents import SHARD, TextFile
 from ..corpus.measure import CorpusLens, Plan
+from ..corpus.shared_files import locked
 from ..corpus.sweep import Sweep
 from ..corpus.worker import Worker
 from ..files import check_new
@@ -47,7 +49,7 @@ class Request:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="another sweep's folder, whose curves are drawn beside these",
+        help="another sweep's folder, whose curves are drawn beside these in beside.html and beside.png",
     )
     overwrite: bool = option(help="replace a report that is another")
     json: bool = option(help="print the report as JSON")
@@ -96,7 +98,8 @@ def corpus(request: Request) -> None:
     torch.set_num_threads(request.threads)
     files = request.texts()
     device = f"cuda:{worker.local}" if torch.cuda.is_available() else "cpu"
-    model, tokenizer = request.loading.load_reader(request.model, "text", device)
+    # In memory: a sweep may take days, in which the file of weights may be written to, or cut short.
+    model, tokenizer = request.loading.load_reader(request.model, "text", device, mmap=False)
     plan = request.plan(prefix=tokenizer.codes[0] if tokenizer.codes else "")
     sweep = Sweep(CorpusLens(model, tokenizer, plan), files, request.out, any_machine=request.any_machine)
     with worker.together(model.W_U.device):
@@ -142,7 +145,10 @@ def _show(request: Request, record: dict[str, Any], beside: list[dict[str, Any]]
     numbers = io.StringIO(newline="")
     csv.writer(numbers, lineterminator="\n").writerows(corpus_lines(record))
     text = json.dumps(record, indent=1, allow_nan=False)
-    files = {"report.json": text.encode(), "numbers.csv": numbers.getvalue().encode(), **_drawn([record, *beside])}
+    files = {"report.json": text.encode(), "numbers.csv": numbers.getvalue().encode()}
+    files |= _drawn("report.html", "curves.png", [record])
+    if beside:
+        files |= _drawn("beside.html", "beside.png", [record, *beside])
     _write({request.out / name: content for name, content in files.items()}, request.overwrite)
     if request.json:
         print(text)
@@ -162,14 +168,14 @@ def _show(request: Request, record: dict[str, Any], beside: list[dict[str, Any]]
     say(f"{request.out} holds {', '.join(files)}")
 
 
-def _drawn(records: list[dict[str, Any]]) -> dict[str, bytes]:
-    """The files of a report that need matplotlib."""
+def _drawn(page: str, picture: str, records: list[dict[str, Any]]) -> dict[str, bytes]:
+    """The files of a report that need matplotlib, by these two names."""
     try:
         from ..views.corpus_page import corpus_page, corpus_picture
     except ValueError as error:
-        say(f"note: no report.html: {error}")
+        say(f"note: no {page}: {error}")
         return {}
-    return {"report.html": corpus_page(records).encode(), "curves.png": corpus_picture(records)}
+    return {page: corpus_page(records).encode(), picture: corpus_picture(records)}
 
 
 def _write(files: dict[Path, bytes], overwrite: bool) -> None:
@@ -185,16 +191,18 @@ def _write(files: dict[Path, bytes], overwrite: bool) -> None:
             why = "is there, with other names or other runs beside"
             raise ValueError(f"{path} {why}: --overwrite replaces it, and reads no text again")
         check_new(path, overwrite=True)
-    write(others, overwrite=True)
+    for path, content in others.items():
+        with locked(path, wait=True):
+            write({path: content}, overwrite=True)
 
 
 def _beside(request: Request) -> list[dict[str, Any]]:
     """The reports of other sweeps, each tried before hours are spent."""
     records = []
     for folder in request.beside:
-        if folder.resolve() == request.out.resolve():
+        if os.path.realpath(folder) == os.path.realpath(request.out):  # Path.resolve raises for a link to itself
             raise ValueError(f"--beside {folder} is the folder of this very run")
-        if not (folder / "report.json").exists():
+        if not os.path.exists(folder / "report.json"):
             raise ValueError(f"--beside {folder} has no report.json: it must be the folder of a finished run")
         records.append(read_json(folder / "report.json"))
         try:
@@ -202,7 +210,7 @@ def _beside(request: Request) -> list[dict[str, Any]]:
                 raise ValueError("it is another kind of report")
             for _ in corpus_lines(records[-1]):
                 pass
-            _drawn(records[-1:])
+            _drawn("report.html", "curves.png", records[-1:])
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{folder / 'report.json'} is not a report of minilens corpus, or one of another version"

@@ -47,16 +47,16 @@ class Loading:
         choices=DTYPES, default="float32", metavar="DTYPE", help=f"{', '.join(DTYPES)} (default: %(default)s)"
     )
 
-    def load(self, name: str, device: str | None = None) -> tuple[Model, Tokenizer | None]:
-        """device: where the model goes if the user does not say."""
-        reading, device = self.reading, self.device or device
-        return load(
-            name, revision=reading.revision, ignoring=reading.ignore_key, device=device, dtype=DTYPES[self.dtype]
-        )
+    def load(self, name: str, device: str | None = None, *, mmap: bool = True) -> tuple[Model, Tokenizer | None]:
+        """device: where the model goes if the user does not say. mmap: as for `minilens.load`."""
+        reading, device, dtype = self.reading, self.device or device, DTYPES[self.dtype]
+        return load(name, revision=reading.revision, ignoring=reading.ignore_key, device=device, dtype=dtype, mmap=mmap)
 
-    def load_reader(self, name: str, what: str, device: str | None = None) -> tuple[Model, Tokenizer]:
+    def load_reader(
+        self, name: str, what: str, device: str | None = None, *, mmap: bool = True
+    ) -> tuple[Model, Tokenizer]:
         """A model that can read text. what: which text, for the error where it cannot."""
-        model, tokenizer = self.load(name, device)
+        model, tokenizer = self.load(name, device, mmap=mmap)
         if tokenizer is None:
             raise ValueError(f"{name} has no tokenizer that minilens reads, so it cannot read {what}")
         return model, tokenizer

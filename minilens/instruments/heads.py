@@ -25,6 +25,7 @@ from ..model import Model, run
 from ..ops import upcast
 from ..shapes import shapes_of
 from ..traces import Edit, untouched
+from ..vocab import not_finite
 
 PerHead = Float[Tensor, "layer head"]
 
@@ -65,7 +66,8 @@ def head_scores(
 
     A head of a local layer sees all three keys only where its window is longer than `length`. edit: as for `run`.
     Raises ValueError for a length that the vocabulary or the context is too small for, or less than 3, where two scores
-    would share a key, and for a model on the device "meta".
+    would share a key, for a model on the device "meta", and for one
+    that gives numbers that are not finite.
 
     >>> model, _ = minilens.load("tales-gpt2")
     >>> minilens.head_scores(model).induction.shape
@@ -88,5 +90,7 @@ def head_scores(
         found.append(
             torch.stack([second.diagonal(length - back, dim1=-2, dim2=-1).mean((0, 2)) for back in steps_back])
         )
+        if not found[-1].isfinite().all():
+            raise not_finite(f"the patterns of block {block.layer}", model.W_E.dtype)
         del block
     return HeadScores(*torch.stack(found, 1).cpu())

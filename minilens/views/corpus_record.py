@@ -63,7 +63,7 @@ def _group(group: Group, tally: Tally, g: int, n_ranks: int) -> dict[str, Any]:
         "quantiles": {
             number: {f"{q:g}": _plain(tally.quantile(number, q)[g]) for q in QUANTILES} for number in NUMBERS
         },
-        "settled": tally.settled()[g].tolist(),
+        "settling": tally.settled()[g].tolist(),
         "ranks": {whose: tally.ranks[g, :, n, :n_ranks].tolist() for n, whose in enumerate(RANKS)},
         "calibration": {
             "error": _plain(tally.calibration_error()[g]),

@@ -28,6 +28,7 @@ from ..model import Model, run
 from ..ops import check_layer, upcast
 from ..shapes import Resid
 from ..traces import RESID_SITES, BlockTrace
+from ..vocab import not_finite
 from .tokens import token_label
 
 FEW = 8  # numbers of a vector, or keys of a query, that are shown at most
@@ -58,7 +59,7 @@ def walk_view(
     """The whole model on one text: embedding, one block line by line, the stream after the others, unembedding.
 
     layer: the block that is shown line by line. The rest is as in `block_view`. Raises ValueError for a layer, a
-    position or a head that does not exist.
+    position or a head that does not exist, and for logits that are not finite: `verify` says where such numbers are.
     """
     check_layer(layer, model.n_layers)
     embed = model.embed(tokens)
@@ -87,6 +88,8 @@ def walk_view(
         ("embed", embed, (0, at), "batch pos d_model"),
     ]
     logits = upcast(model.unembed(last))[0, at]
+    if not logits.isfinite().all():
+        raise not_finite(f"the logits at position {at}", model.W_E.dtype)
     best = logits.topk(min(few, len(logits)))
     return Group(
         Text(f"the tokens: {', '.join(map(str, tokens[0].tolist()))}"),

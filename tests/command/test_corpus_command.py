@@ -269,18 +269,50 @@ def test_other_sweeps_beside(model: Path, text: Path, tmp_path: Path, capsys: Ca
     run(capsys, model, text, "--out", tmp_path / "one")
     alone = (tmp_path / "one" / "report.html").read_bytes()
     assert "holds report.json" in run(capsys, model, text, "--out", tmp_path / "one")[1]  # the same again: no complaint
-    args = (model, text, "--out", tmp_path / "two", "--window", "9", "--beside", tmp_path / "one")
+    args = (model, text, "--out", tmp_path / "two", "--window", "9")
     run(capsys, *args)
-    both = (tmp_path / "two" / "report.html").read_text()
+    before = {path: path.read_bytes() for path in (tmp_path / "two").glob("*.*")}
+    _, err = run(capsys, *args, "--beside", tmp_path / "one")
+    assert err.endswith("numbers.csv, report.html, curves.png, beside.html, beside.png\n")
+    both = (tmp_path / "two" / "beside.html").read_text()
     assert both.count("<section>") == 2
     assert "windows of up to 9 tokens" in both
     assert "windows of up to 40 tokens" in both
-    assert main(["corpus", *map(str, args[:-2])]) == 2
-    why = "report.html is there, with other names or other runs beside"
-    assert f"{why}: --overwrite replaces it, and reads no text again" in capsys.readouterr().err
-    run(capsys, *args[:-2], "--overwrite")
-    assert (tmp_path / "two" / "report.html").read_text().count("<section>") == 1
+    run(capsys, *args)  # without it again: the report is of this run alone, and is there
+    assert all(path.read_bytes() == content for path, content in before.items())
+    why = "beside.html is there, with other names or other runs beside"
+    others = ("--beside", tmp_path / "one", "--beside", tmp_path / "one")
+    assert f"{why}: --overwrite replaces it, and reads no text again" in refused(capsys, *args, *others)
+    run(capsys, *args, *others, "--overwrite")
+    assert (tmp_path / "two" / "beside.html").read_text().count("<section>") == 3
     assert (tmp_path / "one" / "report.html").read_bytes() == alone
+
+
+def test_weights_that_are_cut_short_while_they_are_in_use(
+    model: Path, text: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are in memory: a mapped file would end the process."""
+    model = Path(shutil.copytree(model, tmp_path / "model"))
+    record = expected(model, text, tmp_path / "mine")
+    tallies = CorpusLens.tallies
+
+    def cut(*args: Any) -> Any:
+        os.truncate(model / "model.safetensors", 100)
+        return tallies(*args)
+
+    monkeypatch.setattr(CorpusLens, "tallies", cut)
+    assert json.loads(run(capsys, model, text, "--out", tmp_path / "out", "--json")[0]) == record
+
+
+def test_what_a_killed_run_left_of_its_report_is_taken_away(
+    model: Path, text: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    run(capsys, model, text, "--out", tmp_path / "out")
+    whole = sorted(path.name for path in (tmp_path / "out").iterdir())
+    for name in WRITTEN:
+        (tmp_path / "out" / name).rename(tmp_path / "out" / f"{name}.123.abc")
+    run(capsys, model, text, "--out", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == whole
 
 
 def test_without_matplotlib_there_is_no_page(
@@ -303,6 +335,8 @@ def test_what_cannot_be_done_is_said_in_one_line(model: Path, text: Path, tmp_pa
     assert "--threads must be from 1 to 1024; it is 0" in refused(capsys, model, text, *out, "--threads", "0")
     assert "nothing.txt cannot be read: No such file" in refused(capsys, model, tmp_path / "nothing.txt", *out)
     assert "has no report.json: it must be" in refused(capsys, model, text, *out, "--beside", tmp_path)
+    (tmp_path / "itself").symlink_to(tmp_path / "itself")
+    assert "has no report.json: it must be" in refused(capsys, model, text, *out, "--beside", tmp_path / "itself")
     assert "is the folder of this very run" in refused(capsys, model, text, *out, "--beside", tmp_path / "out")
     assert "--threads must be from 1 to 1024" in refused(capsys, model, text, *out, "--threads", str(10**9))
     assert 'on the device "meta"' in refused(capsys, model, text, *out, "--device", "meta")

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from minilens.corpus import documents as corpus
 from minilens.corpus.batches import batches, windows
 from minilens.corpus.documents import SEPARATOR, TextFile
 
+packed = partial(gzip.compress, mtime=0)  # the same at any time: tests are named after it
 DOCUMENTS = ["once upon\n\na time", "", "caf\u00e9 \u2603\r\nnext", "the end"]
 
 
@@ -116,13 +118,13 @@ def test_a_separator_stands_at_the_start_of_its_line(tmp_path: Path, monkeypatch
         ("a.txt", b"x" * 100_000 + b"\xc3", r"a\.txt is not UTF-8: it has the byte 0xc3 at 100000$"),
         (
             "a.txt.gz",
-            gzip.compress(b"xx\xc3\xa9\n" * 99_999 + b"\xff", mtime=0),
+            packed(b"xx\xc3\xa9\n" * 99_999 + b"\xff"),
             r"not UTF-8: it has the byte 0xff at 499995$",
         ),
         ("a.txt.gz", b"no gzip at all", r"a\.txt\.gz cannot be read: it is cut short or broken \(Not a gzipped file"),
         (
             "a.txt.gz",
-            gzip.compress(b"once upon a time" * 99, mtime=0)[:-20],
+            packed(b"once upon a time" * 99)[:-20],
             r"a\.txt\.gz cannot be read: it is cut short or",
         ),
         ("a.jsonl", b'{"text": "a"}\n{"text": x\n', r"a\.jsonl, line 2 is not JSON: Expecting value, at character 10$"),

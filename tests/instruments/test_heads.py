@@ -180,3 +180,10 @@ def test_bad_input(model: minilens.Model) -> None:
     scores = HeadScores(*torch.zeros(3, 1, 1))
     with pytest.raises(ValueError, match=r'^there is no score "copying"; there are induction, previous, duplicate$'):
         scores.best("copying")
+
+
+def test_weights_that_are_not_finite(tiny: Tiny) -> None:
+    model, _ = minilens.load(tiny("gpt2")[1], mmap=False)
+    model.blocks[1].W_QKV[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="the patterns of block 1 are not finite: there is a NaN or an infinity in"):
+        minilens.head_scores(model, length=5, batch=1)

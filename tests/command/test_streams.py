@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoints import changed, tokenizer_json
@@ -131,6 +132,11 @@ def test_any_number_of_columns(gpt2: Path, capsys: Capture, monkeypatch: pytest.
         assert columns == "1" or max(map(len, out.splitlines())) <= 80
 
 
+def as_from_a_terminal() -> None:
+    """A shell starts what runs in the background deaf to Ctrl-C, and these tests may run there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="a process signals itself")
 @pytest.mark.parametrize("way", ["-m", "script"])
 def test_ctrl_c_while_torch_is_imported(tmp_path: Path, way: str) -> None:
@@ -140,7 +146,8 @@ def test_ctrl_c_while_torch_is_imported(tmp_path: Path, way: str) -> None:
     script.write_text("import sys\nfrom minilens.__main__ import main\nsys.exit(main())\n")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(minilens.__file__).parents[1]}"}
     command = [sys.executable, *(["-m", "minilens"] if way == "-m" else [str(script)]), "--help"]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, cwd=tmp_path.parent)
+    options: dict[str, Any] = dict(capture_output=True, text=True, timeout=50, preexec_fn=as_from_a_terminal)
+    ran = subprocess.run(command, env=environment, cwd=tmp_path.parent, **options)
     assert (ran.returncode, ran.stdout, ran.stderr) == (-signal.SIGINT, "", "")
 
 
@@ -157,11 +164,12 @@ def test_ctrl_c_is_an_exception_again_when_the_command_runs(tmp_path: Path) -> N
         "sys.exit(__main__.main())\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(minilens.__file__).parents[1])}
-    ran = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=100)
+    options: dict[str, Any] = dict(capture_output=True, text=True, timeout=100, preexec_fn=as_from_a_terminal)
+    ran = subprocess.run([sys.executable, str(script)], env=environment, **options)
     assert (ran.returncode, ran.stderr) == (130, "")
     (tmp_path / "torch.py").write_text(
         "import signal\nprint(signal.getsignal(signal.SIGINT) is signal.default_int_handler)\nraise SystemExit"
     )
     environment["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{environment['PYTHONPATH']}"
-    ran = subprocess.run([sys.executable, "-c", "import minilens"], env=environment, capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-c", "import minilens"], env=environment, **options)
     assert ran.stdout == "True\n"

@@ -3,9 +3,10 @@
     python scripts/docs.py             check all pages; exit status 1, with what differs, if one is not as it should
     python scripts/docs.py --write     write the made pages, and print every output anew
     python scripts/docs.py docs/lens.md README.md --write      some pages only
-    python scripts/docs.py --picture   take the picture of the page (needs /usr/bin/chromium and the package playwright)
+    python scripts/docs.py --pictures  make the pictures of docs/images (needs /usr/bin/chromium)
 
-docs/command.md is made from the options of every command, docs/api.md from docstrings and signatures.
+docs/command.md is made from the options of every command, docs/api*.md from docstrings and signatures.
+Links are followed and spelling is checked on every run. All of it needs what `scripts/setup test` installs.
 
 The blocks of a page are run one after another, as by a reader who types them in, in one folder and one Python:
 
@@ -148,6 +149,13 @@ def listening() -> Iterator[io.StringIO]:
 
 
 @contextmanager
+def kept_in(name: str) -> Iterator[None]:
+    """What is printed on stdout meanwhile goes into a file."""
+    with open(name, "w", encoding="utf-8") as file, redirect_stdout(file):
+        yield
+
+
+@contextmanager
 def in_folder(folder: str) -> Iterator[None]:
     """Work in this folder meanwhile; contextlib has the same from Python 3.11 on."""
     before = Path.cwd()
@@ -171,7 +179,7 @@ def ours(command: str) -> tuple[int, str]:
     command, _, file = command.partition(" > ")
     name, *words = shlex.split(command)
     os.environ["COLUMNS"] = "80"
-    with listening() as out, redirect_stdout(Path(file).open("w", encoding="utf-8")) if file else nullcontext():
+    with listening() as out, kept_in(file) if file else nullcontext():
         try:
             if name == ".venv/bin/python":
                 status = runpy.run_path(words[0])["main"](words[1:])
@@ -248,9 +256,10 @@ def differences(path: Path, should: str) -> str:
 
 
 def misfits() -> list[str]:
-    """Links that lead nowhere, pages that are too long, and a picture that comes too late: a sentence each."""
+    """Misspelt words, links that lead nowhere, pages too long, and a picture too late: a sentence each."""
     found = []
     everything = [*pages(), *ROOT.glob("weights/*/README.md"), *ROOT.glob(".github/**/*.md")]
+    found += misspelt(everything)
     for path in everything:
         name, text = path.relative_to(ROOT), path.read_text(encoding="utf-8")
         n_lines = text.count("\n")
@@ -273,6 +282,15 @@ def misfits() -> list[str]:
     return found
 
 
+def misspelt(paths: Sequence[Path]) -> list[str]:
+    """What codespell, of the extra named test, takes for misspelt."""
+    from codespell_lib import main as codespell
+
+    with listening() as out:
+        codespell(*map(str, paths))
+    return out.getvalue().replace(f"{ROOT}{os.sep}", "").splitlines()
+
+
 def links(text: str) -> Iterator[str]:
     """The places within the project that a page leads to."""
     prose = FENCE.sub("", text)
@@ -288,9 +306,11 @@ def anchors(page: Path) -> frozenset[str]:
     return frozenset(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings)
 
 
-def take_picture() -> None:
-    """docs/images/page.png: the page of README's example with a cell chosen and two tokens pinned, in chromium."""
-    from PIL import Image
+def take_pictures() -> None:
+    """docs/images: the page of README with a cell chosen and two tokens pinned; the first figure of the study.
+
+    corpus.png is not made here: it takes the held-out texts, which are not part of the repository.
+    """
     from playwright.sync_api import sync_playwright
 
     import minilens
@@ -298,25 +318,34 @@ def take_picture() -> None:
 
     _, tokenizer = minilens.load("tales-gpt2")
     pins = "+".join(f"{int(tokenizer.encode(word)[0, 0])}@7" for word in (" girl", ","))
-    picture = ROOT / "docs/images/page.png"
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "lens.html"
+        path, study = Path(folder) / "lens.html", Path(folder) / "study"
         main(["lens", "Once upon a time there was a little", "--html", str(path)])
         with sync_playwright() as driver:
             arguments = ["--headless", "--no-sandbox", "--disable-gpu"]
             browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=arguments)
             page = browser.new_page(viewport={"width": 1200, "height": 1110}, device_scale_factor=1.5)
             page.goto(f"{path.as_uri()}#at=4.resid_post@7&pins={pins}")
-            page.screenshot(path=picture)
+            keep_picture(io.BytesIO(page.screenshot()), "page.png")
             browser.close()
-    Image.open(picture).convert("RGB").quantize(256).save(picture, optimize=True)  # a palette: a third of the size
+        main(["study", "--compare", "tales-gpt2", "tales-gpt-neo", "tales-ctrl", "--out", str(study)])
+        keep_picture(study / "curves.png", "study.png")
+
+
+def keep_picture(source: Path | io.BytesIO, name: str) -> None:
+    """With a palette, which makes a third of the size."""
+    from PIL import Image
+
+    Image.open(source).convert("RGB").quantize(256).save(ROOT / "docs" / "images" / name, optimize=True)
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """A hook of MkDocs (mkdocs.yml): links to files outside docs/ lead to the repository that the site is built from.
+    """A hook of MkDocs (mkdocs.yml), for what only GitHub understands.
 
-    Where there is none to name, their text stays without a link.
+    Links to files outside docs/ lead to the repository that the site is built from; where there is none to name, their
+    text stays without a link. What stands after the kind of a block goes.
     """
+    markdown = re.sub(r"^```(\w+) .+$", r"```\1", markdown, flags=re.MULTILINE)
     repository = os.environ.get("GITHUB_REPOSITORY")
     link = rf"[\1](https://github.com/{repository}/blob/main/\2)" if repository else r"\1"
     return re.sub(r"\[([^\]]*)\]\(\.\./([^)\s]*)\)", link, markdown)
@@ -326,27 +355,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Make, run and check the pages of the documentation.")
     parser.add_argument("pages", nargs="*", type=Path, help="README.md, docs/lens.md …; by default all")
     parser.add_argument("--write", action="store_true", help="write the made pages, and print every output anew")
-    parser.add_argument("--picture", action="store_true", help="take the picture of the page, and nothing else")
+    parser.add_argument("--pictures", action="store_true", help="make the pictures of docs/images, and nothing else")
     args = parser.parse_args(argv)
-    if args.picture:
-        take_picture()
+    if args.pictures:
+        take_pictures()
         return 0
     from docs_made import MADE  # it imports minilens, and with it torch
 
     wrong = False
-    for path in [page.resolve() for page in args.pages] or pages():
+    for path in [page.resolve() for page in args.pages] or sorted({*pages(), *(ROOT / name for name in MADE)}):
         name = str(path.relative_to(ROOT))
         if name in MADE and args.write:
             path.write_text(MADE[name](), encoding="utf-8")
-        for should in filter(None, (name in MADE and MADE[name](), renewed(path, all_outputs=args.write))):
-            if not (found := differences(path, should)):
-                continue
-            if args.write:
-                path.write_text(should, encoding="utf-8")
-                print(f"{name} is written anew")
-            else:
-                wrong = True
-                print(found)
+        found = differences(path, MADE[name]()) if name in MADE else ""
+        if not found and (found := differences(path, should := renewed(path, all_outputs=args.write))) and args.write:
+            path.write_text(should, encoding="utf-8")
+            print(f"{name} is written anew")
+        elif found:
+            wrong = True
+            print(found)
     for misfit in misfits():
         wrong = True
         print(misfit)

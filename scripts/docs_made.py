@@ -10,6 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import minilens
+from minilens.command.main import _parser
+from minilens.views import VIEWS
+
 PACKAGE = Path(__file__).parents[1] / "minilens"
 MADE_BY = "<!-- Made by scripts/docs.py: change the source, then run it with --write. -->"
 WIDTH = 110  # of a signature
@@ -17,8 +21,6 @@ WIDTH = 110  # of a signature
 
 def command_page() -> str:
     """Every command with all its options."""
-    from minilens.command.main import _parser
-
     (commands,) = (each for each in _parser()._actions if isinstance(each, argparse._SubParsersAction))
     texts = {choice.dest: choice.help or "" for choice in commands._choices_actions}
     parts = [
@@ -59,18 +61,25 @@ def _told(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     return re.sub(r"(<\|?\w+\|?>)", r"`\1`", text).replace("|", r"\|")
 
 
-PAGES = {  # of the API, beside its index: name of the page -> its title, and the names on it
-    "api-run": ("Loading, running, editing", "load run trace decode Model Trace BlockTrace CheckpointError "
-                "SITES Site Edit untouched at zero mean patch add towards then"),
-    "api-lens": ("The lens", "Lens lens_rows LensRow logit_lens logit_lenses LensTable lens_page lens_figure"),
-    "api-instruments": ("Instruments and checks", "attribute Attribution head_scores HeadScores patching Patching "
-                        "logit_difference log_probability geometry Geometry verify Report"),
-}  # fmt: skip
+PAGES = {  # of the API, beside its index: name of the page -> its title, and the names on it; others go to the last
+    "api-run": (
+        "Loading, running, editing",
+        "load run trace decode Model Trace BlockTrace CheckpointError "
+        "SITES Site Edit untouched at zero mean patch add towards then",
+    ),
+    "api-lens": ("The lens in Python", "Lens lens_rows LensRow logit_lens logit_lenses LensTable"),
+    "api-views": ("Views", " ".join(VIEWS)),
+    "api-instruments": (
+        "Instruments and checks",
+        "attribute Attribution head_scores HeadScores patching Patching "
+        "logit_difference log_probability geometry Geometry verify Report",
+    ),
+}
 
 
 def api_index() -> str:
     """Every public name with the first sentence that its docstring has."""
-    parts = [MADE_BY, "# The Python API", "What `import minilens` gives, on three pages."]
+    parts = [MADE_BY, "# The Python API", "What `import minilens` gives, on four pages."]
     for page, (title, _) in PAGES.items():
         rows = ["| | |", "|---|---|"]
         for name in _names(page):
@@ -98,14 +107,10 @@ def api_page(page: str) -> str:
 
 
 def _names(page: str) -> list[str]:
-    """The public names of a page; one that no page lists goes to the last."""
-    import minilens
-
+    """The public names of a page."""
     listed = [name for _, names in PAGES.values() for name in names.split()]
-    mine = [name for name in PAGES[page][1].split() if name in minilens.__all__]
-    if page == [*PAGES][-1]:
-        mine += sorted({*minilens.__all__} - {*listed, "__version__"})
-    return mine
+    others = {*minilens.__all__} - {*listed, "__version__"} if page == [*PAGES][-1] else set()
+    return [name for name in PAGES[page][1].split() if name in {*minilens.__all__, *VIEWS}] + sorted(others)
 
 
 def _entry(name: str) -> Iterator[str]:
@@ -138,15 +143,18 @@ def _title(name: str, node: ast.stmt) -> str:
 
 def _definition(name: str) -> tuple[Path, ast.stmt, list[str]]:
     """The file of a public name, its definition there, and the file's lines: found by the imports of __init__.py."""
+    path = Path("views", f"{VIEWS[name]}.py") if name in VIEWS else None
     for node in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text())):
         if isinstance(node, ast.ImportFrom) and name in [alias.asname or alias.name for alias in node.names]:
             path = Path(*(node.module or "").split(".")).with_suffix(".py")
-            text = (PACKAGE / path).read_text()
-            for each in ast.parse(text).body:
-                targets = each.targets if isinstance(each, ast.Assign) else [getattr(each, "target", None)]
-                if getattr(each, "name", None) == name or name in [getattr(t, "id", None) for t in targets]:
-                    return path, each, text.splitlines()
-    raise LookupError(f"minilens/__init__.py imports no {name}")
+    if path is None:
+        raise LookupError(f"minilens/__init__.py imports no {name}")
+    text = (PACKAGE / path).read_text()
+    for each in ast.parse(text).body:
+        targets = each.targets if isinstance(each, ast.Assign) else [getattr(each, "target", None)]
+        if name in [getattr(each, "name", None), *(getattr(target, "id", None) for target in targets)]:
+            return path, each, text.splitlines()
+    raise LookupError(f"{path} defines no {name}")
 
 
 def _signature(node: ast.FunctionDef) -> str:

@@ -69,6 +69,7 @@ class Letters:
     """A tokenizer of the tiny models' ids, less the last: t7 is token 7, but for those that are a view's nightmare."""
 
     codes: tuple[str, ...] = ()
+    bos: str | None = None
     special: ClassVar[dict[str, str]] = {}
 
     def __init__(self, nightmares: dict[int, bytes], form: str = "t{}", size: int = 100) -> None:

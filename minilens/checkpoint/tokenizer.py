@@ -34,6 +34,7 @@ class Tokenizer(Protocol):
 
     size: int  # the ids are those below it
     codes: tuple[str, ...]  # control codes, one of which a text should open with; for most models there are none
+    bos: str | None  # the token that stood before texts in training, as <|endoftext|>; encode puts it nowhere
 
     @overload
     def encode(self, text: str) -> Tokens: ...
@@ -81,8 +82,10 @@ class ByteBPE:
 
     codes: tuple[str, ...] = ()
 
-    def __init__(self, bpe: "tokenizers.Tokenizer", special: Mapping[str, str] = NOTHING) -> None:
-        self._bpe, self.special = bpe, special
+    def __init__(
+        self, bpe: "tokenizers.Tokenizer", special: Mapping[str, str] = NOTHING, bos: str | None = None
+    ) -> None:
+        self._bpe, self.special, self.bos = bpe, special, bos
         self.size = 1 + max(bpe.get_vocab().values(), default=-1)
         self._added = bpe.get_added_tokens_decoder()
 
@@ -123,8 +126,10 @@ class Subwords:
 
     codes: tuple[str, ...] = ()
 
-    def __init__(self, raw: "tokenizers.Tokenizer", special: Mapping[str, str] = NOTHING) -> None:
-        self._raw, self.special = raw, special
+    def __init__(
+        self, raw: "tokenizers.Tokenizer", special: Mapping[str, str] = NOTHING, bos: str | None = None
+    ) -> None:
+        self._raw, self.special, self.bos = raw, special, bos
         self.size = 1 + max(raw.get_vocab().values(), default=-1)
         self._space = getattr(raw.decoder, "replacement", "\N{LOWER ONE EIGHTH BLOCK}")  # how sentencepiece writes it
 
@@ -190,6 +195,7 @@ class WordBPE:
     _WORD = re.compile(r"<unk>|(?:(?!<unk>)[\S\x1c-\x1f])+\n?")
 
     special = NOTHING
+    bos: str | None = None  # a control code opens a text
 
     def __init__(self, vocab: dict[str, int], merges: Iterable[Pair], codes: Iterable[str] = _CONTROL_CODES) -> None:
         self._vocab = vocab

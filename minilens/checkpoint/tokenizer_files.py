@@ -140,7 +140,9 @@ def _finished(
                 stacklevel=4,
             )
     _check_ids(raw, path)
-    return ByteBPE(raw, special) if is_bytes else Subwords(raw, special)
+    named = {**config, **documents[SPECIAL]}.get("bos_token", "<|endoftext|>" if kind == "GPT2Tokenizer" else None)
+    bos = named["content"] if isinstance(named, dict) else named
+    return ByteBPE(raw, special, bos) if is_bytes else Subwords(raw, special, bos)
 
 
 def _special_tokens(

@@ -9,6 +9,7 @@ from ..edits import mean, patch, then, zero
 from ..model import Model, run
 from ..ops import check_layer
 from ..traces import Edit, untouched
+from .inputs import Opening
 from .options import option
 
 
@@ -64,7 +65,7 @@ class Edits:
             *(f"patch {place}{source}" for place in self.patch),
         ]
 
-    def edit(self, model: Model, tokenizer: Tokenizer | None) -> Edit:
+    def edit(self, model: Model, tokenizer: Tokenizer | None, opening: Opening) -> Edit:
         """All of them as one: first zeros, then means, then patches."""
         edits = [zero(layer, site, positions=at, heads=heads) for layer, site, heads, at in map(_where, self.zero)]
         if self.source is not None:
@@ -74,7 +75,7 @@ class Edits:
             for _, where in wanted:
                 check_layer(where.layer, model.n_layers)
             try:
-                source = model.embed(tokenizer.encode(self.source))
+                source = model.embed(tokenizer.encode(opening.of(self.source, tokenizer)))
             except ValueError as error:
                 raise ValueError(f"the text of --from cannot be read: {error}") from error
             for block in run(model, source, stop=1 + max(where.layer for _, where in wanted)):

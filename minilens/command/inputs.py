@@ -79,6 +79,22 @@ class ModelChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Opening:
+    """How a text opens."""
+
+    bos: bool = option(help="put the tokenizer's opening token, such as <|endoftext|>, before every text")
+
+    def of(self, text: str, tokenizer: Tokenizer) -> str:
+        """The text as the model reads it."""
+        if not self.bos:
+            return text
+        if tokenizer.bos is None:
+            instead = f"; begin with a control code, such as {tokenizer.codes[0]}" if tokenizer.codes else ""
+            raise ValueError(f"--bos: the tokenizer has no opening token{instead}")
+        return tokenizer.bos + text
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """The text, and the model that reads it."""
 
@@ -87,6 +103,7 @@ class Source:
     )
     file: Path | None = option(help="read the text from a file, less the newline at its end")
     ids: str | None = option(help='token ids instead of text, such as "464 3290"')
+    opening: Opening
     model: ModelChoice
 
     def read(self) -> tuple[Model, Tokenizer | None, Tokens]:
@@ -100,7 +117,7 @@ class Source:
             raise ValueError(f"{why}: give token ids with --ids")
         if hint := tokenizer.hint(text):
             say(f"note: {hint}")
-        return model, tokenizer, tokenizer.encode(text)
+        return model, tokenizer, tokenizer.encode(self.opening.of(text, tokenizer))
 
     def _text(self) -> str | None:
         """The text, from the one place where the user put it; None where there are token ids instead."""
@@ -109,6 +126,8 @@ class Source:
         if len(given) > 1:
             raise ValueError(f"{given[0]} and {given[1]} are both given: choose one")
         if self.ids is not None:
+            if self.opening.bos:
+                raise ValueError("--bos is for text: put the token's id before the others of --ids")
             return None
         if self.prompt is not None:
             return self.prompt
@@ -131,13 +150,14 @@ class Pair:
 
     clean: str = argument(help="the text whose values are taken")
     corrupt: str = argument(help="the text they are put into: as many tokens, and some of them others")
+    opening: Opening
 
     def tokens(self, tokenizer: Tokenizer) -> tuple[Tokens, Tokens]:
         """Those of both texts, which must match position by position."""
         for hint in dict.fromkeys(tokenizer.hint(text) for text in (self.clean, self.corrupt)):
             if hint:
                 say(f"note: {hint}")
-        clean, corrupt = tokenizer.encode(self.clean), tokenizer.encode(self.corrupt)
+        clean, corrupt = (tokenizer.encode(self.opening.of(text, tokenizer)) for text in (self.clean, self.corrupt))
         if not clean.shape[1] and not corrupt.shape[1]:
             raise ValueError("both texts are empty: they must hold at least one token")
         if clean.shape != corrupt.shape:

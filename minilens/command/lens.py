@@ -125,7 +125,7 @@ class Request:
 def lens(request: Request) -> None:
     """The lens on a text: in the terminal, as data, as a page and as figures."""
     model, tokenizer, tokens = request.source.read()
-    edit = request.edits.edit(model, tokenizer)
+    edit = request.edits.edit(model, tokenizer, request.source.opening)
     patterns = _patterns(request, model, tokens, edit)
     track = [named_token("--track", text, tokenizer) for text in request.track]
     tables = [

@@ -49,7 +49,7 @@ def trace(request: Request) -> None:
     model, tokenizer, tokens = request.source.read()
     resid = model.embed(tokens)
     values = {"tokens": tokens, "embed": resid}
-    for block in run(model, resid, edit=request.edits.edit(model, tokenizer)):
+    for block in run(model, resid, edit=request.edits.edit(model, tokenizer, request.source.opening)):
         values |= {f"{block.layer}.{name}": getattr(block, name) for name in request.names}
         resid = block.resid_post
     values["logits"] = model.unembed(resid)

@@ -260,6 +260,7 @@ def test_tokens_are_those_of_transformers(tmp_path: Path, kind: str) -> None:
         assert not is_bytes or b"".join(pieces).decode(errors="replace") == ours.decode(ids)
     assert ours.size == 1 + max(reference.get_vocab().values())
     assert ours.special.keys() >= {token.content for token in reference.added_tokens_decoder.values()}
+    assert ours.bos == reference.bos_token
 
 
 def test_a_gap_in_the_ids_of_added_tokens(tmp_path: Path) -> None:

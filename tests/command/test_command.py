@@ -430,6 +430,35 @@ def test_only_one_newline_at_the_end_of_a_file_is_dropped(gpt2: Path, tmp_path: 
     assert "".join(token["text"] for token in record["tokens"]) == "once\n"
 
 
+def test_the_opening_token_stands_before_every_text(capsys: Capture) -> None:
+    """--bos is what typing the token is, in the text of --from too."""
+    for command in ("lens", "walk"):
+        typed = output(capsys, command, "<|endoftext|>Tom had a")
+        assert output(capsys, command, "Tom had a", "--bos") == typed != output(capsys, command, "Tom had a")
+    patched = ["lens", "--patch", "3.resid_post@1", "--from"]
+    typed, opened = (["<|endoftext|>Sue", "<|endoftext|>Tom had a"], ["Sue", "Tom had a", "--bos"])
+    typed, opened = (output(capsys, *patched, *words).split("edited:")[0] for words in (typed, opened))
+    assert typed == opened
+    pair = ["patching", "--right", " big"]
+    typed = output(capsys, *pair, "<|endoftext|>Tom had a", "<|endoftext|>Sue had a")
+    assert output(capsys, *pair, "Tom had a", "Sue had a", "--bos") == typed
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            ["a", "--model", "tales-ctrl"],
+            "--bos: the tokenizer has no opening token; begin with a control code, such as",
+        ),
+        (["--ids", "1 2"], "--bos is for text: put the token's id before the others of --ids"),
+    ],
+)
+def test_no_opening_token(capsys: Capture, options: list[str], message: str) -> None:
+    assert main(["lens", *options, "--bos"]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_ids_where_there_is_no_tokenizer(tiny: Tiny, capsys: Capture) -> None:
     shown = rows(lens(capsys, "--ids", "5 17 3", "--model", tiny("gpt_neo")[1]))
     assert shown["input"] == ["#5", "#17", "#3"]

@@ -147,7 +147,7 @@ def test_a_vocabulary_without_any_of_the_words(tiny: Tiny) -> None:
     model, _ = minilens.load(tiny("gpt2")[1])
 
     class Bytes:
-        size, codes, special = 101, (), MappingProxyType({})
+        size, codes, bos, special = 101, (), None, MappingProxyType({})
 
         def encode(self, text: str) -> torch.Tensor:
             return torch.tensor([[byte % 101 for byte in text.encode()]])

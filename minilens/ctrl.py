@@ -142,7 +142,7 @@ class CTRL:
         """Everything that block `layer` computes from the stream entering it. Raises ValueError for no such layer."""
         check_layer(layer, self.config.n_layers)
         w, cfg = self.blocks[layer], self.config
-        at = editable(edit, layer)  # marks the places where a caller may replace a value
+        at = editable(edit, layer)  # at("z", z) is z, unless the caller's edit replaces it; SITES has the names
 
         # Attention reads the residual stream...
         resid_pre = at("resid_pre", resid)  # batch pos d_model

@@ -173,7 +173,7 @@ class CTRL:
         )  # fmt: skip
 
     def final_norm(self, resid: Resid) -> Resid:
-        """What the unembedding reads."""
+        """The norm after the last block: what the unembedding reads."""
         return layer_norm(resid, self.ln_final, self.ln_final_eps)
 
     def unembed(self, resid: Resid) -> Logits:

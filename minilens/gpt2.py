@@ -6,14 +6,17 @@ adds two things to the residual stream x, one after the other:
     x = x + attention(norm(x))
     x = x + MLP(norm(x))
 
-gpt_neo.py and ctrl.py are told as departures from this file. What may surprise, by the name of the value or the method:
+Read `embed`, `block` and `unembed` first. `at(name, value)` in them is the value, unless a caller asks for another; a
+comment such as "batch pos d_model" is a shape. gpt_neo.py and ctrl.py list only in what they differ from this file.
+
+What may surprise, by the name of the value or the method:
 
 - `ln1_out`, `ln2_out`: the norms stand before attention and MLP, inside the branches. Only sums touch the residual
   stream. One more norm follows the last block (section 2.3 of the paper).
 - `positions`: learned, one vector for each place in the context.
 - `q, k, v`: one matrix makes queries, keys and values, side by side in this order (openai/gpt-2, `attn`).
-- `scores`: multiplied by 1 / sqrt(d_head), and taken in float32 at least. transformers does the second for weights in
-  half precision only where a checkpoint sets `reorder_and_upcast_attn`. So that setting changes nothing here.
+- `scores`: multiplied by 1 / sqrt(d_head), and taken in float32 at least. For weights in half precision transformers
+  takes them in float32 only where a checkpoint sets `reorder_and_upcast_attn`. That setting changes nothing here.
 - `score_scale`: the factor of the scores, by layer. A few checkpoints set it to 1, or divide it by n + 1 in layer n
   (transformers, `scale_attn_weights` and `scale_attn_by_inverse_layer_idx`; the second is set in the GPT-2s that
   Stanford trained and called Mistral).
@@ -161,7 +164,7 @@ class GPT2:
         # Attention reads the residual stream...
         resid_pre = at("resid_pre", resid)  # batch pos d_model
         ln1_out = layer_norm(resid_pre, w.ln1, cfg.ln_eps)  # batch pos d_model
-        q, k, v = linear(ln1_out, w.W_QKV, w.b_QKV).chunk(3, -1)  # batch pos d_model each
+        q, k, v = linear(ln1_out, w.W_QKV, w.b_QKV).chunk(3, -1)  # each batch pos d_model
         q = at("q", split_heads(q, cfg.n_heads))  # batch head pos d_head
         k = at("k", split_heads(k, cfg.n_heads))  # batch head pos d_head
         v = at("v", split_heads(v, cfg.n_heads))  # batch head pos d_head
@@ -187,7 +190,7 @@ class GPT2:
         )  # fmt: skip
 
     def final_norm(self, resid: Resid) -> Resid:
-        """What the unembedding reads."""
+        """The norm after the last block: what the unembedding reads."""
         return layer_norm(resid, self.ln_final, self.ln_final_eps)
 
     def unembed(self, resid: Resid) -> Logits:
@@ -203,7 +206,7 @@ def build(config: Config, checkpoint: Checkpoint) -> GPT2:
         return LayerNorm(take(f"{name}.weight", d_model), take(f"{name}.bias", d_model))
 
     def block(h: str) -> Block:
-        checkpoint.ignore(f"{h}.attn.bias", f"{h}.attn.masked_bias")  # the causal mask
+        checkpoint.ignore(f"{h}.attn.bias", f"{h}.attn.masked_bias")  # stored causal masks
         return Block(
             ln1=norm(f"{h}.ln_1"),
             W_QKV=take(f"{h}.attn.c_attn.weight", d_model, 3 * d_model),

@@ -168,7 +168,7 @@ class GPTNeo:
         # Attention reads the residual stream...
         resid_pre = at("resid_pre", resid)  # batch pos d_model
         ln1_out = layer_norm(resid_pre, w.ln1, cfg.ln_eps)  # batch pos d_model
-        q, k, v = linear(ln1_out, w.W_Q), linear(ln1_out, w.W_K), linear(ln1_out, w.W_V)  # batch pos d_model each
+        q, k, v = linear(ln1_out, w.W_Q), linear(ln1_out, w.W_K), linear(ln1_out, w.W_V)  # each batch pos d_model
         q = at("q", split_heads(q, cfg.n_heads))  # batch head pos d_head
         k = at("k", split_heads(k, cfg.n_heads))  # batch head pos d_head
         v = at("v", split_heads(v, cfg.n_heads))  # batch head pos d_head
@@ -196,7 +196,7 @@ class GPTNeo:
         )  # fmt: skip
 
     def final_norm(self, resid: Resid) -> Resid:
-        """What the unembedding reads."""
+        """The norm after the last block: what the unembedding reads."""
         return layer_norm(resid, self.ln_final, self.ln_final_eps)
 
     def unembed(self, resid: Resid) -> Logits:
@@ -220,7 +220,7 @@ def build(config: Config, checkpoint: Checkpoint) -> GPTNeo:
         return LayerNorm(take(f"{name}.weight", d_model), take(f"{name}.bias", d_model))
 
     def block(h: str) -> Block:
-        checkpoint.ignore(f"{h}.attn.attention.bias", f"{h}.attn.attention.masked_bias")  # the causal mask
+        checkpoint.ignore(f"{h}.attn.attention.bias", f"{h}.attn.attention.masked_bias")  # stored causal masks
         return Block(
             ln1=norm(f"{h}.ln_1"),
             W_Q=take(f"{h}.attn.attention.q_proj.weight", d_model, d_model).mT,

@@ -70,9 +70,9 @@ def mean(
 ) -> Edit:
     """The mean over a reference's texts and positions in its place: mean ablation, in the reference's layer.
 
-    reference_lengths: of the reference's texts, whose padding is then left out of the mean. positions: where the mean is
-    put; it is taken over all. All else as in `at`; raises ValueError also for `pattern`, whose positions have different
-    keys, and where `lengths` is given and `reference_lengths` is not, though the reference has several texts.
+    reference_lengths: of the reference's texts, whose padding is then left out of the mean. positions: where the mean
+    is put; it is taken over all. All else as in `at`; raises ValueError also for `pattern`, whose positions have
+    different keys, and where `lengths` is given and `reference_lengths` is not, though the reference has several texts.
     """
     _check_block("reference", reference)
     _check_lengths("reference", reference, lengths, reference_lengths)

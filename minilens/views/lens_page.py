@@ -48,9 +48,9 @@ def lens_page(
 
     It has no address of anything else in it. Numbers are rounded to four significant digits, log-probabilities to at
     least four decimals as well; weights of attention are within 1 / 130,000, and rounded to three decimals they are
-    right. Write the text as UTF-8. Raises ValueError where there is no table, or one without any statistic, for tables of
-    different texts, outputs or positions, for patterns that are not of the tables' text, and where they make the page
-    larger than 15 MB.
+    right. Write the text as UTF-8. Raises ValueError where there is no table, or one without any statistic, for tables
+    of different texts, outputs or positions, for patterns that are not of the tables' text, and where they make the
+    page larger than 15 MB.
     """
     tables = of_one_text(tables)
     if not all(table.stats for table in tables):

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from . import ctrl, gpt2, gpt_neo
+from .arguments import model_name, names, quoted
 from .checkpoint.hub import MERGE, locate, weights
 from .checkpoint.keys import ONLY, why_harmless
-from .checkpoint.settings import CheckpointError, Settings, Unreachable, read_json, shown
+from .checkpoint.settings import CheckpointError, Settings, Unreachable, one_line, read_json, shown
 from .checkpoint.tensors import Checkpoint
 from .checkpoint.tokenizer import Tokenizer
 from .checkpoint.tokenizer_files import load_tokenizer
@@ -62,6 +63,8 @@ def load(
     """
     if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float16, bfloat16, float32 or float64; got {dtype!r}")
+    if not isinstance(mmap, bool):
+        raise ValueError(f"mmap must be True or False; got {quoted(mmap)}")
     device = "cpu" if device is None else device
     if str(device).startswith("mps") and dtype != torch.float32:  # pytorch issue 180776
         raise ValueError(
@@ -71,9 +74,8 @@ def load(
     try:
         torch.empty(0, device=device, dtype=dtype)
     except Exception as error:  # torch has one for a build without CUDA, one for an unknown name, one for other trouble
-        reason = str(error).splitlines()[0].split(". ")[0]
-        raise ValueError(f"the device {str(device)!r} cannot be used: {reason}") from error
-    name = os.fspath(name)
+        raise ValueError(f"the device {str(device)!r:.80} cannot be used: {one_line(error)}") from error
+    name = model_name(name)
     find = locate(name, revision)
     path = find("config.json")
     adapter = path.parent / ADAPTER if path else find(ADAPTER)
@@ -85,7 +87,7 @@ def load(
     settings = Settings(read_json(path), path)
     family = read_family(settings)
     config = family.Config.read(settings)
-    settings.finish(why_harmless, ONLY, [ignoring] if isinstance(ignoring, str) else ignoring)
+    settings.finish(why_harmless, ONLY, names("ignoring", ignoring))
     checkpoint = Checkpoint(*weights(find, path.parent), dtype=dtype, device=device, mmap=mmap)
     model: Model = family.build(config, checkpoint)
     checkpoint.finish()

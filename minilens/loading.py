@@ -111,24 +111,18 @@ def read_family(settings: Settings) -> Any:
 
 
 def cached() -> dict[str, Path]:
-    """The models of the three families in the Hub's cache on this machine: repository -> folder of its newest files."""
-    from huggingface_hub import constants, scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
+    """The models of the three families in the Hub's cache on this machine: repository -> folder of its newest files.
 
-    try:
-        repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
-    except CacheNotFound:
-        return {}
-    except OSError as error:
-        raise CheckpointError(f"the Hub's cache cannot be read: {error}") from error
+    The client's own scan would wait for a pipe in a file's place, and leave a repository out for one broken link.
+    """
+    from huggingface_hub import constants
+
+    configs = Path(constants.HF_HUB_CACHE).glob("models--*/snapshots/*/config.json")
     found = {}
-    models = [repo for repo in repos if repo.repo_type == "model"]
-    for repo in sorted(models, key=lambda repo: repo.repo_id):
-        revisions = sorted(repo.revisions, key=lambda revision: revision.last_modified, reverse=True)
-        folders = [revision.snapshot_path for revision in revisions if _is_supported(revision.snapshot_path)]
-        if folders:
-            found[repo.repo_id] = folders[0]
-    return found
+    for path in sorted(configs, key=lambda path: os.lstat(path).st_mtime):  # the newest comes last
+        if _is_supported(path.parent):
+            found[path.parents[2].name.removeprefix("models--").replace("--", "/")] = path.parent
+    return dict(sorted(found.items()))
 
 
 def _is_supported(folder: Path) -> bool:

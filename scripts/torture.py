@@ -25,6 +25,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,7 +35,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,7 +58,7 @@ COMMANDS = {
     "study": ["study", "NAME", "--overwrite", "--out", "OUT"],
     "corpus": ["corpus", "NAME", "CORPUS", "--overwrite", "--out", "OUT", "--lines", "--shard", "2000"],
 }
-SHARE, MOST = 2**20, 8 * 2**20  # bytes: what caches and the allocator may keep of all calls of a function, and of all
+MOST = 8 * 2**20  # bytes that all calls of a function may add: what caches and the allocator keep
 TEMPORARY = re.compile(r"\.\d+\.[0-9a-f]{16}$")  # as minilens/files.py names a file that is being written
 Contents = dict[str, bytes]
 
@@ -167,7 +168,8 @@ def kill(scene: Scene, times: int) -> str:
         said = [scene.root / f"said{n}" for n in range(scene.n_workers)]
         workers = [start(scene.arguments(folder, 1), path) for path in said]
         doomed = scene.random.choice([workers, workers[:1]])
-        is_writing, end = scene.random.random() < 0.5, time.monotonic() + scene.random.uniform(0, scene.seconds)
+        is_writing, moment = scene.random.random() < 0.5, scene.random.random()
+        end = time.monotonic() + (2 if is_writing else moment) * scene.seconds
         while time.monotonic() < end and not (is_writing and any(TEMPORARY.search(name) for name in names(folder))):
             time.sleep(0.0005)
         for pid in doomed:
@@ -186,9 +188,9 @@ def names(folder: Path) -> list[str]:
 
 
 def full(scene: Scene, times: int) -> str:
-    """The disk has room for a random part of the files."""
+    """The disk has room for a random part of the largest file, which is written beside the old one."""
     n_failed = 0
-    size = 2 * sum(map(len, scene.new.values()))
+    size = max(map(len, scene.new.values()))
     for _ in range(times):
         folder, there = scene.begin()
         free, filler = os.statvfs(scene.disk), scene.disk / "filler"
@@ -212,14 +214,16 @@ def readonly(scene: Scene, times: int) -> str:
 
 
 @contextmanager
-def small_disk(root: Path) -> Iterator[Path]:
-    """A disk of 64 MiB, in memory."""
+def small_disk(root: Path) -> Iterator[Path | None]:
+    """A disk of 64 MiB, in memory; None where none can be mounted."""
     (disk := root / "disk").mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], check=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)]
+    is_there = shutil.which("mount") and subprocess.run(mount, capture_output=True).returncode == 0
     try:
-        yield disk
+        yield disk if is_there else None
     finally:
-        subprocess.run(["umount", disk], check=True)
+        if is_there:
+            subprocess.run(["umount", disk], check=True)
 
 
 def calls(root: Path) -> dict[str, Callable[[], object]]:
@@ -275,18 +279,18 @@ def calls(root: Path) -> dict[str, Callable[[], object]]:
 
 
 def memory(found: dict[str, Callable[[], object]], times: int) -> Iterator[Row]:
-    """Each function is called a tenth as often before: what it keeps once is not counted."""
+    """Each function is called some times before: what it keeps once is not counted."""
     public = {name for name in minilens.__all__ if inspect.isfunction(getattr(minilens, name))}
     for name in sorted({*public, *minilens.VIEWS} - found.keys()):
         yield Row("memory", name, "not called", ["no call of it in this script"])
     for name, call in found.items():
-        for _ in range(times // 10):
+        for _ in range(max(3, times // 10)):
             call()
         before = resident()
         for _ in range(times):
             call()
         more = resident() - before
-        yield Row("memory", name, f"{more / 2**20:+.1f} MiB", ["memory grows"] if more > SHARE else [])
+        yield Row("memory", name, f"{more / 2**20:+.1f} MiB", ["memory grows"] if more > MOST else [])
 
 
 def resident() -> int:
@@ -328,17 +332,20 @@ def rows(parts: list[str], root: Path, *, times: int, seed: int, quick: bool) ->
     lines = [f"{TEXTS[n % 2]} and a {word}." for n, word in enumerate(["fox", "hen", "bee", "owl"] * 150)]
     (root / "corpus.txt").write_text("\n".join(lines))
     disturbed = [part for part in DISTURB if part in parts]
-    with small_disk(root) if {"full", "readonly"} & {*parts} else nullcontext(root) as disk:
-        for name in ("trace", "corpus") if quick else COMMANDS if disturbed else ():
-            scene = Scene(name, root, disk, seed)
+    with small_disk(root) as disk:
+        if disk is None:
+            yield from (Row(part, "no disk can be mounted", "not run", []) for part in disturbed if part != "kill")
+            disturbed = [part for part in disturbed if part == "kill"]
+        for name in () if not disturbed else ("trace",) if quick else COMMANDS:
+            scene = Scene(name, root, disk or root, seed)
             for part in disturbed:
                 n = {"kill": times, "full": -(-2 * times // 3), "readonly": 1}[part]
                 yield Row(part, f"{name}, {n} times", DISTURB[part](scene, n), scene.amiss, scene.left)
                 scene.amiss, scene.left = [], 0
     if "memory" in parts:
-        yield from memory(calls(root), 10 if quick else 2000)
+        yield from memory(calls(root), 1 if quick else 2000)
     if "threads" in parts:
-        yield threads(2 if quick else 50)
+        yield threads(1 if quick else 50)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -351,6 +358,7 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := {*args.parts} - {*PARTS}:
         parser.error(f"there is no part {min(unknown)!r}")
     warnings.simplefilter("ignore")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the disk goes
     torch.set_num_threads(1)  # a process that is forked has no others; and each product is then the same operation
     n_amiss = 0
     print("| part | what | outcome | left | amiss |\n|---|---|---|--:|--:|", flush=True)

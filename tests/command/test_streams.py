@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from checkpoints import changed, tokenizer_json
 from conftest import Tiny
 
@@ -80,7 +81,9 @@ def test_stdout_that_is_closed(gpt2: Path, tmp_path: Path) -> None:
 @NEEDS_SH
 @NEEDS_FULL
 def test_stdout_that_is_full(gpt2: Path, tmp_path: Path) -> None:
-    assert statuses(f">{FULL}", PRINTS, gpt2, tmp_path) == [2] * len(PRINTS)
+    lines = [*PRINTS, f"study MODEL --out {tmp_path}/study"]
+    assert statuses(f">{FULL}", lines, gpt2, tmp_path) == [2] * len(lines)
+    assert (tmp_path / "study" / "report.html").exists()  # what took minutes is not lost
 
 
 @NEEDS_SH
@@ -130,6 +133,24 @@ def test_any_number_of_columns(gpt2: Path, capsys: Capture, monkeypatch: pytest.
         out, err = capsys.readouterr()
         assert out and not err
         assert columns == "1" or max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to ..."), None])
+def test_no_memory(gpt2: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, error: BaseException | None) -> None:
+    """torch's error for the CPU's memory is a RuntimeError as any other; those stay what they are."""
+
+    def load(*_: Any, **options: Any) -> Any:
+        if error:
+            raise error
+        return torch.empty(2**50)
+
+    monkeypatch.setattr("minilens.command.inputs.load", load)
+    assert main(["lens", "a", "--model", str(gpt2)]) == 2
+    why = "minilens: error: there is not enough memory: take a shorter text, a smaller model, or --dtype bfloat16\n"
+    assert capsys.readouterr().err == why
+    monkeypatch.setattr("minilens.command.inputs.load", lambda *_, **options: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        main(["lens", "a", "--model", str(gpt2)])
 
 
 def as_from_a_terminal() -> None:

@@ -1,0 +1,30 @@
+"""The lens of a name: a folder, or one that comes with a bundled model."""
+
+import os
+from pathlib import Path
+
+from ..checkpoint.hub import bundled
+from .affine import LearnedLens, read_lens
+
+
+def load_lens(name: str | os.PathLike[str]) -> LearnedLens:
+    """A learned lens, by the path of its folder or as MODEL/NAME, such as "tales-gpt2/affine".
+
+    Raises ValueError for a name that leads nowhere, and CheckpointError for files that are broken or of no lens.
+    """
+    name = os.fspath(name)
+    folder = Path(os.path.expanduser(name))
+    if not folder.is_dir():
+        model, _, lens = name.rpartition("/")
+        known = bundled_lenses(model)
+        if lens not in known:
+            every = ", ".join(f"{model}/{each}" for model in bundled() for each in bundled_lenses(model))
+            raise ValueError(f"there is no lens {name!r}: it is not a folder, and not bundled ({every or 'none is'})")
+        folder = known[lens]
+    return read_lens(folder)
+
+
+def bundled_lenses(model: str) -> dict[str, Path]:
+    """The lenses that come with a bundled model, by their names: each a folder in the model's own."""
+    folder = bundled().get(model)
+    return {path.parent.name: path.parent for path in sorted(folder.glob("*/lens.json"))} if folder else {}

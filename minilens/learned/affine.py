@@ -56,6 +56,9 @@ class RowMap(NamedTuple):
     def A(self) -> Float[Tensor, "d_in d_out"]:
         return self.weight.mT + torch.eye(len(self.weight)).to(self.weight)
 
+    def to(self, dtype: torch.dtype) -> "RowMap":
+        return RowMap(self.weight.to(dtype), self.bias.to(dtype))
+
     def __call__(self, resid: Resid) -> Resid:
         """The mapped residual, in the dtype of the one given, computed in float32 at least."""
         h = upcast(resid)
@@ -186,15 +189,13 @@ class LearnedLens:
     def save(self, folder: Path, *, dtype: torch.dtype = torch.float32, overwrite: bool = False) -> None:
         """Write lens.safetensors and lens.json, which `read_lens` reads, into a folder, which is made.
 
-        dtype: of the maps there. Raises ValueError where a file cannot be written, or is there already and may not be
+        dtype: of the maps there. Raises ValueError where a file cannot be written, or is another one that may not be
         replaced.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"{folder} cannot be made: {error.strerror}") from error
-        for name in (WEIGHTS, RECORD):
-            check_new(folder / name, overwrite)
         tensors = {
             f"{label(site)}.{name}": tensor.detach().cpu().to(dtype).contiguous()
             for site, of_row in self.maps.items()
@@ -212,11 +213,23 @@ class LearnedLens:
             "weights": sha256(content).hexdigest(),  # so that a file of another lens beside it is seen
             "made": dict(self.made),
         }
-        text = json.dumps(record, indent=1, allow_nan=False)
-        with replacing(folder / WEIGHTS, overwrite=overwrite) as new:
-            new.write_bytes(content)
-        with replacing(folder / RECORD, overwrite=overwrite) as new:
-            new.write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+        files = {folder / WEIGHTS: content, folder / RECORD: text.encode()}
+        others = {path: new for path, new in files.items() if not _holds(path, new)}  # as others of one fit write them
+        for path in others:
+            check_new(path, overwrite)
+        for path, new_content in others.items():
+            with replacing(path, overwrite=overwrite) as new:
+                new.write_bytes(new_content)
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Whether a file is there and has this content."""
+    try:
+        with opened(path) as file:
+            return file.read(len(content) + 1) == content
+    except OSError:
+        return False
 
 
 def read_lens(folder: Path) -> LearnedLens:

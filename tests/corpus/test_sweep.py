@@ -30,9 +30,9 @@ from minilens.checkpoint.tokenizer import Tokenizer
 from minilens.checkpoint.tokenizer_files import load_tokenizer
 from minilens.corpus import measure as corpus_lens
 from minilens.corpus.documents import SEPARATOR, TextFile
-from minilens.corpus.measure import CorpusLens, Plan
+from minilens.corpus.measure import CorpusLens, Findings, Plan
 from minilens.corpus.shared_files import locked, read_arrays, write_arrays
-from minilens.corpus.sweep import Findings, Sweep
+from minilens.corpus.sweep import Sweep
 from minilens.corpus.tally import FREQUENCIES, LOWEST, NUMBERS, PER_OCTAVE, RANKS, VALUES
 from minilens.views.corpus_page import corpus_page
 from minilens.views.corpus_record import corpus_record
@@ -430,7 +430,7 @@ def test_what_is_there_is_not_read_again(gpt2: Loaded, tmp_path: Path, monkeypat
     sweep = Sweep(lens, files, tmp_path / "out")
     assert len(list(sweep.run())) == 1
     assert record(sweep.findings()) == first
-    monkeypatch.setattr(CorpusLens, "tallies", None)
+    monkeypatch.setattr(CorpusLens, "tallies", lambda *_: pytest.fail("a shard is read again"))
     assert list(Sweep(lens, files, tmp_path / "out").run()) == []
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..arguments import quoted
 from ..checkpoint.reading import opened, sha256_of
 from ..checkpoint.settings import CheckpointError, Settings, read_json, shown, why
-from ..checkpoint.tensors import read_tensors
+from ..checkpoint.tensors import DTYPES, read_tensors
 from ..corpus.shared_files import digest
 from ..files import check_new, replacing
 from ..lens import EMBED, NORMS, Lens, label
@@ -245,7 +245,7 @@ def read_lens(folder: Path) -> LearnedLens:
     if (schema := settings.integer("schema")) != SCHEMA:
         raise settings.refusal("schema", schema, f"{SCHEMA} only")
     kind = settings.choice("kind", {name: name for name in KINDS})
-    decoder, norm = settings.take("decoder"), settings.choice("norm", {name: name for name in NORMS})
+    decoder, norm = _text(settings, "decoder") or "", settings.choice("norm", {name: name for name in NORMS})
     made = settings.take("made", {})
     if not isinstance(made, dict):
         raise settings.refusal("made", made, "an object")
@@ -263,6 +263,9 @@ def read_lens(folder: Path) -> LearnedLens:
     if others := sorted(names ^ tensors.keys()):
         what = "lacks" if others[0] in names else "has no place for"
         raise CheckpointError(f"{weights} {what} the tensor {shown(others[0])}")
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise CheckpointError(f'{weights}: the tensor "{name}" holds {tensor.dtype}, and maps are of real numbers')
     maps = {site: RowMap(*(upcast(tensors[f"{label(site)}.{part}"]) for part in RowMap._fields)) for site in sites}
     try:
         return LearnedLens(kind, maps, model, decoder, norm, made, folder.name)
@@ -293,13 +296,15 @@ def _subject(settings: Settings) -> Subject:
         raise settings.refusal("model", values, "an object")
     of_model = Settings(values, settings.path)
 
-    def text(key: str) -> str | None:
-        value = of_model.take(key)
-        if not isinstance(value, (str, type(None))):
-            raise of_model.refusal(key, value, "a text")
-        return value
-
     def size(key: str) -> int | None:
         return None if values.get(key) is None else of_model.integer(key)
 
-    return Subject(text("family"), of_model.integer("d_model"), size("n_layers"), size("d_vocab"), text("digest"))
+    family, identity = _text(of_model, "family"), _text(of_model, "digest")
+    return Subject(family, of_model.integer("d_model"), size("n_layers"), size("d_vocab"), identity)
+
+
+def _text(settings: Settings, key: str) -> str | None:
+    value = settings.take(key)
+    if not isinstance(value, (str, type(None))):
+        raise settings.refusal(key, value, "a text")
+    return value

@@ -113,7 +113,7 @@ def corpus(request: Request) -> None:
         _show(request, corpus_record(request.model, sweep.findings()), beside)
 
 
-def _run(sweep: Sweep, worker: Worker) -> None:
+def _run(sweep: Sweep[Any], worker: Worker) -> None:
     """Read all shards. A terminal sees a bar; otherwise a line now and then, from each worker, says how far all are."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 

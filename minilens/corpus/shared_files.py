@@ -101,7 +101,7 @@ def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Tensor:
 
 
 def digest(whole: Any, dtype: torch.dtype | None = None) -> str:
-    """sha256 of a model, with its config and all weights, or of texts, names and tensors in tuples.
+    """sha256 of a model, with its config and all weights, or of texts, names and tensors in tuples and dictionaries.
 
     dtype: of the tensors, by default each one's own.
     """
@@ -115,6 +115,8 @@ def digest(whole: Any, dtype: torch.dtype | None = None) -> str:
         elif isinstance(part, tuple):
             for each in part:
                 add(each)
+        elif isinstance(part, dict):
+            add(tuple(part.items()))
         elif is_dataclass(part):
             for field in fields(part):
                 add(getattr(part, field.name))

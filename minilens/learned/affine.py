@@ -26,7 +26,7 @@ from torch import Tensor
 from ..arguments import quoted
 from ..checkpoint.reading import opened, sha256_of
 from ..checkpoint.settings import CheckpointError, Settings, read_json, shown, why
-from ..checkpoint.tensors import read_tensors
+from ..checkpoint.tensors import DTYPES, read_tensors
 from ..corpus.shared_files import digest
 from ..files import check_new, replacing
 from ..lens import EMBED, NORMS, Lens, label
@@ -55,6 +55,9 @@ class RowMap(NamedTuple):
     @property
     def A(self) -> Float[Tensor, "d_in d_out"]:
         return self.weight.mT + torch.eye(len(self.weight)).to(self.weight)
+
+    def to(self, dtype: torch.dtype) -> "RowMap":
+        return RowMap(self.weight.to(dtype), self.bias.to(dtype))
 
     def __call__(self, resid: Resid) -> Resid:
         """The mapped residual, in the dtype of the one given, computed in float32 at least."""
@@ -186,15 +189,13 @@ class LearnedLens:
     def save(self, folder: Path, *, dtype: torch.dtype = torch.float32, overwrite: bool = False) -> None:
         """Write lens.safetensors and lens.json, which `read_lens` reads, into a folder, which is made.
 
-        dtype: of the maps there. Raises ValueError where a file cannot be written, or is there already and may not be
+        dtype: of the maps there. Raises ValueError where a file cannot be written, or is another one that may not be
         replaced.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"{folder} cannot be made: {error.strerror}") from error
-        for name in (WEIGHTS, RECORD):
-            check_new(folder / name, overwrite)
         tensors = {
             f"{label(site)}.{name}": tensor.detach().cpu().to(dtype).contiguous()
             for site, of_row in self.maps.items()
@@ -212,11 +213,23 @@ class LearnedLens:
             "weights": sha256(content).hexdigest(),  # so that a file of another lens beside it is seen
             "made": dict(self.made),
         }
-        text = json.dumps(record, indent=1, allow_nan=False)
-        with replacing(folder / WEIGHTS, overwrite=overwrite) as new:
-            new.write_bytes(content)
-        with replacing(folder / RECORD, overwrite=overwrite) as new:
-            new.write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+        files = {folder / WEIGHTS: content, folder / RECORD: text.encode()}
+        others = {path: new for path, new in files.items() if not _holds(path, new)}  # as others of one fit write them
+        for path in others:
+            check_new(path, overwrite)
+        for path, new_content in others.items():
+            with replacing(path, overwrite=overwrite) as new:
+                new.write_bytes(new_content)
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Whether a file is there and has this content."""
+    try:
+        with opened(path) as file:
+            return file.read(len(content) + 1) == content
+    except OSError:
+        return False
 
 
 def read_lens(folder: Path) -> LearnedLens:
@@ -232,7 +245,7 @@ def read_lens(folder: Path) -> LearnedLens:
     if (schema := settings.integer("schema")) != SCHEMA:
         raise settings.refusal("schema", schema, f"{SCHEMA} only")
     kind = settings.choice("kind", {name: name for name in KINDS})
-    decoder, norm = settings.take("decoder"), settings.choice("norm", {name: name for name in NORMS})
+    decoder, norm = _text(settings, "decoder") or "", settings.choice("norm", {name: name for name in NORMS})
     made = settings.take("made", {})
     if not isinstance(made, dict):
         raise settings.refusal("made", made, "an object")
@@ -250,6 +263,9 @@ def read_lens(folder: Path) -> LearnedLens:
     if others := sorted(names ^ tensors.keys()):
         what = "lacks" if others[0] in names else "has no place for"
         raise CheckpointError(f"{weights} {what} the tensor {shown(others[0])}")
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise CheckpointError(f'{weights}: the tensor "{name}" holds {tensor.dtype}, and maps are of real numbers')
     maps = {site: RowMap(*(upcast(tensors[f"{label(site)}.{part}"]) for part in RowMap._fields)) for site in sites}
     try:
         return LearnedLens(kind, maps, model, decoder, norm, made, folder.name)
@@ -280,13 +296,15 @@ def _subject(settings: Settings) -> Subject:
         raise settings.refusal("model", values, "an object")
     of_model = Settings(values, settings.path)
 
-    def text(key: str) -> str | None:
-        value = of_model.take(key)
-        if not isinstance(value, (str, type(None))):
-            raise of_model.refusal(key, value, "a text")
-        return value
-
     def size(key: str) -> int | None:
         return None if values.get(key) is None else of_model.integer(key)
 
-    return Subject(text("family"), of_model.integer("d_model"), size("n_layers"), size("d_vocab"), text("digest"))
+    family, identity = _text(of_model, "family"), _text(of_model, "digest")
+    return Subject(family, of_model.integer("d_model"), size("n_layers"), size("d_vocab"), identity)
+
+
+def _text(settings: Settings, key: str) -> str | None:
+    value = settings.take(key)
+    if not isinstance(value, (str, type(None))):
+        raise settings.refusal(key, value, "a text")
+    return value

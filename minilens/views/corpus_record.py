@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..corpus.sweep import Findings
+from ..corpus.measure import Findings
 from ..corpus.tally import NUMBERS, OF_NEXT, RANKS, VALUES, Group, Tally
 from .tokens import as_unicode, text_label
 

@@ -20,7 +20,8 @@ what the residual connection carries, I, is not drawn. The model runs forward on
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -43,7 +44,8 @@ NUMBERS_ELSEWHERE = 2**24
 class JacobianSums:
     """Sums over texts, in float64, of J - I of each row. Those of a corpus's parts add up to those of the whole."""
 
-    texts: Int[Tensor, ""]
+    tokens: Int[Tensor, ""]  # that were read
+    texts: Int[Tensor, ""]  # of which a Jacobian was taken
     sums: Float[Tensor, "row d_out d_in"]  # of J - I
     squares: Float[Tensor, "row"]  # of its Frobenius norm
 
@@ -67,12 +69,12 @@ class JacobianSums:
 def no_jacobians(n_rows: int, d_model: int) -> JacobianSums:
     """The sums over no texts."""
     zeros = torch.zeros(n_rows, d_model, d_model, dtype=torch.float64)
-    return JacobianSums(torch.tensor(0), zeros, torch.zeros(n_rows, dtype=torch.float64))
+    return JacobianSums(torch.tensor(0), torch.tensor(0), zeros, torch.zeros(n_rows, dtype=torch.float64))
 
 
 def jacobian_sums(
     model: Model,
-    texts: Iterable[Tokens],
+    texts: Iterable[Int[Tensor, "_ _"]],
     *,
     skip: int = SKIP,
     cotangents: int | None = None,
@@ -84,7 +86,7 @@ def jacobian_sums(
     skip: positions at the start of each text that are left out; so is its last. A text without others is passed over.
     cotangents: backward passes for each text. By default, d_model, they give the exact Jacobian. Fewer give random
     ones, whose mean is the same.
-    seed: of the random cotangents.
+    seed: of the random cotangents, which follow from it and from the text's tokens.
     options: decoder, sites and layers, as in `Lens`.
 
     Raises ValueError as `Lens` does, for a model in half precision, for a text that is not one alone, and for a
@@ -98,14 +100,16 @@ def jacobian_sums(
         raise ValueError(f"skip must be 0 or more positions; got {skip}")
     if not 1 <= (k := whole_number("cotangents", d_model if cotangents is None else cotangents)) <= d_model:
         raise ValueError(f"cotangents must be between 1 and the width of the model, {d_model}; got {k}")
-    generator = torch.Generator().manual_seed(whole_number("seed", seed))
+    seed = whole_number("seed", seed)
     found = no_jacobians(len(_rows(model, lens)), d_model)
     for tokens in texts:
         if not isinstance(tokens, Tensor) or tokens.ndim != 2 or len(tokens) != 1:
             what = list(tokens.shape) if isinstance(tokens, Tensor) else quoted(tokens)
             raise ValueError(f"each text must be tokens of shape [1, pos]; got {what}")
         if tokens.shape[1] > skip + 1:
-            found = found + _of_text(model, tokens, lens, skip, _cotangents(k, d_model, generator))
+            found = found + _of_text(model, tokens, lens, skip, _cotangents(k, d_model, seed, tokens))
+        else:
+            found = replace(found, tokens=found.tokens + tokens.numel())
     return found
 
 
@@ -142,10 +146,12 @@ def _rows(model: Model, lens: Lens) -> tuple[Site, ...]:
     return lens.of(model, torch.zeros(1, 1, dtype=torch.long, device=model.W_U.device)).sites[:-1]
 
 
-def _cotangents(k: int, d_model: int, generator: torch.Generator) -> Float[Tensor, "cotangent d_model"]:
+def _cotangents(k: int, d_model: int, seed: int, tokens: Tokens) -> Float[Tensor, "cotangent d_model"]:
     """Z: unit vectors where there are d_model, and otherwise random orthogonal ones, with Z^T Z = I in the mean."""
     if k == d_model:
         return torch.eye(d_model)
+    number = sha256(f"{seed} {tokens.tolist()}".encode()).digest()[:7]
+    generator = torch.Generator().manual_seed(int.from_bytes(number, "big"))
     Q, R = torch.linalg.qr(torch.randn(d_model, k, generator=generator))
     Q = Q * R.diagonal().sign()  # which makes it uniform (Mezzadri 2007, arXiv math-ph/0609050)
     Z: Tensor = Q.mT * math.sqrt(d_model / k)
@@ -173,4 +179,6 @@ def _of_text(
         raise ValueError("a Jacobian is not finite: there is a NaN or an infinity in the weights, or near one")
     Z = Z.double().cpu()
     scale = Z.shape[1] / Z.shape[0]  # Z Z^T = scale * I
-    return JacobianSums(torch.tensor(1), Z.mT @ correction, scale * correction.square().sum((-2, -1)))
+    return JacobianSums(
+        torch.tensor(tokens.numel()), torch.tensor(1), Z.mT @ correction, scale * correction.square().sum((-2, -1))
+    )

@@ -51,7 +51,7 @@ def test_the_sums_are_those_of_whole_jacobians(tiny: Tiny, family: str) -> None:
     model, (one, other) = loaded(tiny, family), texts(2)
     other = other[:, :11]
     sums = jacobian_sums(model, [one, other[:, : SKIP + 1], other], skip=SKIP)
-    assert sums.texts == 2  # the one between them has no position that counts
+    assert (sums.texts, sums.tokens) == (2, 14 + 5 + 11)  # the one between them has no position that counts
     each = torch.stack([torch.stack([whole_jacobian(model, t, n, 3) for n in range(3)]) for t in (one, other)])
     torch.testing.assert_close(sums.sums, each.sum(0), rtol=0, atol=BOUND[family] * float(each.abs().max()))
     error = each.std(0).square().sum((-2, -1)).div(2).sqrt()  # of the mean of two
@@ -75,7 +75,9 @@ def test_random_cotangents_are_right_in_the_mean(tiny: Tiny) -> None:
     model, (text,) = loaded(tiny, "gpt2"), texts(1)
     exact = jacobian_sums(model, [text], skip=SKIP).weight
     n, k, d_model = 200, 10, len(model.W_U)
-    drawn = jacobian_sums(model, [text] * n, skip=SKIP, cotangents=k, seed=7)
+    drawn = no_jacobians(3, d_model)
+    for seed in range(n):
+        drawn = drawn + jacobian_sums(model, [text], skip=SKIP, cotangents=k, seed=seed)
     # The expected distance, squared, of one draw is (d_model / k - 1) times the norm of J - I, squared.
     norms = exact.square().sum((-2, -1))
     distance = (drawn.weight - exact).square().sum((-2, -1))

@@ -36,6 +36,11 @@ JACOBIAN_FILES = {"gpt2": "gpt2-small/jlens/Salesforce-wikitext/gpt2_jacobian_le
 MOST_LAYERS = 10_000
 
 
+def is_published(name: str) -> bool:
+    """Whether a name is of a published lens."""
+    return name.startswith(("tuned:", "jacobian:"))
+
+
 def load_published(name: str, revision: str | None = None) -> LearnedLens:
     """The lens of a name: tuned: or jacobian:, and then the path of a folder or file, or a model as the Hub calls it.
 
@@ -45,7 +50,7 @@ def load_published(name: str, revision: str | None = None) -> LearnedLens:
     kind, _, of = name.partition(":")
     path = Path(os.path.expanduser(of))
     readers: dict[str, Callable[[Path, str], LearnedLens]] = {"tuned": read_tuned, "jacobian": read_jacobian}
-    if kind not in readers or not of:
+    if not is_published(name) or not of:
         raise ValueError(f"{name!r} names no published lens: write tuned:MODEL or jacobian:MODEL, such as tuned:gpt2")
     if os.path.lexists(path):
         if revision is not None:
@@ -85,7 +90,7 @@ def read_tuned(folder: Path, name: str = "") -> LearnedLens:
     d_model = settings.integer("d_model")
     n_layers = settings.integer("num_hidden_layers", most=MOST_LAYERS)
     has_bias = settings.flag("bias", True)
-    about = {key: _text(settings, key) for key in ("base_model_name_or_path", "base_model_revision", "unembed_hash")}
+    about = {key: settings.text(key) for key in ("base_model_name_or_path", "base_model_revision", "unembed_hash")}
     if settings.unread:  # tuned-lens passes over them, too
         warnings.warn(f"{path}: {', '.join(map(shown, settings.unread))[:200]} is passed over", stacklevel=3)
     tensors = dict(read_tensors(params))
@@ -157,10 +162,3 @@ def _number(path: Path, tensor: Any) -> Tensor:
         what = tensor.dtype if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
         raise CheckpointError(f"{path} must hold matrices in float16, bfloat16, float32 or float64; there is {what}")
     return upcast(tensor.detach())
-
-
-def _text(settings: Settings, key: str) -> str | None:
-    value = settings.take(key)
-    if not isinstance(value, (str, type(None))):
-        raise settings.refusal(key, value, "a text")
-    return value

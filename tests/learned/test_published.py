@@ -6,9 +6,11 @@ import pickle
 import re
 import warnings
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Tiny
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 import minilens
 from minilens import CheckpointError
 from minilens.learned.affine import LearnedLens
+from minilens.learned.named import load_lens
 from minilens.learned.published import JACOBIAN_FILES, load_published
 from minilens.lens import EMBED, label
 from minilens.traces import Site
@@ -39,7 +42,7 @@ def save_tuned(folder: Path, params: Any = None, **config: Any) -> Path:
     """As tuned-lens 0.2 writes it (TunedLens.save)."""
     folder.mkdir()
     about = dict(base_model_name_or_path="x", d_model=D, num_hidden_layers=LAYERS, bias=True, base_model_revision=None)
-    about |= dict(unembed_hash="0" * 64, lens_type="linear_tuned_lens")
+    about |= dict(unembed_hash=None, lens_type="linear_tuned_lens")
     (folder / "config.json").write_text(json.dumps({**about, **config}))
     torch.save(translators().state_dict() if params is None else params, folder / "params.pt")
     return folder
@@ -121,6 +124,27 @@ def test_what_a_file_leaves_unsaid_is_said(tmp_path: Path) -> None:
         load_published(f"tuned:{folder}")
     with pytest.warns(UserWarning, match=r"lens\.pt has no map for the row embed, which is decoded as it stands"):
         load_published(f"jacobian:{path}")
+
+
+def test_the_hash_of_the_unembedding_is_that_of_tuned_lens(tiny: Tiny, tmp_path: Path) -> None:
+    """Of what numpy prints (tuned_lens.utils.tensor_hash). It tells little, so another one is but a warning."""
+    reference, checkpoint = tiny("gpt2", tie_word_embeddings=False, vocab_size=2000)
+    printed = np.array_str(reference.lm_head.weight.detach().float().numpy(), precision=1)
+    model, _ = minilens.load(checkpoint)
+    good = save_tuned(tmp_path / "good", unembed_hash=sha256(printed.encode()).hexdigest())
+    list(minilens.lens_rows(model, TOKENS, transport=load_lens(f"tuned:{good}")))
+    other = load_lens(f"tuned:{save_tuned(tmp_path / 'other', unembed_hash='0' * 64)}")
+    with pytest.warns(UserWarning, match="may be for another model: its unembed_hash is not that of this one's W_U"):
+        next(minilens.lens_rows(model, TOKENS, transport=other))
+
+
+def test_names_that_are_not_of_published_lenses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tuned:x").mkdir()
+    with pytest.raises(CheckpointError, match=r"tuned:x has no lens\.json, so it is not a lens that minilens wrote"):
+        load_lens("tuned:x")
+    with pytest.raises(ValueError, match="only a published lens has a revision, and 'x' is none; leave out 'main'"):
+        load_lens("x", revision="main")
 
 
 def test_a_lens_without_biases(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ def load_lens(name: str | os.PathLike[str]) -> LearnedLens:
     """
     name = os.fspath(name)
     folder = Path(os.path.expanduser(name))
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir, it takes any text
         model, _, lens = name.rpartition("/")
         known = bundled_lenses(model)
         if lens not in known:
@@ -22,6 +22,11 @@ def load_lens(name: str | os.PathLike[str]) -> LearnedLens:
             raise ValueError(f"there is no lens {name!r}: it is not a folder, and not bundled ({every or 'none is'})")
         folder = known[lens]
     return read_lens(folder)
+
+
+def find_lens(name: str, model: str) -> LearnedLens:
+    """The lens that comes with a model under this name, or else that of `load_lens`. model: by its own name."""
+    return load_lens(f"{model}/{name}" if name in bundled_lenses(model) else name)
 
 
 def bundled_lenses(model: str) -> dict[str, Path]:

@@ -41,7 +41,7 @@ class Request:
     skip: int = option(default=1, help="tokens at the start of each window to leave out (default: %(default)s)")
     ridge: float | None = option(
         type=float,
-        help="pull of A towards the identity, in parts of the mean variance (default: chosen on text left out)",
+        help="pull of A to the identity, in parts of the mean variance (default: chosen on text left out)",
     )
     steps: int = option(default=12, help="of tuned at most, each a pass over the text (default: %(default)s)")
     shard: int | None = option(

@@ -208,8 +208,8 @@ class Fit:
     def lenses(self) -> tuple[LearnedLens, dict[str, LearnedLens]]:
         """The lens, and those to measure it by, which the same sums give.
 
-        "mean" and "affine", if it is of a kind that comes after them; "twin 1" and "twin 2", each of half the shards; "wrong row", the lens with each row's map moved to the
-        next; "constant", of shuffled targets.
+        "mean" and "affine", if its kind comes after them; "twin 1" and "twin 2", each of half the shards; "wrong row",
+        the lens with each row's map moved to the next; "constant", that of shuffled targets.
         """
         sweep, sums = self._swept(self.folder / "sums", MomentSums())
         n_shards = int(sums.counted.shards.sum())

@@ -133,14 +133,15 @@ def whitening(moments: Moments, row: int) -> Float[Tensor, "wide wide"]:
 def next_map(points: Sequence[Point], L: Tensor) -> Map:
     """The map to try after these, of which the first is the start.
 
-    A point counts if it lies below the best before it; after one that does not, the step from the best is half as long.
+    A point counts if it lies below the best before it; after one that does not, the step from the best is a quarter as
+    long.
     """
     start, *tried = ((L.mT @ point.T, point) for point in points)
     (U, best), step = start, 1.0
     pairs: list[tuple[Tensor, Tensor]] = []
     for V, point in tried:
         if point.kl >= best.kl:
-            step /= 2
+            step /= 4
             continue
         change = torch.linalg.solve_triangular(L, point.gradient - best.gradient, upper=False)
         if ((V - U) * change).sum() > 0:

@@ -168,7 +168,7 @@ def test_l_bfgs_goes_down_to_where_newton_would_be() -> None:
     assert float(slope) == pytest.approx(0.2 * values[0])
 
 
-def test_after_a_step_that_goes_up_the_next_is_half_as_long() -> None:
+def test_after_a_step_that_goes_up_the_next_is_a_quarter_as_long() -> None:
     of_h = moments(residuals(50), residuals(50))
     L, start, g = whitening(of_h, 0), drawn(D + 1, D), drawn(D + 1, D, seed=1)
     points = [Point(start, 1.0, g)]
@@ -177,7 +177,8 @@ def test_after_a_step_that_goes_up_the_next_is_half_as_long() -> None:
     second = next_map(points, L)
     points.append(Point(second, 1.5, g))
     third = next_map(points, L)
-    assert torch.allclose(second - start, (first - start) / 2) and torch.allclose(third - start, (first - start) / 4)
+    assert torch.allclose(second - start, (first - start) / 4)
+    assert torch.allclose(third - start, (first - start) / 16)
 
 
 # ---- with a model
@@ -355,8 +356,9 @@ def test_a_fit_that_is_killed_goes_on(gpt2: Loaded, tmp_path: Path, kind: str) -
 
 def test_tuned_comes_closer_to_the_output_than_affine(gpt2: Loaded, tmp_path: Path) -> None:
     files = [text_file(tmp_path / f"{seed}.txt", documents(seed, n=150)) for seed in (1, 2)]
-    tuned = fit(*gpt2, files[0], tmp_path / "tuned", kind="tuned", steps=8, **OPTIONS)
-    affine = fit(*gpt2, files[0], tmp_path / "affine", kind="affine", **OPTIONS)
+    options = {**OPTIONS, "ridge": 10.0}  # which leaves much to be found
+    tuned = fit(*gpt2, files[0], tmp_path / "tuned", kind="tuned", steps=8, **options)
+    affine = fit(*gpt2, files[0], tmp_path / "affine", kind="affine", **options)
     steps = tuned.made["steps"]
     for row in range(3):
         rest, left_out = ([step[row] for step in steps[name]] for name in ("kl", "kl_left_out"))

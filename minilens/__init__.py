@@ -18,6 +18,9 @@ from .instruments.attribution import Attribution, attribute
 from .instruments.geometry import Geometry, geometry
 from .instruments.heads import HeadScores, head_scores
 from .instruments.patching import Patching, log_probability, logit_difference, patching
+from .learned.affine import LearnedLens
+from .learned.fit import fit
+from .learned.named import load_lens
 from .lens import Lens, LensRow, lens_rows
 from .loading import load
 from .model import Model, decode, run, trace
@@ -37,6 +40,7 @@ __all__ = [
     "Edit",
     "Geometry",
     "HeadScores",
+    "LearnedLens",
     "Lens",
     "LensRow",
     "LensTable",
@@ -50,10 +54,12 @@ __all__ = [
     "at",
     "attribute",
     "decode",
+    "fit",
     "geometry",
     "head_scores",
     "lens_rows",
     "load",
+    "load_lens",
     "log_probability",
     "logit_difference",
     "logit_lens",

@@ -11,7 +11,7 @@ how far they are apart is how far chance moves the lens.
 
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from os import PathLike
 from pathlib import Path
@@ -32,7 +32,7 @@ from ..model import Model
 from ..ops import upcast
 from ..vocab import not_finite
 from .affine import RECORD, LearnedLens, RowMap, Subject
-from .moments import Map, Moments, MomentSums, best_map, choose_ridge, likeness, r_squared
+from .moments import Map, Moments, MomentSums, best_map, choose_ridge, constant_map, likeness, r_squared
 from .tuned import Point, SlopeSums, next_map, whitening
 
 FITTED = ("mean", "affine", "tuned")  # the kinds that this module fits
@@ -203,6 +203,14 @@ class Fit:
 
     def lens(self) -> LearnedLens:
         """Read what is not there yet, fit, and write the lens."""
+        return self.lenses()[0]
+
+    def lenses(self) -> tuple[LearnedLens, dict[str, LearnedLens]]:
+        """The lens, and those to measure it by, which the same sums give.
+
+        "mean" and "affine", if its kind comes after them; "twin 1" and "twin 2", each of half the shards; "wrong row",
+        the lens with each row's map moved to the next; "constant", that of shuffled targets.
+        """
         sweep, sums = self._swept(self.folder / "sums", MomentSums())
         n_shards = int(sums.counted.shards.sum())
         if n_shards < 2:
@@ -233,22 +241,28 @@ class Fit:
                 "tokens": int(left_out.n),
                 "r_squared": [r_squared(left_out, row, tried[row]) for row in rows],
             },
-            "twins": [likeness(*(best_map(twin, row, ridges[row]) for twin in twins)) for row in rows],
+            "twins": [[*likeness(*(best_map(twin, row, ridges[row]) for twin in twins))] for row in rows],
         }
         if self.recipe.kind == "tuned":
             maps, made["steps"] = self._tuned(tried, rest)
         made["departure"] = [float((T[:-1] - torch.eye(T.shape[1]).to(T)).norm()) for T in maps]
-        lens = LearnedLens(
-            self.recipe.kind,
-            {site: RowMap.of(T[:-1], T[-1]).to(torch.float32) for site, T in zip(self.sites, maps, strict=True)},
-            Subject.of(self.model),
-            self.recipe.decoder,
-            self.recipe.norm,
-            made,
-            self.folder.name,
-        )
+        lens = self._lens(self.recipe.kind, maps, self.folder.resolve().name, made)
         lens.save(self.folder, overwrite=self.overwrite)
-        return lens
+        closed = {"mean": [inf] * len(rows), "affine": ridges}  # those that the kind is to do better than
+        better = FITTED[: FITTED.index(self.recipe.kind)]
+        others = {name: [best_map(sums.whole, row, closed[name][row]) for row in rows] for name in better}
+        for n, twin in enumerate(twins, 1):
+            others[f"twin {n}"] = [best_map(twin, row, ridges[row]) for row in rows]
+        if len(rows) > 1:
+            others["wrong row"] = [*maps[-1:], *maps[:-1]]
+        others["constant"] = [constant_map(sums.whole, row) for row in rows]
+        kinds = {"mean": "mean", "wrong row": self.recipe.kind}
+        return lens, {name: self._lens(kinds.get(name, "affine"), of, name, {}) for name, of in others.items()}
+
+    def _lens(self, kind: str, maps: Sequence[Map], name: str, made: dict[str, Any]) -> LearnedLens:
+        of_rows = {site: RowMap.of(T[:-1], T[-1]).to(torch.float32) for site, T in zip(self.sites, maps, strict=True)}
+        recipe = self.recipe
+        return LearnedLens(kind, of_rows, Subject.of(self.model), recipe.decoder, recipe.norm, made, name)
 
     def _swept(self, folder: Path, summed: Summed) -> tuple[Sweep[Totals], Totals]:
         """A sweep of these texts that is finished, and what it found."""
@@ -282,12 +296,12 @@ class Fit:
                 f"a tuned lens has {d_model * (d_model + 1):,} numbers a row, and the text gives {int(rest.n):,} "
                 "tokens to find them by: give more text, or fit an affine lens"
             )
-        of = as_tensor(digest((repr(self.recipe), rest.S, rest.R)))
-        roots, size = [whitening(rest, row) for row in rows], float(rest.s / rest.n) ** 0.5
+        of = as_tensor(digest((repr(replace(self.recipe, steps=1)), rest.S, rest.R)))  # more steps go on from here
+        roots = [whitening(rest, row) for row in rows]
         points: list[list[Point]] = [[] for _ in rows]
         left_out: list[list[float]] = []
         while len(left_out) < self.recipe.steps:
-            maps = [next_map(points[row], roots[row], size) for row in rows] if left_out else [*start]
+            maps = [next_map(points[row], roots[row]) for row in rows] if left_out else [*start]
             T, sums = self._step(len(left_out), torch.stack(maps), of)
             left_out.append(sums["left_out"].tolist())
             for row in rows:

@@ -19,6 +19,7 @@ sums and T = [A; b], the error of a map is
 so the ridge is chosen on texts that are left out, without reading them again.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -29,8 +30,8 @@ from torch import Tensor
 
 from ..shapes import shapes_of
 
-Rows = Float[Tensor, "row token d_model"]
 Stream = Float[Tensor, "token d_model"]
+Rows = Sequence[Stream]
 Map = Float[Tensor, "wide d_model"]  # T = [A; b]; wide is d_model + 1
 
 RIDGES = tuple(10.0**power for power in range(-6, 0))  # from which one is chosen

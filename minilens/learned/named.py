@@ -19,11 +19,12 @@ def load_lens(name: str | os.PathLike[str], *, revision: str | None = None) -> L
     """
     name = os.fspath(name)
     folder = Path(os.path.expanduser(name))
-    if is_published(name) and not folder.is_dir():
+    is_folder = os.path.isdir(folder)  # unlike Path.is_dir, it takes any text
+    if is_published(name) and not is_folder:
         return load_published(name, revision)
     if revision is not None:
         raise ValueError(f"only a published lens has a revision, and {name!r} is none; leave out {revision!r}")
-    if not folder.is_dir():
+    if not is_folder:
         model, _, lens = name.rpartition("/")
         known = bundled_lenses(model)
         if lens not in known:
@@ -31,6 +32,11 @@ def load_lens(name: str | os.PathLike[str], *, revision: str | None = None) -> L
             raise ValueError(f"there is no lens {name!r}: it is not a folder, and not bundled ({every or 'none is'})")
         folder = known[lens]
     return read_lens(folder)
+
+
+def find_lens(name: str, model: str) -> LearnedLens:
+    """The lens that comes with a model under this name, or else that of `load_lens`. model: by its own name."""
+    return load_lens(f"{model}/{name}" if name in bundled_lenses(model) else name)
 
 
 def bundled_lenses(model: str) -> dict[str, Path]:

@@ -29,7 +29,7 @@ from ..shapes import shapes_of
 from .moments import Map, Moments, Rows, Stream, with_one
 
 HISTORY = 10  # pairs of steps and changes of the gradient that L-BFGS looks back on
-FIRST = 0.1  # of the first step: by how much of y's own size it moves z
+FIRST = 0.2  # of KL, by which the first step would lower it if it fell as steeply all along
 DAMPING = 1e-6  # of the mean of S's diagonal, added to it before S / n = L L^T
 AT_ONCE = 2**23  # logits that are held together
 
@@ -130,25 +130,25 @@ def whitening(moments: Moments, row: int) -> Float[Tensor, "wide wide"]:
     return L
 
 
-def next_map(points: Sequence[Point], L: Tensor, size: float) -> Map:
+def next_map(points: Sequence[Point], L: Tensor) -> Map:
     """The map to try after these, of which the first is the start.
 
-    A point counts if it lies below the best before it; after one that does not, the step from the best is half as long.
-    size: the root of the mean square of y.
+    A point counts if it lies below the best before it; after one that does not, the step from the best is a quarter as
+    long.
     """
     start, *tried = ((L.mT @ point.T, point) for point in points)
     (U, best), step = start, 1.0
     pairs: list[tuple[Tensor, Tensor]] = []
     for V, point in tried:
         if point.kl >= best.kl:
-            step /= 2
+            step /= 4
             continue
         change = torch.linalg.solve_triangular(L, point.gradient - best.gradient, upper=False)
         if ((V - U) * change).sum() > 0:
             pairs.append((V - U, change))
         U, best, step = V, point, 1.0
     g = torch.linalg.solve_triangular(L, best.gradient, upper=False)
-    move = _two_loops(g, pairs[-HISTORY:]) if pairs else g * (FIRST * size / g.norm().clamp(min=1e-300))
+    move = _two_loops(g, pairs[-HISTORY:]) if pairs else g * (FIRST * best.kl / g.square().sum().clamp(min=1e-300))
     T: Tensor = torch.linalg.solve_triangular(L.mT, U - step * move, upper=True)
     return T
 

@@ -1,19 +1,25 @@
-"""The lens of a name: a folder, or one that comes with a bundled model."""
+"""The lens of a name: a folder, one that comes with a bundled model, or one that others have published."""
 
 import os
 from pathlib import Path
 
 from ..checkpoint.hub import bundled
 from .affine import LearnedLens, read_lens
+from .published import load_published
+
+PUBLISHED = ("tuned:", "jacobian:")
 
 
 def load_lens(name: str | os.PathLike[str]) -> LearnedLens:
-    """A learned lens, by the path of its folder or as MODEL/NAME, such as "tales-gpt2/affine".
+    """A learned lens: by the path of its folder; as MODEL/NAME, such as "tales-gpt2/affine", where one comes with a
+    bundled model; or, of those that others have published, as tuned:MODEL or jacobian:MODEL, such as tuned:gpt2.
 
     Raises ValueError for a name that leads nowhere, and CheckpointError for files that are broken or of no lens.
     """
     name = os.fspath(name)
     folder = Path(os.path.expanduser(name))
+    if name.startswith(PUBLISHED) and not os.path.isdir(folder):
+        return load_published(name)
     if not os.path.isdir(folder):  # unlike Path.is_dir, it takes any text
         model, _, lens = name.rpartition("/")
         known = bundled_lenses(model)

@@ -20,6 +20,7 @@ from .instruments.heads import HeadScores, head_scores
 from .instruments.patching import Patching, log_probability, logit_difference, patching
 from .learned.affine import LearnedLens
 from .learned.fit import fit
+from .learned.jacobian_fit import fit_jacobian
 from .learned.named import load_lens
 from .lens import Lens, LensRow, lens_rows
 from .loading import load
@@ -55,6 +56,7 @@ __all__ = [
     "attribute",
     "decode",
     "fit",
+    "fit_jacobian",
     "geometry",
     "head_scores",
     "lens_rows",

@@ -299,6 +299,64 @@ MISTAKES = [
         "if True:\n                with replacing",
         ("sweep",),
     ),
+    Mistake("learned: A transposed", "learned/affine.py", ".mT.contiguous(), b)", ".contiguous(), b)", ("fit",)),
+    Mistake(
+        "learned: A transposed in use", "learned/affine.py", "self.weight.to(h).mT", "self.weight.to(h)", ("affine",)
+    ),
+    Mistake(
+        "learned: a row off by one",
+        "learned/fit.py",
+        "zip(self.sites, maps, strict=True)",
+        "zip(self.sites, [*maps[1:], maps[0]], strict=True)",
+        ("fit",),
+    ),
+    Mistake(
+        "learned: the bias lost", "learned/moments.py", "(mean_y - mean_h @ A)[None]", "(0 * mean_y)[None]", ("fit",)
+    ),
+    Mistake(
+        "learned: ridge towards 0",
+        "learned/moments.py",
+        "A = A + torch.cholesky_solve(Cxy - Cxx, factor)",
+        "A = torch.cholesky_solve(Cxy, factor)",
+        ("fit",),
+    ),
+    Mistake("learned: the first token is not left out", "learned/fit.py", ">= self.skip", ">= 0", ("fit",)),
+    Mistake(
+        "learned: a ridge chosen on its own text",
+        "learned/fit.py",
+        "left_out, rest = self._parts(sweep)",
+        "rest, left_out = self._parts(sweep)",
+        ("fit",),
+    ),
+    Mistake(
+        "learned: a gradient without its mean", "learned/tuned.py", "g_n - g_n.mean(-1, keepdim=True)", "g_n", ("fit",)
+    ),
+    Mistake("learned: a gradient without the gain", "learned/tuned.py", "g_n = gain * (", "g_n = (", ("fit",)),
+    Mistake("learned: the output's bias lost", "learned/tuned.py", "- target.bias + lse", "+ lse", ("fit",)),
+    Mistake(
+        "learned: a step that goes up is taken", "learned/tuned.py", "if point.kl >= best.kl:", "if False:", ("fit",)
+    ),
+    Mistake(
+        "learned: another model's lens",
+        "learned/affine.py",
+        "if others := self.model.departures",
+        "if others := 0 and self.model.departures",
+        ("affine",),
+    ),
+    Mistake(
+        "learned: no map is the plain lens",
+        "learned/affine.py",
+        "            raise ValueError(self._no_map(site))\n        if resid",
+        "            return resid\n        if resid",
+        ("affine",),
+    ),
+    Mistake(
+        "learned: differences with another sign",
+        "corpus/tally.py",
+        "(ours - theirs)",
+        "(theirs - ours)",
+        ("fit_command",),
+    ),
 ]
 
 

@@ -71,7 +71,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.kind not in FITTED:
-            raise ValueError(f"a lens of the kind {quoted(self.kind)} is not fitted here; {', '.join(FITTED)} are")
+            raise ValueError(f"a lens of the kind {quoted(self.kind)} is none that fit knows; {', '.join(FITTED)} are")
         if self.kind == "tuned" and (self.decoder, self.norm) != ("final", "final"):
             raise ValueError('a tuned lens is for the decoder "final" and the norm "final"')
         if self.skip < 0:

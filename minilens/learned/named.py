@@ -1,4 +1,4 @@
-"""The lens of a name: a folder, one that comes with a bundled model, or a published one."""
+"""The lens of a name: a folder, one that comes with a bundled model, or one that others have published."""
 
 import os
 from pathlib import Path

@@ -8,20 +8,24 @@ from ..lens import label
 
 
 def fit_table(lens: LearnedLens) -> Table:
-    """For each row the share of the output stream's variance that its map tells, on text left out, and more.
+    """Of each row what is known of its map.
 
-    ridge: that was chosen or given. twins: the cosine of the maps of two halves of the text, of A - I and of b. The
-    last column is the Frobenius norm of A - I.
+    R²: the share of the variance of the output's stream that the map tells, on text left out. ridge: that was chosen or
+    given. twins: the cosine of the maps of two halves of the text, of A - I and of b. The last column is the Frobenius
+    norm of A - I. A Jacobian lens has the last two alone, and no b.
     """
-    made = lens.made
+    made, n = lens.made, len(lens.maps)
+    columns = {"row": [label(site) for site in lens.maps]}
+    if "left_out" in made:
+        columns["R² on text\nleft out"] = [f"{value:.3f}" for value in made["left_out"]["r_squared"]]
+        columns["ridge"] = ["-" if ridge is None else f"{ridge:g}" for ridge in made["ridge"]]
+    twins = [pair if isinstance(pair, list) else [pair] for pair in made["twins"] or [[]] * n]
+    for at, what in enumerate(("A - I", "b")[: len(twins[0])]):
+        columns[f"twins:\n{what}"] = [f"{pair[at]:.2f}" for pair in twins]
+    columns["|A - I|"] = [f"{value:.3g}" for value in made["departure"]]
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("row", no_wrap=True, vertical="bottom")
-    for head in ("R² on text\nleft out", "ridge", "twins:\nA - I", "twins:\nb", "|A - I|"):
-        table.add_column(head, justify="right", vertical="bottom", no_wrap=True)
-    columns = zip(
-        lens.maps, made["left_out"]["r_squared"], made["ridge"], made["twins"], made["departure"], strict=True
-    )
-    for site, r_squared, ridge, (weight, bias), departure in columns:
-        found = [f"{r_squared:.3f}", "-" if ridge is None else f"{ridge:g}", f"{weight:.2f}", f"{bias:.2f}"]
-        table.add_row(Text(label(site)), *found, f"{departure:.3g}")
+    for head in columns:
+        table.add_column(head, justify="left" if head == "row" else "right", vertical="bottom", no_wrap=True)
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*map(Text, cells))
     return table

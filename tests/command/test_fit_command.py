@@ -82,6 +82,21 @@ def test_a_lens_is_fitted_and_measured(
     assert again == printed
 
 
+def test_a_jacobian_lens_is_fitted_as_well(
+    model: Path, text: Path, other: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    out, how = tmp_path / "mine", ("--documents", "3", "--cotangents", "4", "--skip", "2")
+    printed, _ = run(
+        capsys, "fit", model, text, "--kind", "jacobian", "--out", out, "--shard", "900", *how, "--held-out", other
+    )
+    lens = read_lens(out)
+    assert lens.kind == "jacobian" and lens.made["cotangents"] == 4 and lens.made["skip"] == 2
+    assert printed.splitlines()[2].split() == [
+        "embed", f"{lens.made['twins'][0]:.2f}", f"{lens.made['departure'][0]:.3g}"
+    ]  # fmt: skip
+    assert "lens jacobian: means in nats" in printed
+
+
 def test_differences_are_paired(model: Path, other: Path, lens: Path, tmp_path: Path, capsys: Capture) -> None:
     """The mean difference, and the error of it over documents, from the values of each token in both lenses."""
     out = tmp_path / "out"
@@ -176,7 +191,10 @@ def test_what_cannot_be_is_refused_in_one_line(
         ((*shown, lens, "--decoder", "mlp", "--json"), "--json takes one lens"),
         (("lens", "once", "--lens", lens), "the lens mine is for another model: d_model 30 and not 256, n_layers 3"),
         (("corpus", model, other, "--out", tmp_path / "out", "--lens", lens, "--lens", lens), "name each lens once"),
-        ((*fitted, "--kind", "x"), 'a lens of the kind "x" is not'),
+        ((*fitted, "--kind", "x"), "--kind x: there is no such lens; there are mean, affine, tuned, jacobian"),
+        ((*fitted, "--kind", "mean", "--ridge", "1"), "--ridge is for --kind affine and tuned, not mean"),
+        ((*fitted, "--cotangents", "3"), "--cotangents is for --kind jacobian, not affine"),
+        ((*fitted, "--kind", "jacobian", "--norm", "plain"), "--kind jacobian is for --norm final"),
         ((*fitted, "--kind", "tuned", "--shard", "400"), "a tuned lens has 930 numbers a row"),
         ((*fitted, "--ridge", "much"), "argument --ridge: invalid float value: 'much'"),
         ((*fitted, "--ridge", "-1"), "the ridge must be a number from 0 up"),

@@ -378,7 +378,7 @@ def test_tuned_comes_closer_to_the_output_than_affine(gpt2: Loaded, tmp_path: Pa
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(kind="jacobian"), 'of the kind "jacobian" is not fitted here; mean, affine, tuned are'),
+        (dict(kind="jacobian"), 'of the kind "jacobian" is none that fit knows; mean, affine, tuned are'),
         (dict(kind="tuned"), "a tuned lens has 930 numbers a row, and the text gives .* give more text, or fit an aff"),
         (dict(kind="tuned", norm="plain"), 'a tuned lens is for the decoder "final" and the norm "final"'),
         (dict(kind="mean", ridge=1.0), '"mean" has none'),

@@ -33,7 +33,7 @@ TUNED = Repository(
 )
 JACOBIAN = Repository("neuronpedia/jacobian-lens", "model", "the path of a file: jacobian:FILE")
 JACOBIAN_FILES = {"gpt2": "gpt2-small/jlens/Salesforce-wikitext/gpt2_jacobian_lens.pt"}
-MOST_LAYERS = 10_000
+MOST_LAYERS, MOST_TEXTS = 10_000, 2**31
 
 
 def is_published(name: str) -> bool:
@@ -94,15 +94,14 @@ def read_tuned(folder: Path, name: str = "") -> LearnedLens:
     if settings.unread:  # tuned-lens passes over them, too
         warnings.warn(f"{path}: {', '.join(map(shown, settings.unread))[:200]} is passed over", stacklevel=3)
     tensors = dict(read_tensors(params))
-    if not has_bias:
-        tensors |= {f"{n}.bias": torch.zeros(d_model) for n in range(n_layers)}
-    names = {f"{n}.{part}" for n in range(n_layers) for part in RowMap._fields}
+    names = {f"{n}.{part}" for n in range(n_layers) for part in ("weight", *(["bias"] if has_bias else []))}
     if others := sorted(names ^ tensors.keys()):
         what = "lacks" if others[0] in names else "has no place for"
         raise CheckpointError(f"{params} {what} the tensor {shown(others[0])}, and {path} says {n_layers} layers")
+    found = {name: _number(params, tensor) for name, tensor in tensors.items()}
     maps = {
         Site(n - 1, "resid_post") if n else EMBED: RowMap(
-            _number(params, tensors[f"{n}.weight"]), _number(params, tensors[f"{n}.bias"])
+            found[f"{n}.weight"], found[f"{n}.bias"] if has_bias else torch.zeros(d_model)
         )
         for n in range(n_layers)
     }
@@ -119,7 +118,7 @@ def read_jacobian(path: Path, name: str = "") -> LearnedLens:
     is_sum = "J" not in found
     J = found["jacobian_sum" if is_sum else "J"]
     n_texts: Any = found.get("n_done" if is_sum else "n_prompts")
-    if is_sum and (type(n_texts) is not int or n_texts < 1):
+    if is_sum and (type(n_texts) is not int or not 1 <= n_texts < MOST_TEXTS):
         raise CheckpointError(f"{path} holds a sum over texts, and n_done does not say over how many")
     if not J or not all(type(layer) is int and layer < MOST_LAYERS for layer in J):
         raise CheckpointError(f"{path} must have a matrix for at least one layer, by its number")

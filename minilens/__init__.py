@@ -19,7 +19,7 @@ from .instruments.geometry import Geometry, geometry
 from .instruments.heads import HeadScores, head_scores
 from .instruments.patching import Patching, log_probability, logit_difference, patching
 from .learned.affine import LearnedLens
-from .learned.fit import fit
+from .learned.fit import Recipe, fit
 from .learned.jacobian_fit import fit_jacobian
 from .learned.named import load_lens
 from .lens import Lens, LensRow, lens_rows
@@ -47,6 +47,7 @@ __all__ = [
     "LensTable",
     "Model",
     "Patching",
+    "Recipe",
     "Report",
     "Site",
     "Trace",

@@ -370,8 +370,8 @@ MISTAKES = [
     Mistake(
         "jacobian: the first positions count",
         "learned/jacobian.py",
-        "cotangent[skip:-1] = 1",
-        "cotangent[:-1] = 1",
+        "g[:, 0, skip:-1].mean(1)",
+        "g[:, 0, :-1].mean(1)",
         ("jacobian",),
     ),
     Mistake(

@@ -9,10 +9,13 @@ import torch
 from conftest import FAMILIES, Tiny
 from texts import documents, loaded, text_file
 
+import minilens
+from minilens.checkpoint.hub import bundled
 from minilens.corpus.sweep import Sweep
-from minilens.learned.affine import read_lens
+from minilens.learned.affine import Subject, read_lens
 from minilens.learned.jacobian import alignment, jacobian_sums
 from minilens.learned.jacobian_fit import fit_jacobian
+from minilens.learned.named import bundled_lenses
 
 HOW: dict[str, Any] = dict(texts=40, window=12, skip=3, shard=300)  # two texts of each shard
 
@@ -95,3 +98,30 @@ def test_another_lens_is_not_written_over(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "lens" / "lens.json").write_text("{}")
     with pytest.raises(ValueError, match="holds a lens already: give another folder, or --overwrite"):
         fit_jacobian(model, tokenizer, text_file(tmp_path / "a.txt", documents(7)), tmp_path / "lens")
+
+
+STORY = (
+    "Once upon a time there was a little girl who lived in a small house near the wood with her mother and her old "
+    "grey cat. One day her mother said that she should take a basket to her grandmother, and not stop on the way. "
+    "The girl put on her red cloak, took the basket in her hand and went out into the sun."
+)
+
+
+@pytest.mark.parametrize("name", sorted(bundled()))
+def test_the_bundled_lenses_are_like_the_jacobian_of_a_text(name: str) -> None:
+    """Of some random directions of the output: exactly, of this text, against the mean over other texts."""
+    model, tokenizer = minilens.load(name)
+    assert tokenizer is not None
+    lens = minilens.load_lens(f"{name}/jacobian")
+    assert (lens.kind, lens.name, lens.model.departures(Subject.of(model))) == ("jacobian", "jacobian", [])
+    tokens = tokenizer.encode(f"{lens.made['prefix']}{STORY}")
+    sums = jacobian_sums(model, [tokens], cotangents=8)
+    for row, (site, of_row) in enumerate(lens.maps.items()):
+        drawn = torch.linalg.svd(sums.weight[row].float())[0][:, :8]  # the directions that were drawn span these
+        ours, of_text = drawn.T @ of_row.weight, drawn.T @ sums.weight[row].float()
+        others = torch.cosine_similarity(ours.flatten(), of_text.flatten(), dim=0)
+        assert others > 0.8, site
+        assert torch.cosine_similarity(ours.T.flatten(), of_text.flatten(), dim=0) < 0.5, site
+    folder = bundled_lenses(name)["jacobian"]
+    assert folder.joinpath("lens.safetensors").stat().st_size < 1.2e6  # in float16
+    assert folder.joinpath("README.md").exists()

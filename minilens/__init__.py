@@ -1,4 +1,7 @@
-"""GPT-2, GPT-Neo and CTRL line by line, with the logit lens built in: every intermediate value, no hooks."""
+"""GPT-2, GPT-Neo and CTRL line by line, with the logit lens built in: every intermediate value, no hooks.
+
+To read the package, start with gpt2.py, then traces.py, model.py and lens.py.
+"""
 
 import os
 import signal

@@ -142,7 +142,7 @@ class CTRL:
         """Everything that block `layer` computes from the stream entering it. Raises ValueError for no such layer."""
         check_layer(layer, self.config.n_layers)
         w, cfg = self.blocks[layer], self.config
-        at = editable(edit, layer)  # marks the places where a caller may replace a value
+        at = editable(edit, layer)  # at("z", z) is z, unless the caller's edit replaces it; SITES has the names
 
         # Attention reads the residual stream...
         resid_pre = at("resid_pre", resid)  # batch pos d_model
@@ -173,7 +173,7 @@ class CTRL:
         )  # fmt: skip
 
     def final_norm(self, resid: Resid) -> Resid:
-        """What the unembedding reads."""
+        """The norm after the last block: what the unembedding reads."""
         return layer_norm(resid, self.ln_final, self.ln_final_eps)
 
     def unembed(self, resid: Resid) -> Logits:

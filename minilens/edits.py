@@ -70,10 +70,12 @@ def mean(
 ) -> Edit:
     """The mean over a reference's texts and positions in its place: mean ablation, in the reference's layer.
 
-    reference_lengths: of the reference's texts, whose padding is then left out of the mean. All else as in `at`; raises
-    ValueError also for `pattern`, whose positions have different keys.
+    reference_lengths: of the reference's texts, whose padding is then left out of the mean. positions: where the mean
+    is put; it is taken over all. All else as in `at`; raises ValueError also for `pattern`, whose positions have
+    different keys, and where `lengths` is given and `reference_lengths` is not, though the reference has several texts.
     """
     _check_block("reference", reference)
+    _check_lengths("reference", reference, lengths, reference_lengths)
     place, part = _site(reference.layer, site), _Part(site, positions, heads, lengths)
     if site == "pattern":
         raise ValueError('"pattern" has no mean over the positions, since they have different keys; edit z instead')
@@ -100,9 +102,11 @@ def patch(
 
     positions: in either text, so that -1 is the last of each. source_lengths: of the source's texts, as lengths are of
     those that are edited. A source of one text serves a batch of any size. All else as in `at`; raises ValueError also
-    for what the source does not have.
+    for what the source does not have, and where `lengths` is given and `source_lengths` is not, though the source has
+    several texts.
     """
     _check_block("source", source)
+    _check_lengths("source", source, lengths, source_lengths)
     place = _site(source.layer if layer is None else layer, site)
     part = _Part(site, positions, heads, lengths)
     value: Tensor = getattr(source, site)
@@ -253,6 +257,15 @@ def _site(layer: int, site: str) -> Site:
 def _check_block(name: str, block: BlockTrace) -> None:
     if not isinstance(block, BlockTrace):
         raise ValueError(f"{name} must be one block of a trace, such as trace.blocks[3]; got {quoted(block)}")
+
+
+def _check_lengths(name: str, block: BlockTrace, lengths: Lengths, theirs: Lengths) -> None:
+    """Refuse lengths of the edited texts alone: of the block's own padding nothing would be known."""
+    if lengths is not None and theirs is None and len(block.resid_pre) > 1:
+        raise ValueError(
+            f"lengths are of the texts that are edited, and the {name} has {len(block.resid_pre)} texts of its own: "
+            f"give {name}_lengths as well"
+        )
 
 
 def _listed(what: str, places: Places | Lengths) -> list[int] | None:

@@ -1,19 +1,29 @@
 """GPT-2, from the first line to the last.
 
-Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; code at github.com/openai/gpt-2. gpt_neo.py
-and ctrl.py are told as departures from this file. What may surprise, by the name of the value or the method:
+Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; code at github.com/openai/gpt-2. A block
+adds two things to the residual stream x, one after the other:
+
+    x = x + attention(norm(x))
+    x = x + MLP(norm(x))
+
+Read `embed`, `block` and `unembed` first. `at(name, value)` in them is the value, unless a caller asks for another; a
+comment such as "batch pos d_model" is a shape. gpt_neo.py and ctrl.py list only in what they differ from this file.
+
+What may surprise, by the name of the value or the method:
 
 - `ln1_out`, `ln2_out`: the norms stand before attention and MLP, inside the branches. Only sums touch the residual
   stream. One more norm follows the last block (section 2.3 of the paper).
 - `positions`: learned, one vector for each place in the context.
 - `q, k, v`: one matrix makes queries, keys and values, side by side in this order (openai/gpt-2, `attn`).
-- `scores`: multiplied by `score_scale`, which is 1 / sqrt(d_head). A few checkpoints leave that out, or divide the
-  scores of layer n by n + 1 as well (transformers, `scale_attn_weights` and `scale_attn_by_inverse_layer_idx`; Mistral,
-  the GPT-2s of Stanford, uses the second). They are taken in float32 at least. transformers does that for weights in
-  half precision only where a checkpoint sets `reorder_and_upcast_attn`.
+- `scores`: multiplied by 1 / sqrt(d_head), and taken in float32 at least. For weights in half precision transformers
+  takes them in float32 only where a checkpoint sets `reorder_and_upcast_attn`. That setting changes nothing here.
+- `score_scale`: the factor of the scores, by layer. A few checkpoints set it to 1, or divide it by n + 1 in layer n
+  (transformers, `scale_attn_weights` and `scale_attn_by_inverse_layer_idx`; the second is set in the GPT-2s that
+  Stanford trained and called Mistral).
 - `mlp_post`: GELU is the tanh approximation (openai/gpt-2, `gelu`).
-- `W_U`, `b_U`: the unembedding is the embedding, without a bias (openai/gpt-2, `model`). A few checkpoints have
-  another one (transformers, `tie_word_embeddings`).
+- `W_U`, `b_U`: the unembedding is the embedding transposed, and has no bias (openai/gpt-2, `model`). A few checkpoints
+  have another matrix (transformers, `tie_word_embeddings`).
+- `build`: the Hub's files hold these matrices as x @ W needs them (transformers, `Conv1D`), so none is transposed.
 """
 
 from collections.abc import Callable
@@ -62,11 +72,11 @@ class Config:
     def read(cls, settings: Settings) -> "Config":
         """The sizes in a config.json, under their names on the Hub."""
         d_model = settings.integer("n_embd")
-        n_layers = settings.integer("n_layer", most=10_000)  # score_scale has as many
+        n_layers = settings.integer("n_layer", most=10_000)  # a hostile file could ask for billions
         n_heads = settings.integer("n_head")
         if d_model % n_heads:
             raise settings.refusal("n_head", n_heads, f"a divisor of n_embd, {d_model}")
-        settings.flag("reorder_and_upcast_attn", False)  # either way: scores are in float32 at least
+        settings.flag("reorder_and_upcast_attn", False)  # read, and without effect: scores are in float32 at least
         return cls(
             d_vocab=settings.integer("vocab_size"),
             n_ctx=settings.integer("n_positions"),
@@ -111,7 +121,7 @@ class GPT2:
     """A model: its sizes and its weights, which nothing changes."""
 
     family: ClassVar[str] = "gpt2"
-    b_U: ClassVar[None] = None
+    b_U: ClassVar[None] = None  # the unembedding has no bias; CTRL's has one
     config: Config
     W_E: Float[Tensor, "d_vocab d_model"]
     W_pos: Float[Tensor, "n_ctx d_model"]
@@ -149,12 +159,12 @@ class GPT2:
         """Everything that block `layer` computes from the stream entering it. Raises ValueError for no such layer."""
         check_layer(layer, self.config.n_layers)
         w, cfg = self.blocks[layer], self.config
-        at = editable(edit, layer)  # marks the places where a caller may replace a value
+        at = editable(edit, layer)  # at("z", z) is z, unless the caller's edit replaces it; SITES has the names
 
         # Attention reads the residual stream...
         resid_pre = at("resid_pre", resid)  # batch pos d_model
         ln1_out = layer_norm(resid_pre, w.ln1, cfg.ln_eps)  # batch pos d_model
-        q, k, v = linear(ln1_out, w.W_QKV, w.b_QKV).chunk(3, -1)
+        q, k, v = linear(ln1_out, w.W_QKV, w.b_QKV).chunk(3, -1)  # each batch pos d_model
         q = at("q", split_heads(q, cfg.n_heads))  # batch head pos d_head
         k = at("k", split_heads(k, cfg.n_heads))  # batch head pos d_head
         v = at("v", split_heads(v, cfg.n_heads))  # batch head pos d_head
@@ -180,7 +190,7 @@ class GPT2:
         )  # fmt: skip
 
     def final_norm(self, resid: Resid) -> Resid:
-        """What the unembedding reads."""
+        """The norm after the last block: what the unembedding reads."""
         return layer_norm(resid, self.ln_final, self.ln_final_eps)
 
     def unembed(self, resid: Resid) -> Logits:
@@ -196,7 +206,7 @@ def build(config: Config, checkpoint: Checkpoint) -> GPT2:
         return LayerNorm(take(f"{name}.weight", d_model), take(f"{name}.bias", d_model))
 
     def block(h: str) -> Block:
-        checkpoint.ignore(f"{h}.attn.bias", f"{h}.attn.masked_bias")  # the causal mask
+        checkpoint.ignore(f"{h}.attn.bias", f"{h}.attn.masked_bias")  # stored causal masks
         return Block(
             ln1=norm(f"{h}.ln_1"),
             W_QKV=take(f"{h}.attn.c_attn.weight", d_model, 3 * d_model),

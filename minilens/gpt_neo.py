@@ -9,7 +9,8 @@ reference here. The same computation as gpt2.py, line for line, but for these de
   even where the weights are float64.
 - `visible`: layers take turns between global attention and local attention. A query of a local layer sees itself and
   the `window - 1` positions before it (transformers, `GPTNeoSelfAttention`).
-- `build`: float16 is refused. At 2048 tokens it is reported to give NaN even with the scores in float32 (transformers
+- `build`: the Hub's files hold the matrices as torch's `nn.Linear` needs them, so each is transposed, which moves no
+  number. float16 is refused. At 2048 tokens it is reported to give NaN even with the scores in float32 (transformers
   issue 11076).
 """
 
@@ -60,7 +61,7 @@ class Config:
     def read(cls, settings: Settings) -> "Config":
         """The sizes in a config.json, under their names on the Hub."""
         d_model = settings.integer("hidden_size")
-        n_layers = settings.integer("num_layers", most=10_000)  # is_local has as many
+        n_layers = settings.integer("num_layers", most=10_000)  # a hostile file could ask for billions
         n_heads = settings.integer("num_heads")
         if d_model % n_heads:
             raise settings.refusal("num_heads", n_heads, f"a divisor of hidden_size, {d_model}")
@@ -124,7 +125,7 @@ class GPTNeo:
     """A model: its sizes and its weights, which nothing changes."""
 
     family: ClassVar[str] = "gpt_neo"
-    b_U: ClassVar[None] = None
+    b_U: ClassVar[None] = None  # the unembedding has no bias; CTRL's has one
     config: Config
     W_E: Float[Tensor, "d_vocab d_model"]
     W_pos: Float[Tensor, "n_ctx d_model"]
@@ -162,12 +163,12 @@ class GPTNeo:
         """Everything that block `layer` computes from the stream entering it. Raises ValueError for no such layer."""
         check_layer(layer, self.config.n_layers)
         w, cfg = self.blocks[layer], self.config
-        at = editable(edit, layer)  # marks the places where a caller may replace a value
+        at = editable(edit, layer)  # at("z", z) is z, unless the caller's edit replaces it; SITES has the names
 
         # Attention reads the residual stream...
         resid_pre = at("resid_pre", resid)  # batch pos d_model
         ln1_out = layer_norm(resid_pre, w.ln1, cfg.ln_eps)  # batch pos d_model
-        q, k, v = linear(ln1_out, w.W_Q), linear(ln1_out, w.W_K), linear(ln1_out, w.W_V)
+        q, k, v = linear(ln1_out, w.W_Q), linear(ln1_out, w.W_K), linear(ln1_out, w.W_V)  # each batch pos d_model
         q = at("q", split_heads(q, cfg.n_heads))  # batch head pos d_head
         k = at("k", split_heads(k, cfg.n_heads))  # batch head pos d_head
         v = at("v", split_heads(v, cfg.n_heads))  # batch head pos d_head
@@ -195,7 +196,7 @@ class GPTNeo:
         )  # fmt: skip
 
     def final_norm(self, resid: Resid) -> Resid:
-        """What the unembedding reads."""
+        """The norm after the last block: what the unembedding reads."""
         return layer_norm(resid, self.ln_final, self.ln_final_eps)
 
     def unembed(self, resid: Resid) -> Logits:
@@ -219,7 +220,7 @@ def build(config: Config, checkpoint: Checkpoint) -> GPTNeo:
         return LayerNorm(take(f"{name}.weight", d_model), take(f"{name}.bias", d_model))
 
     def block(h: str) -> Block:
-        checkpoint.ignore(f"{h}.attn.attention.bias", f"{h}.attn.attention.masked_bias")  # the causal mask
+        checkpoint.ignore(f"{h}.attn.attention.bias", f"{h}.attn.attention.masked_bias")  # stored causal masks
         return Block(
             ln1=norm(f"{h}.ln_1"),
             W_Q=take(f"{h}.attn.attention.q_proj.weight", d_model, d_model).mT,

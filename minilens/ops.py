@@ -53,7 +53,7 @@ def merge_heads(z: Heads) -> Float[Tensor, "batch pos d_model"]:
 
 
 def causal_mask(resid: Resid) -> Mask:
-    """True where a query may see a key: at its own position and before."""
+    """True where a query may see a key: at its own position and before. Of resid only length and device count."""
     n = resid.shape[1]
     return torch.ones(n, n, dtype=torch.bool, device=resid.device).tril()
 
@@ -69,7 +69,7 @@ def attention_scores(q: Heads, k: Heads) -> Grid:
 
 
 def softmax(scores: Grid, dtype: torch.dtype) -> Grid:
-    """exp(score) / sum of exp over the keys, in this dtype but taken in float32 at least."""
+    """exp(score) / sum of exp over the keys, taken in float32 at least; given in dtype, that of v in `pattern @ v`."""
     return scores.softmax(-1, dtype=torch.promote_types(dtype, torch.float32)).to(dtype)
 
 

@@ -15,7 +15,7 @@ from .model import Model
 from .ops import upcast
 from .shapes import Tokens
 from .traces import Edit, untouched
-from .vocab import KL, TokenStats, Top, vocab_stats
+from .vocab import OF_ALL_LOGITS, TokenStats, Top, vocab_stats
 
 T = TypeVar("T")
 
@@ -106,7 +106,7 @@ class LensTable:
         return f"LensTable of {size}: {how}; {held or 'no statistics'}"
 
 
-STATS = ("top", "final", "next", "input", "entropy", *KL, "js")
+STATS = ("top", "final", "next", "input", *OF_ALL_LOGITS)
 DEFAULT_STATS = ("top", "final", "next", "entropy", "kl_final")
 
 
@@ -159,7 +159,7 @@ def logit_lens(
     if "input" in wanted:
         asked["input"] = shown
     asked |= {token: torch.full_like(shown, token) for token in followed}
-    found = vocab_stats(x, model.W_U, model.b_U, asked, k=k, stats=frozenset(wanted & {"entropy", "js", *KL}))
+    found = vocab_stats(x, model.W_U, model.b_U, asked, k=k, stats=frozenset(wanted.intersection(OF_ALL_LOGITS)))
     found.check_finite(readout.labels, readout.embed.dtype)
 
     values: dict[Hashable, Any] = {"top": found.top} | found.tokens | found.stats

@@ -88,7 +88,7 @@ def editable(edit: Edit, layer: int) -> Callable[[str, Tensor], Tensor]:
     """The marks of one block: `at(name, value)` is the value to go on with at that site.
 
     Raises ValueError where an edit gives back anything but a tensor of the same shape, dtype and device, or writes into
-    the one it was given, which other names may share. A write by way of numpy goes unseen.
+    the one it was given, which other names may share. A write through numpy is not noticed.
     """
     check_function("edit", edit, EDIT)
 

@@ -53,6 +53,7 @@ KL = {  # the rows p and q of each divergence
     "kl_row_input": (ALL, FIRST),
     "change": (slice(1, None), slice(None, -1)),
 }
+OF_ALL_LOGITS = ("entropy", *KL, "js")  # the statistics that vocab_stats can be asked for
 
 
 class Top(NamedTuple):
@@ -126,9 +127,9 @@ def vocab_stats(
 
     asked: the tokens to measure, one at each position, under a name of the caller's choice.
     k: how many of the best tokens.
-    stats: of "entropy", "kl_final" (output ‖ row), "kl_row_final" (row ‖ output), "kl_input" (input ‖ row),
-    "kl_row_input" (row ‖ input), "change" (row ‖ the one before; not a number in the first row) and "js" (Jensen and
-    Shannon's, of row and final, which takes a second pass).
+    stats: of OF_ALL_LOGITS, that is "entropy", "kl_final" (output ‖ row), "kl_row_final" (row ‖ output), "kl_input"
+    (input ‖ row), "kl_row_input" (row ‖ input), "change" (row ‖ the one before; not a number in the first row) and "js"
+    (Jensen and Shannon's, of row and final, which takes a second pass).
 
     Where logits are not finite, no log-probability is.
     """
@@ -260,12 +261,12 @@ class _Tiles:
         torch.sum(E, -1, out=self.Z[tile])
         for gap in self.gaps.values():
             gap.add(tile)
-        torch.sum(E.mul_(D), -1, out=self.ED[tile])
+        torch.sum(E.mul_(D), -1, out=self.ED[tile])  # the last sum, since it overwrites E
 
     def _fill(self, tokens: slice) -> None:
         """Put the logits of these tokens into D."""
         D, size = self.D, self.vocabulary.size
-        if tokens.stop > size:
+        if tokens.stop > size:  # so low that exp(D) is 0, and not -inf, since 0 times -inf is not a number
             D.fill_(torch.finfo(D.dtype).min)
         logits = D.view(-1, WIDTH)[: len(self.queries)]
         self.vocabulary.logits(self.queries, tokens, out=logits[:, : size - tokens.start])

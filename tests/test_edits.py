@@ -297,6 +297,15 @@ def test_the_mean_leaves_the_padding_out(model: minilens.Model, tokens: torch.Te
         assert torch.allclose(edited, apart[:, None].expand_as(edited), atol=1e-5) == is_right
 
 
+def test_lengths_of_the_edited_texts_alone_are_refused(model: minilens.Model, tokens: torch.Tensor) -> None:
+    """The other run's padding would be in the mean, or taken for the last token."""
+    several, one = (minilens.trace(model, padded(tokens)[0][:n]).blocks[1] for n in (2, 1))
+    for build, name in ((minilens.mean, "reference"), (minilens.patch, "source")):
+        with pytest.raises(ValueError, match=f"the {name} has 2 texts of its own: give {name}_lengths as well"):
+            build(several, "z", positions=-1, lengths=[3, 4])
+        build(one, "z", positions=-1, lengths=[3, 4])
+
+
 @pytest.mark.parametrize(
     ("lengths", "positions", "message"),
     [

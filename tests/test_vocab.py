@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minilens import vocab
-from minilens.vocab import KL, TokenStats, VocabStats, first_alike, vocab_stats
+from minilens.vocab import KL, OF_ALL_LOGITS, TokenStats, VocabStats, first_alike, vocab_stats
 
-EVERY = frozenset({"entropy", "js", *KL})
+EVERY = frozenset(OF_ALL_LOGITS)
 
 
 def plainly(logits: Tensor) -> dict[str, Tensor]:

@@ -33,6 +33,8 @@ HARMLESS = {  # why -> the keys
     "problem_type summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj",
     "length trained at": "n_ctx",
     "encoders": "chunk_size_feed_forward is_decoder",
+    "people and tools": "bfloat16 loss_type merges_file model_max_length model_parallel "
+    "optimizer tokenizer tokenizer_file trust_remote_code use_flash_attention_2 use_return_dict vocab_file",
 }
 
 PATTERNS = {  # why -> the keys

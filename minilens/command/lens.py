@@ -35,8 +35,8 @@ class Request:
         action="append",
         default=[],
         metavar="NAME",
-        help="a learned lens: one that comes with the model, such as affine, or MODEL/NAME, or the folder of a fit; "
-        "several, and --decoder for the logit lens, side by side",
+        help="a learned lens: one that comes with the model, such as affine, or MODEL/NAME, the folder of a fit, "
+        "tuned:MODEL, jacobian:MODEL; several, and --decoder for the logit lens, side by side",
     )
     norm: str | None = option(
         help='"final" (the default), or "plain": the final norm without gain and bias, as --style 2020 has it'

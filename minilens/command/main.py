@@ -84,7 +84,9 @@ class _Parser(argparse.ArgumentParser):
         if "expected one argument" in message:
             message += "; a value that begins with a minus sign stands after =, as in --positions=-3:"
         elif message.startswith("unrecognized arguments: -"):
-            message += "; a text that begins with a minus sign stands after --"
+            message += ": there is no such option, and a text that begins with a minus sign stands after --"
+        elif message.startswith("unrecognized arguments: "):
+            message += ": a text stands in quotes, and there is no place for another"
         raise ValueError(f"{message} (see {self.prog} --help)")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:

@@ -41,7 +41,7 @@ def locked(path: Path, wait: bool) -> Iterator[bool]:
     except OSError as error:  # a full disk, or one that has no locks
         raise ValueError(f"{lock.lock_file} cannot be locked: {error.strerror}") from error
     try:
-        for left in path.parent.glob(f"{path.name}.*"):
+        for left in path.parent.glob(f"{path.name}.*.*"):  # the names that `replacing` gives; never the lock
             with contextlib.suppress(OSError):
                 left.unlink()
         yield True

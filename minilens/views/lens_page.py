@@ -22,7 +22,7 @@ from ..table import STATS, LensTable
 from ..traces import BlockTrace
 from ..vocab import TokenStats, Top
 from .colours import CIVIDIS
-from .lens_panels import ENDS
+from .lens_panels import ENDS, of_one_text
 from .tokens import printable, token_label
 
 TEMPLATE = Path(__file__).with_name("lens_page.html")
@@ -48,12 +48,11 @@ def lens_page(
 
     It has no address of anything else in it. Numbers are rounded to four significant digits, log-probabilities to at
     least four decimals as well; weights of attention are within 1 / 130,000, and rounded to three decimals they are
-    right. Write the text as UTF-8. Raises ValueError where there is no table, or one without any statistic, for
-    patterns that are not of the tables' text, and where they make the page larger than 15 MB.
+    right. Write the text as UTF-8. Raises ValueError where there is no table, or one without any statistic, for tables
+    of different texts, outputs or positions, for patterns that are not of the tables' text, and where they make the
+    page larger than 15 MB.
     """
-    tables = [tables] if isinstance(tables, LensTable) else list(tables)
-    if not tables:
-        raise ValueError("lens_page needs at least one table")
+    tables = of_one_text(tables)
     if not all(table.stats for table in tables):
         raise ValueError("lens_page has nothing to show of a table without any statistic")
     attention = _attention(tables, tokens, patterns)

@@ -37,7 +37,7 @@ PARTS = {"logit": "logit", "prob": "probability", "logprob": "log-probability", 
 STANDINGS = [f"{who}_{part}" for who in (*WHOSE, "tracked") for part in PARTS if (who, part) != ("top", "rank")]
 NAMES = (*SHORT, *MEASURES, *STANDINGS)
 # What each kind of number is shaded by, in the terminal, on the page and in figures: from dark to bright, and ranks by
-# their logarithm. A kind that is not here is shaded from the 5th to the 95th percentile of the numbers shown.
+# their logarithm. Logits and log-probabilities have no ends: from the 5th to the 95th percentile of the numbers shown.
 ENDS = {"prob": (0.0, 1.0), "rank": (1000.0, 1.0), "nats": (10.0, 0.0), "js": (log(2), 0.0), "agrees": (0.0, 1.0)}
 
 

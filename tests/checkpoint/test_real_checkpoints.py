@@ -49,6 +49,7 @@ PEOPLES = {
         line_by_line=False, xla_device=True, gradient_checkpointing=True, learning_rate=1e-3, fp16=True, batch_size=8
     ),
     **dict(unsloth_version="2024.1", wandb_run_id="x", seed=42, num_train_epochs=3, _commit_hash=None),
+    **dict(model_max_length=512, use_flash_attention_2=True, trust_remote_code=True, vocab_file="vocab.json"),
     **dict(_attn_implementation_internal="eager", name_or_path="gpt2", low_memory=None, sliding_window=None),
 }
 INSIDE = {

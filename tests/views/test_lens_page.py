@@ -226,10 +226,12 @@ def test_a_table_with_little_in_it(tables: list[minilens.LensTable], tiny: Tiny)
     found = data(lens_page(table))["tables"][0]
     assert (found["top"], found["standings"], found["tracked"]) == (None, {}, [])
     same(found["values"]["entropy"], table.entropy)
-    with pytest.raises(ValueError, match="at least one table"):
+    with pytest.raises(ValueError, match="there is no table to show"):
         lens_page([])
     with pytest.raises(ValueError, match="without any statistic"):
         lens_page(minilens.logit_lens(model, torch.arange(6)[None], stats=()))
+    with pytest.raises(ValueError, match="must be of one model, text and choice of positions: tokens differ"):
+        lens_page([table, minilens.logit_lens(model, torch.arange(6).flip(0)[None])])
 
 
 def test_every_weight_is_the_traces(attention: Attention) -> None:

@@ -103,6 +103,8 @@ def test_a_jacobian_file_decodes_as_torch_would(tiny: Tiny, tmp_path: Path, is_s
         torch.testing.assert_close(row.logits, logits, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(embed.logits, model.unembed(model.embed(TOKENS)))
     assert torch.equal(last.logits, model(TOKENS))
+    for n, matrix in J.items():  # the final norm would not tell a sum from a mean
+        torch.testing.assert_close(lens.maps[Site(n, "resid_post")].A.double(), matrix.T, rtol=1e-6, atol=1e-6)
     assert (lens.made["texts"], lens.made["as_it_stands"]) == (4 if is_sum else 277, ["embed"])
     assert lens.model.n_layers == (3 if is_sum else None)
 

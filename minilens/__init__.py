@@ -21,6 +21,10 @@ from .instruments.attribution import Attribution, attribute
 from .instruments.geometry import Geometry, geometry
 from .instruments.heads import HeadScores, head_scores
 from .instruments.patching import Patching, log_probability, logit_difference, patching
+from .learned.affine import LearnedLens
+from .learned.fit import Recipe, fit
+from .learned.jacobian_fit import fit_jacobian
+from .learned.named import load_lens
 from .lens import Lens, LensRow, lens_rows
 from .loading import load
 from .model import Model, decode, run, trace
@@ -40,11 +44,13 @@ __all__ = [
     "Edit",
     "Geometry",
     "HeadScores",
+    "LearnedLens",
     "Lens",
     "LensRow",
     "LensTable",
     "Model",
     "Patching",
+    "Recipe",
     "Report",
     "Site",
     "Trace",
@@ -53,10 +59,13 @@ __all__ = [
     "at",
     "attribute",
     "decode",
+    "fit",
+    "fit_jacobian",
     "geometry",
     "head_scores",
     "lens_rows",
     "load",
+    "load_lens",
     "log_probability",
     "logit_difference",
     "logit_lens",

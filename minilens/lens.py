@@ -82,7 +82,7 @@ class Lens:
         last, start = self._end_of_rows(model.n_layers)
         check_edit(edit, 0, model.n_layers)
         sites = (EMBED, *self._sites_up_to(last, model.n_layers))
-        self._check_transport(sites[:-1])
+        self._check_transport(model, sites[:-1])
         embed = model.embed(tokens)
         if self.centre and tokens.shape[1] == 1:
             raise ValueError(
@@ -121,7 +121,9 @@ class Lens:
         order = [Site(layer, name) for layer in range(n_layers) for name in RESID_SITES]
         return [site for site in order[: order.index(last) + 1] if site in wanted] if last in order else []
 
-    def _check_transport(self, sites: tuple[Site, ...]) -> None:
+    def _check_transport(self, model: Model, sites: tuple[Site, ...]) -> None:
+        if check_fits := getattr(self.transport, "check_fits", None):  # a learned lens is for one model
+            check_fits(self, model, sites)
         for site in getattr(self.transport, "sites", ()):
             if site not in sites:
                 raise ValueError(

@@ -55,6 +55,7 @@ class LensTable:
     track: tuple[int, ...]
     stats: dict[str, Any]  # those that were asked for, by name
     tokenizer: Tokenizer | None = None  # how the views show tokens; without one, by their ids
+    lens: str = ""  # the name of a learned lens; of the logit lens nothing
 
     top = Stat[Top]()  # the best tokens, [row, pos, k]
     final = Stat[TokenStats]()  # how final_tokens stand in each row, [row, pos]
@@ -84,6 +85,11 @@ class LensTable:
         """The first row from which on, to the last, the best token is the model's own."""
         return len(self.labels) - self.agrees.flip(0).int().cumprod(0).sum(0)
 
+    @property
+    def way(self) -> str:
+        """Its decoder, or the learned lens and that, in a few words."""
+        return f"lens {self.lens}" if self.lens else f"decoder {self.decoder}"
+
     def columns(self, chosen: slice) -> "LensTable":
         """The table of some of its columns."""
 
@@ -95,7 +101,7 @@ class LensTable:
         return replace(self, **{name: getattr(self, name)[chosen] for name in names}, stats=stats)
 
     def __repr__(self) -> str:
-        how = f"decoder {self.decoder}, norm {self.norm}{', centred' if self.centre else ''}"
+        how = f"{self.way}, norm {self.norm}{', centred' if self.centre else ''}"
         size, held = f"{len(self.labels)} rows and {len(self.positions)} positions", ", ".join(self.stats)
         return f"LensTable of {size}: {how}; {held or 'no statistics'}"
 
@@ -177,6 +183,7 @@ def logit_lens(
         track=followed,
         stats={name: _on_cpu(values[name]) for name in (*STATS, "tracked") if name in wanted},
         tokenizer=tokenizer,
+        lens=getattr(lens.transport, "name", ""),
     )
 
 

@@ -68,6 +68,7 @@ PAGES = {  # of the API, beside its index: name of the page -> its title, and th
         "SITES Site Edit untouched at zero mean patch add towards then",
     ),
     "api-lens": ("The lens in Python", "Lens lens_rows LensRow logit_lens logit_lenses LensTable"),
+    "api-learned": ("Learned lenses", "load_lens fit Recipe fit_jacobian LearnedLens"),
     "api-views": ("Views", " ".join(VIEWS)),
     "api-instruments": (
         "Instruments and checks",
@@ -79,7 +80,7 @@ PAGES = {  # of the API, beside its index: name of the page -> its title, and th
 
 def api_index() -> str:
     """Every public name with the first sentence that its docstring has."""
-    parts = [MADE_BY, "# The Python API", "What `import minilens` gives, on four pages."]
+    parts = [MADE_BY, "# The Python API", "What `import minilens` gives, on five pages."]
     for page, (title, _) in PAGES.items():
         rows = ["| | |", "|---|---|"]
         for name in _names(page):

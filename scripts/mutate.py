@@ -299,6 +299,130 @@ MISTAKES = [
         "if True:\n                with replacing",
         ("sweep",),
     ),
+    Mistake("learned: A transposed", "learned/affine.py", ".mT.contiguous(), b)", ".contiguous(), b)", ("fit",)),
+    Mistake(
+        "learned: A transposed in use", "learned/affine.py", "self.weight.to(h).mT", "self.weight.to(h)", ("affine",)
+    ),
+    Mistake(
+        "learned: a row off by one",
+        "learned/fit.py",
+        "zip(self.sites, maps, strict=True)",
+        "zip(self.sites, [*maps[1:], maps[0]], strict=True)",
+        ("fit",),
+    ),
+    Mistake(
+        "learned: the bias lost", "learned/moments.py", "(mean_y - mean_h @ A)[None]", "(0 * mean_y)[None]", ("fit",)
+    ),
+    Mistake(
+        "learned: ridge towards 0",
+        "learned/moments.py",
+        "A = A + torch.cholesky_solve(Cxy - Cxx, factor)",
+        "A = torch.cholesky_solve(Cxy, factor)",
+        ("fit",),
+    ),
+    Mistake("learned: the first token is not left out", "learned/fit.py", ">= self.skip", ">= 0", ("fit",)),
+    Mistake(
+        "learned: a ridge chosen on its own text",
+        "learned/fit.py",
+        "left_out, rest = self._parts(sweep)",
+        "rest, left_out = self._parts(sweep)",
+        ("fit",),
+    ),
+    Mistake(
+        "learned: a gradient without its mean", "learned/tuned.py", "g_n - g_n.mean(-1, keepdim=True)", "g_n", ("fit",)
+    ),
+    Mistake("learned: a gradient without the gain", "learned/tuned.py", "g_n = gain * (", "g_n = (", ("fit",)),
+    Mistake("learned: the output's bias lost", "learned/tuned.py", "- target.bias + lse", "+ lse", ("fit",)),
+    Mistake(
+        "learned: a step that goes up is taken", "learned/tuned.py", "if point.kl >= best.kl:", "if False:", ("fit",)
+    ),
+    Mistake(
+        "learned: another model's lens",
+        "learned/affine.py",
+        "if others := self.model.departures",
+        "if others := 0 and self.model.departures",
+        ("affine",),
+    ),
+    Mistake(
+        "learned: no map is the plain lens",
+        "learned/affine.py",
+        "            raise ValueError(self._no_map(site))\n        if resid",
+        "            return resid\n        if resid",
+        ("affine",),
+    ),
+    Mistake(
+        "jacobian: transposed", "learned/jacobian.py", "Z.mT @ correction", "(Z.mT @ correction).mT", ("jacobian",)
+    ),
+    Mistake(
+        "jacobian: I is left in",
+        "learned/jacobian.py",
+        "for g in gradients]) - some)",
+        "for g in gradients]))",
+        ("jacobian",),
+    ),
+    Mistake(
+        "jacobian: the last position counts",
+        "learned/jacobian.py",
+        "cotangent[skip:-1] = 1",
+        "cotangent[skip:] = 1",
+        ("jacobian",),
+    ),
+    Mistake(
+        "jacobian: the first positions count",
+        "learned/jacobian.py",
+        "g[:, 0, skip:-1].mean(1)",
+        "g[:, 0, :-1].mean(1)",
+        ("jacobian",),
+    ),
+    Mistake(
+        "jacobian: cotangents of another length", "learned/jacobian.py", "math.sqrt(d_model / k)", "1.0", ("jacobian",)
+    ),
+    Mistake("jacobian: errors of one text", "learned/jacobian.py", "(n * (n - 1))", "(n - 1)", ("jacobian",)),
+    Mistake("published: tuned-lens off by one", "learned/published.py", "Site(n - 1, ", "Site(n, ", ("published",)),
+    Mistake(
+        "published: Jacobian off by one", "learned/published.py", "Site(layer, ", "Site(layer + 1, ", ("published",)
+    ),
+    Mistake(
+        "published: J transposed", "learned/published.py", "matrix / divisor -", "matrix.mT / divisor -", ("published",)
+    ),
+    Mistake(
+        "published: a sum is a mean",
+        "learned/published.py",
+        "divisor = n_texts if is_sum else 1",
+        "divisor = 1",
+        ("published",),
+    ),
+    Mistake("published: keys of any size", "checkpoint/pickled.py", "0 <= key < LARGEST_KEY", "True", ("published",)),
+    Mistake(
+        "published: tensors of any size",
+        "checkpoint/pickled.py",
+        "if _n_bytes(",
+        "if not nested and _n_bytes(",
+        ("published",),
+    ),
+    Mistake("fidelity: a swap of nothing", "learned/fidelity.py", "c.flip(-1) - c", "c - c", ("fidelity",)),
+    Mistake(
+        "fidelity: the null is no null",
+        "learned/fidelity.py",
+        "upcast(push.change(h) - h) @ rotation",
+        "upcast(push.change(h) - h)",
+        ("fidelity",),
+    ),
+    Mistake(
+        "fidelity: the vocabulary's mean stays",
+        "learned/fidelity.py",
+        " - to_logits.mean(1, keepdim=True) if centred",
+        " if centred",
+        ("fidelity",),
+    ),
+    Mistake("fidelity: errors too small", "learned/fidelity.py", "(n - 1) * without.var", "without.var", ("fidelity",)),
+    Mistake(
+        "learned: differences with another sign",
+        "corpus/tally.py",
+        "(ours - theirs)",
+        "(theirs - ours)",
+        ("fit_command",),
+    ),
 ]
 
 

@@ -5,15 +5,20 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the Hub's client: no test touches a network
 
 import json
+import socket
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
+from huggingface_hub import constants
+from local_hub import LocalHub
 from rounding import OtherRounding
 from transformers import CTRLConfig, CTRLLMHeadModel, GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM
 
@@ -105,6 +110,53 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("../shared, with the real tokenizer files, is not beside this checkout")
     return folder
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds for which the client would have waited."""
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    return slept
+
+
+def forget() -> None:
+    """Close the client's connections: under the name that version 1 gave it, or the one from before."""
+    http = huggingface_hub.utils._http
+    (http.close_session if hasattr(http, "close_session") else http.reset_sessions)()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slept: list[float]) -> Iterator[LocalHub]:
+    """A Hub of this test's own and an empty cache for the client, which at the end has spoken with no other host.
+
+    The client reads its settings when it is imported. Here they are replaced in the running one, which is faster; that
+    the environment variables do the same is shown by the tests that start a process.
+    """
+    hosts = set()
+    connect = socket.socket.connect
+
+    def noted(self: socket.socket, address: Any) -> None:
+        hosts.add(address[0])
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", noted)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("no_proxy", "*")
+    forget()  # those of another test, with the proxies of the environment
+    with LocalHub() as hub:
+        settings = dict(
+            ENDPOINT=hub.url, HUGGINGFACE_CO_URL_TEMPLATE=f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        )
+        paths = {"HF_HUB_CACHE": "cache", "HF_TOKEN_PATH": "token", "AGENT_HARNESSES_PATH": "harnesses"}
+        for name, value in {**settings, **{name: str(tmp_path / path) for name, path in paths.items()}}.items():
+            monkeypatch.setattr(constants, name, value, raising=name != "AGENT_HARNESSES_PATH")  # new in version 2
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        huggingface_hub.utils.disable_progress_bars()
+        yield hub
+        huggingface_hub.utils.enable_progress_bars()
+        forget()
+    assert hosts <= {"127.0.0.1", "::1"}
 
 
 CHROMIUM = Path("/usr/bin/chromium")

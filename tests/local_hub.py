@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
-LARGE = (".safetensors", ".bin")  # kept in Git LFS, named by their SHA-256 and served by another host
+LARGE = (".safetensors", ".bin", ".pt")  # kept in Git LFS, named by their SHA-256 and served by another host
 
 
 class Request(NamedTuple):

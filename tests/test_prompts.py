@@ -44,8 +44,8 @@ from minilens.command.inputs import LARGEST
 from minilens.command.main import _parser, main
 from minilens.command.outputs import FIGURES
 from minilens.corpus.documents import TextFile
-from minilens.corpus.measure import CorpusLens, Plan
-from minilens.corpus.sweep import Findings, Sweep
+from minilens.corpus.measure import CorpusLens, Findings, Plan
+from minilens.corpus.sweep import Sweep
 from minilens.instruments.patching import Patching, log_probability, patching
 from minilens.study.experiments import Study, study
 from minilens.views import (

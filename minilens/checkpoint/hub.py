@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..arguments import quoted
 from .reading import State, opened, sha256_of, state
@@ -63,7 +63,7 @@ def locate(name: str, revision: str | None) -> Files:
         raise ValueError(f"revision must be a branch, a tag or a commit; got {quoted(revision)}")
     folder = bundled().get(name) or Path(os.path.expanduser(name))
     if not os.path.isdir(folder):  # unlike Path.is_dir, it takes any text, a long sentence too
-        return Files(_on_the_hub(name, revision))
+        return Files(_on_the_hub(Repository(name), revision))
     if revision is not None:
         raise ValueError(f"{name} is a folder, and only a repository on the Hub has a revision; leave out {revision!r}")
     return Files(lambda file: _in_folder(folder / file))
@@ -79,41 +79,59 @@ def _in_folder(path: Path) -> Path | None:
     return path
 
 
-def _on_the_hub(repo: str, revision: str | None) -> Find:
+class Repository(NamedTuple):
+    """One on the Hub: a model's, which the user may have meant as a folder, or one that minilens names itself."""
+
+    name: str
+    type: str = "model"  # or "space"
+    instead: str = ""  # of one that minilens names: what to use where the Hub cannot be reached
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def of_repository(repo: Repository, revision: str | None = None) -> Files:
+    """The files of a repository on the Hub, which may be in its folders. Raises as `locate` and `Files` do."""
+    return Files(_on_the_hub(repo, revision))
+
+
+def _on_the_hub(repo: Repository, revision: str | None) -> Find:
     """How to find files in a repository, all of them in the commit in which the first was found."""
 
     def find(file: str) -> Path | None:
         nonlocal revision
         path = _download(repo, file, revision)
-        revision = path.parent.name if path else revision
+        revision = path.parents[file.count("/")].name if path else revision
         return path
 
     return find
 
 
-def _download(repo: str, file: str, revision: str | None) -> Path | None:
+def _download(repo: Repository, file: str, revision: str | None) -> Path | None:
     """A file of a repository, from the cache as far as that will do; None where the repository has no such file."""
     from huggingface_hub import errors, hf_hub_url, try_to_load_from_cache
 
     known = ", ".join(bundled())
     trouble = None
+    place: dict[str, Any] = dict(repo_id=repo.name, filename=file, revision=revision, repo_type=repo.type)
     try:
-        cached = try_to_load_from_cache(repo, file, revision=revision)  # a path, a mark of absence, or None: unknown
+        cached = try_to_load_from_cache(**place)  # a path, a mark of absence, or None: unknown
         found = cached
         if cached is None or not re.fullmatch(COMMIT, revision or ""):  # a commit never changes
-            answer = _asked(hf_hub_url(repo, file, revision=revision))
+            answer = _asked(hf_hub_url(**place))
             if isinstance(answer, str):
                 trouble = answer
             else:
-                found = _fetched(repo, file, revision, answer)
+                found = _fetched(place, answer)
     except errors.HFValidationError as error:
-        raise ValueError(f"there is no model {repo!r}: it is not bundled ({known}) and not a folder") from error
+        raise ValueError(f"there is no model {repo.name!r}: it is not bundled ({known}) and not a folder") from error
     except errors.GatedRepoError as error:
         raise CheckpointError(f"{repo} asks for permission: get it on the Hub, then `hf auth login`") from error
     except errors.RepositoryNotFoundError as error:
+        elsewhere = "" if repo.instead else f"not bundled ({known}), not a folder and "
         raise ValueError(
-            f"there is no model {repo!r}: it is not bundled ({known}), not a folder and not on the Hub, or it is "
-            "private there and needs `hf auth login`"
+            f"there is no {repo.type} {repo.name!r}: it is {elsewhere}not on the Hub, or it is private there and needs "
+            "`hf auth login`"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ValueError(f"{repo} has no revision {revision!r}") from error
@@ -122,14 +140,17 @@ def _download(repo: str, file: str, revision: str | None) -> Path | None:
             return None
         raise CheckpointError(f"{file} of {repo} cannot be downloaded: {_said(error)}") from error
     if found is None:
+        missing = (
+            f"{file} of {repo}" if repo.instead else f"there is no folder {repo.name!r}, {file} of that repository"
+        )
         raise Unreachable(
-            f"there is no folder {repo!r}, {file} of that repository is not in the cache, and {trouble}; connect to "
-            f"the network or try again later, or use a folder or a bundled model ({known})"
+            f"{missing} is not in the cache, and {trouble}; connect to the network or try again later, or use "
+            + (repo.instead or f"a folder or a bundled model ({known})")
         )
     if not isinstance(found, str):
         return None
     if found != cached:
-        _check_hash(repo, Path(found))
+        _check_hash(repo.name, Path(found))
     return Path(found)
 
 
@@ -156,7 +177,7 @@ def _asked(url: str) -> Any:
     return answer if is_hub else NO_HUB
 
 
-def _fetched(repo: str, file: str, revision: str | None, answer: Any) -> str:
+def _fetched(place: dict[str, Any], answer: Any) -> str:
     """The file, downloaded where it is not in the cache, by an answer of `_asked`, which is raised if it is an error.
 
     The client would ask once more, and make names of folders and files of the commit and the ETag. Whoever answers in
@@ -166,7 +187,7 @@ def _fetched(repo: str, file: str, revision: str | None, answer: Any) -> str:
     from huggingface_hub import file_download
 
     ask: Callable[..., Any] = file_download.get_hf_file_metadata
-    of_this = huggingface_hub.hf_hub_url(repo, file, revision=revision)
+    of_this = huggingface_hub.hf_hub_url(**place)
 
     def known(url: str, *args: Any, **options: Any) -> Any:
         if url != of_this:  # of another thread
@@ -178,7 +199,7 @@ def _fetched(repo: str, file: str, revision: str | None, answer: Any) -> str:
     with ONE_AT_A_TIME:
         file_download.get_hf_file_metadata = known
         try:
-            return huggingface_hub.hf_hub_download(repo, file, revision=revision)
+            return str(huggingface_hub.hf_hub_download(**place))
         finally:
             file_download.get_hf_file_metadata = ask
 

@@ -4,7 +4,8 @@ A pickle is a program for a machine with a stack, and one instruction of that ma
 torch's weights-only loader knows few functions, but before 2.10 it could be made to run code all the same
 (CVE-2025-32434, CVE-2026-24747), and in 2.13 a tuple of tuples as a key keeps it busy for ever or crashes it. The
 machine below runs the program without torch. It knows what a dictionary of tensors needs: a few instructions, three
-functions, the storages, and text as keys. Whatever else a file asks for is refused.
+functions, the storages, and text as keys. Whatever else a file asks for is refused. Where its reader says so, a file
+may be nested: dictionaries, lists, numbers and texts beside the tensors, and small whole numbers as keys.
 
 The program names the storages, and the bytes of each lie elsewhere in the file: in a zip archive (since torch 1.6) as
 entries of their own, in older files one after the other behind the program.
@@ -25,6 +26,7 @@ from .reading import opened
 LONGEST = 2**20  # bytes of program, and of a zip archive's directory: of CTRL's 48 layers they take 0.1 MiB each
 MAGIC = [0x1950A86A20F9469CFC6C, 1001]  # what the first two programs of an older file leave (torch/serialization.py)
 MOST_AXES = 64  # of a tensor: GPT-2's masks, which have the most, have 4
+LARGEST_KEY = 2**20  # of whole numbers as keys, such as layers: Python's dictionaries grow slow of chosen large ones
 NO_TENSORS = "it does not map names to tensors"
 WRONG_SIZE = "it is cut short or broken (a storage is not of the size that it claims)"
 
@@ -36,20 +38,32 @@ class Fault(ValueError):
 def check_pickle(path: Path, *, nested: bool = False) -> None:
     """Raises Fault where the file is not a dictionary of tensors, and other exceptions where it is broken.
 
-    nested: it may hold dictionaries, lists, numbers and texts as well, as a training script's own checkpoint does.
+    nested: it may hold dictionaries, lists, numbers and texts as well, as a training script's own checkpoint does, and
+    a published Jacobian lens.
     """
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         found = (
             _check_zip(file, size, nested) if file.peek(4).startswith(b"PK\3\4") else _check_legacy(file, size, nested)
         )
-    if nested:
-        return
-    if not isinstance(found, dict) or not all(isinstance(tensor, _Tensor) for tensor in found.values()):
+    if not nested and (not isinstance(found, dict) or not all(isinstance(each, _Tensor) for each in found.values())):
         raise Fault(NO_TENSORS)
     # A stride of 0 and a shared storage make much of little. Tied embeddings, honestly stored, make twice.
-    if sum(found.values()) > 2 * size:
+    if _n_bytes(found) > 2 * size:
         raise Fault("it is cut short or broken (its tensors are larger than the file)")
+
+
+def _n_bytes(found: Any) -> int:
+    """The bytes of all tensors; those of a dictionary or list that is there several times, or in itself, count once."""
+    total, seen, left = 0, set(), [found]
+    while left:
+        each = left.pop()
+        if isinstance(each, _Tensor):
+            total += each
+        elif isinstance(each, (dict, list, tuple)) and id(each) not in seen:
+            seen.add(id(each))
+            left.extend(each.values() if isinstance(each, dict) else each)
+    return total
 
 
 def _check_zip(file: io.BufferedReader, size: int, nested: bool) -> Any:
@@ -174,7 +188,6 @@ def _run(program: io.BytesIO, *, nested: bool = False) -> tuple[Any, dict[str, _
 
     nested: numbers may stand between the tensors and be keys, and the pickle may be of a newer protocol.
     """
-    keys = (str, int) if nested else (str,)
     stacks: list[list[Any]] = [[]]  # each mark begins a stack of its own
     memo: dict[Any, Any] = {}
     storages: dict[str, _Storage] = {}
@@ -211,7 +224,8 @@ def _run(program: io.BytesIO, *, nested: bool = False) -> tuple[Any, dict[str, _
                 stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
                 for key, item in zip(items[::2], items[1::2], strict=True):
-                    if not isinstance(stack[-1], dict) or not isinstance(key, keys):
+                    is_number = nested and isinstance(key, int) and 0 <= key < LARGEST_KEY
+                    if not isinstance(stack[-1], dict) or not (isinstance(key, str) or is_number):
                         raise Fault(NO_TENSORS)
                     if key in stack[-1]:
                         raise Fault("a name is there twice in it")

@@ -8,6 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -169,24 +170,37 @@ def check_index(index: Path | None, stored: Collection[tuple[str, str]]) -> None
 
 def read_tensors(path: Path) -> Mapping[str, Tensor]:
     """The tensors of one file, memory-mapped."""
-    is_pickle = path.suffix != ".safetensors"
-    if is_pickle:
-        warnings.warn(f"{path} is a pickle file; reading it with torch's weights-only loader", stacklevel=4)
+    if path.suffix != ".safetensors":
+        return {name: tensor.detach() for name, tensor in _unpickled(path, nested=False).items()}
     try:
-        if is_pickle:
-            check_pickle(path)
-            # Files from before torch 1.6 are not zip archives, and only those can be memory-mapped.
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-            return {name: tensor.detach() for name, tensor in found.items()}
         _check_header(path)
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:
-        if is_pickle and not isinstance(error, Fault):  # what torch says may advise against safety
+        raise _unreadable(path, error) from error
+
+
+def read_nested(path: Path) -> Any:
+    """What torch.save wrote, memory-mapped: dictionaries, lists, numbers and texts, with tensors among them."""
+    return _unpickled(path, nested=True)
+
+
+def _unpickled(path: Path, *, nested: bool) -> Any:
+    warnings.warn(f"{path} is a pickle file; reading it with torch's weights-only loader", stacklevel=5)
+    try:
+        check_pickle(path, nested=nested)
+        # Files from before torch 1.6 are not zip archives, and only those can be memory-mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:
+        if not isinstance(error, Fault):  # what torch says may advise against safety
             error = Fault(
                 "it is cut short or broken, or it holds more than tensors, and minilens runs no code from a file"
             )
-        raise CheckpointError(f"{path} cannot be read as weights: {why(path, error)}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be read as weights: {why(path, error)}")
 
 
 def _check_header(path: Path) -> None:
@@ -204,4 +218,4 @@ def _alone(path: Path, name: str) -> Tensor:
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(name)  # type: ignore[no-any-return]
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as weights: {why(path, error)}") from error
+        raise _unreadable(path, error) from error

@@ -1,25 +1,30 @@
 """`minilens corpus`: the lens over files of text, alone or as one of torchrun's workers."""
 
-import csv
 import io
-import json
 import os
 import sys
 import time
+from collections.abc import Sequence
+from csv import writer
 from dataclasses import dataclass
 from datetime import timedelta
+from json import dumps
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..checkpoint.settings import read_json
+from ..checkpoint.tokenizer import Tokenizer
 from ..corpus.documents import SHARD, TextFile
 from ..corpus.measure import CorpusLens, Plan
 from ..corpus.shared_files import locked
 from ..corpus.sweep import Sweep
 from ..corpus.worker import Worker
 from ..files import check_new
+from ..learned.affine import LearnedLens
+from ..learned.named import find_lens
+from ..lens import Lens
 from ..traces import RESID_SITES
 from ..views.corpus_record import SCHEMA, corpus_lines, corpus_record
 from .inputs import Loading, words
@@ -33,10 +38,9 @@ WIDEST = 120  # characters; the tables need some 80
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What `minilens corpus` is asked for. Raises ValueError for options that do not go together."""
+class Texts:
+    """The texts, and how the model reads them."""
 
-    model: str = argument(metavar="MODEL", help="a bundled model, a folder or a Hub repository")
     files: list[Path] = argument(
         nargs="+",
         metavar="FILE",
@@ -44,6 +48,52 @@ class Request:
     )
     lines: bool = option(help="each line of a text file is a document")
     key: str | None = option(help='where an object of .jsonl has its text (default: "text")')
+    window: int | None = option(help="tokens that the model sees together (default: its context)")
+    prefix: str | None = option(
+        help="text to put before every window, not counted (default: the first control code, if there are any)"
+    )
+    batch: int = option(default=1024, help="tokens to read at once (default: %(default)s)")
+
+    def read(self, paths: Sequence[Path] | None = None) -> list[TextFile]:
+        """The files to read. Raises ValueError for one that cannot be read, and for options that none is for."""
+        files = [TextFile(path, self.lines, self.key or "text") for path in (self.files if paths is None else paths)]
+        if self.lines and all(file.is_json for file in files):
+            raise ValueError("--lines is for text files; a .jsonl file has a document on each line anyway")
+        if self.key is not None and not any(file.is_json for file in files):
+            raise ValueError("--key is for .jsonl files, and none is given")
+        return files
+
+    def prefix_for(self, tokenizer: Tokenizer) -> str:
+        """The text before every window."""
+        return self.prefix if self.prefix is not None else tokenizer.codes[0] if tokenizer.codes else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """How the work is done. Raises ValueError for a number of threads that no machine has."""
+
+    threads: int = option(default=1, help="of each worker (default: %(default)s)")
+    any_machine: bool = option(
+        help="go on with what another kind of machine began; the numbers then agree within rounding"
+    )
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.threads <= MOST_THREADS:
+            raise ValueError(f"--threads must be from 1 to {MOST_THREADS}; it is {self.threads}")
+
+    def begin(self) -> tuple[Worker, str]:
+        """This process among the workers, and the device that it takes unless the user says otherwise."""
+        worker = Worker.from_environment()
+        torch.set_num_threads(self.threads)
+        return worker, f"cuda:{worker.local}" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `minilens corpus` is asked for. Raises ValueError for options that do not go together."""
+
+    model: str = argument(metavar="MODEL", help="a bundled model, a folder or a Hub repository")
+    texts: Texts
     out: Path = option(default=Path("corpus"), metavar="FOLDER", help="of the results (default: %(default)s)")
     beside: list[Path] = option(
         action="append",
@@ -56,64 +106,61 @@ class Request:
     csv: bool = option(help="print its numbers as CSV")
     decoder: str = option(default="final", help="as for lens; several with commas share the forward pass")
     norm: str = option(default="final", help='"final" or "plain" (default: %(default)s)')
+    lens: list[str] = option(
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a learned lens, as for lens, which is compared with the logit lens token by token; may be repeated",
+    )
     sites: str = option(default="resid_post", help=f"residuals to decode, with commas: {', '.join(RESID_SITES)}")
-    window: int | None = option(help="tokens that the model sees together (default: its context)")
-    prefix: str | None = option(
-        help="text to put before every window, not counted (default: the first control code, if there are any)"
-    )
-    batch: int = option(default=1024, help="tokens to read at once (default: %(default)s)")
     shard: int = option(default=SHARD, help="characters of text that one worker takes at a time (default: %(default)s)")
-    threads: int = option(default=1, help="of each worker (default: %(default)s)")
-    any_machine: bool = option(
-        help="go on with what another kind of machine began; the numbers then agree within rounding"
-    )
+    workers: Workers
     loading: Loading
 
     def __post_init__(self) -> None:
         if self.json and self.csv:
             raise ValueError("--json and --csv are both given: choose one")
-        if not 1 <= self.threads <= MOST_THREADS:
-            raise ValueError(f"--threads must be from 1 to {MOST_THREADS}; it is {self.threads}")
 
-    def texts(self) -> list[TextFile]:
-        """The files to read. Raises ValueError for one that cannot be read, and for options that none is for."""
-        files = [TextFile(path, self.lines, self.key or "text") for path in self.files]
-        if self.lines and all(file.is_json for file in files):
-            raise ValueError("--lines is for text files; a .jsonl file has a document on each line anyway")
-        if self.key is not None and not any(file.is_json for file in files):
-            raise ValueError("--key is for .jsonl files, and none is given")
-        return files
+    def plan(self, tokenizer: Tokenizer) -> Plan:
+        decoders, sites, texts = tuple(words(self.decoder)), tuple(words(self.sites)), self.texts
+        prefix = texts.prefix_for(tokenizer)
+        return Plan(decoders, self.norm, sites, texts.window, prefix, texts.batch, self.shard)
 
-    def plan(self, prefix: str) -> Plan:
-        """prefix: where the user gives none."""
-        decoders, sites = tuple(words(self.decoder)), tuple(words(self.sites))
-        prefix = prefix if self.prefix is None else self.prefix
-        return Plan(decoders, self.norm, sites, self.window, prefix, self.batch, self.shard)
+    def others(self) -> dict[str, Lens]:
+        """The learned lenses, by their names here."""
+        found = {name: find_lens(name, self.model) for name in self.lens}
+        if len(found) < len(self.lens):
+            raise ValueError("--lens: name each lens once")
+        return {name: with_maps(lens, words(self.sites)) for name, lens in found.items()}
 
 
 def corpus(request: Request) -> None:
     """Read the files, print the tables, and write the report."""
-    worker = Worker.from_environment()
-    beside = _beside(request) if worker.rank == 0 else []
-    torch.set_num_threads(request.threads)
-    files = request.texts()
-    device = f"cuda:{worker.local}" if torch.cuda.is_available() else "cpu"
+    worker, device = request.workers.begin()
+    reports = _beside(request) if worker.rank == 0 else []
+    files, others = request.texts.read(), request.others()
     # In memory: a sweep may take days, in which the file of weights may be written to, or cut short.
     model, tokenizer = request.loading.load_reader(request.model, "text", device, mmap=False)
-    plan = request.plan(prefix=tokenizer.codes[0] if tokenizer.codes else "")
-    sweep = Sweep(CorpusLens(model, tokenizer, plan), files, request.out, any_machine=request.any_machine)
+    lens = CorpusLens(model, tokenizer, request.plan(tokenizer), others)
+    sweep = Sweep(lens, files, request.out, any_machine=request.workers.any_machine)
     with worker.together(model.W_U.device):
         sweep.count(worker.rank, worker.size)
     try:
-        _run(sweep, worker)
+        read_sweep(sweep, worker)
     except KeyboardInterrupt:
         say("interrupted: the same command goes on from here")
         raise
     if worker.rank == 0:
-        _show(request, corpus_record(request.model, sweep.findings()), beside)
+        record = corpus_record(request.model, sweep.findings())
+        show_report(record, request.out, request.overwrite, json=request.json, csv=request.csv, beside=reports)
 
 
-def _run(sweep: Sweep, worker: Worker) -> None:
+def with_maps(lens: LearnedLens, sites: Sequence[str]) -> Lens:
+    """The lens of these maps."""
+    return Lens(lens.decoder, lens.norm, sites=sites, transport=lens)
+
+
+def read_sweep(sweep: Sweep[Any], worker: Worker) -> None:
     """Read all shards. A terminal sees a bar; otherwise a line now and then, from each worker, says how far all are."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
@@ -140,19 +187,30 @@ def _run(sweep: Sweep, worker: Worker) -> None:
         say(f"{name}{n_read:,} tokens in {timedelta(seconds=round(time.monotonic() - start))}")
 
 
-def _show(request: Request, record: dict[str, Any], beside: list[dict[str, Any]]) -> None:
-    """Write what is not there already, then print the tables, or the numbers."""
+def show_report(
+    record: dict[str, Any],
+    out: Path,
+    overwrite: bool,
+    *,
+    json: bool = False,
+    csv: bool = False,
+    beside: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Write what is not there already, then print the tables, or the numbers as JSON or CSV.
+
+    beside: other reports, whose curves are drawn beside these.
+    """
     numbers = io.StringIO(newline="")
-    csv.writer(numbers, lineterminator="\n").writerows(corpus_lines(record))
-    text = json.dumps(record, indent=1, allow_nan=False)
+    writer(numbers, lineterminator="\n").writerows(corpus_lines(record))
+    text = dumps(record, indent=1, allow_nan=False)
     files = {"report.json": text.encode(), "numbers.csv": numbers.getvalue().encode()}
     files |= _drawn("report.html", "curves.png", [record])
     if beside:
         files |= _drawn("beside.html", "beside.png", [record, *beside])
-    _write({request.out / name: content for name, content in files.items()}, request.overwrite)
-    if request.json:
+    _write({out / name: content for name, content in files.items()}, overwrite)
+    if json:
         print(text)
-    elif request.csv:
+    elif csv:
         print(numbers.getvalue(), end="")
     else:
         from ..views.corpus_terminal import corpus_summary, corpus_tables
@@ -165,7 +223,7 @@ def _show(request: Request, record: dict[str, Any], beside: list[dict[str, Any]]
             console.print(corpus_summary(record), markup=False, soft_wrap=True)
         lines = [line.rstrip() for line in shown.get().splitlines()]
         print("\n".join([*lines, ERRORS] if "±" in shown.get() else lines))
-    say(f"{request.out} holds {', '.join(files)}")
+    say(f"{out} holds {', '.join(files)}")
 
 
 def _drawn(page: str, picture: str, records: list[dict[str, Any]]) -> dict[str, bytes]:

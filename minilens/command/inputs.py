@@ -42,7 +42,9 @@ class Loading:
     """How the model is loaded."""
 
     reading: Reading
-    device: str | None = option(help="such as cpu or cuda:1 (default: cpu; for corpus a GPU for each worker, if any)")
+    device: str | None = option(
+        help="such as cpu or cuda:1 (default: cpu; for corpus and fit a GPU for each worker, if any)"
+    )
     dtype: str = option(
         choices=DTYPES, default="float32", metavar="DTYPE", help=f"{', '.join(DTYPES)} (default: %(default)s)"
     )

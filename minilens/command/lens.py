@@ -5,7 +5,9 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ..learned.named import find_lens
 from ..model import Model, run
 from ..ops import check_layer
 from ..shapes import Tokens
@@ -25,9 +27,16 @@ class Request:
 
     source: Source
     edits: Edits
-    decoder: str = option(
-        default="final",
-        help='"final"; "block:K": the last K blocks decode, too; "mlp"; several with commas, side by side',
+    decoder: str | None = option(
+        help='"final"; "block:K": the last K blocks decode, too; "mlp"; several with commas, side by side (default: '
+        '"final", or none beside --lens)',
+    )
+    lens: list[str] = option(
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a learned lens: one that comes with the model, such as affine, or MODEL/NAME, the folder of a fit, "
+        "tuned:MODEL, jacobian:MODEL; several, and --decoder for the logit lens, side by side",
     )
     norm: str | None = option(
         help='"final" (the default), or "plain": the final norm without gain and bias, as --style 2020 has it'
@@ -79,8 +88,13 @@ class Request:
             if not page:
                 raise ValueError("--patterns is for --html")
             places("--patterns", self.patterns, 0)  # its spelling: a text that follows the option is no list of layers
-        if len(self.decoders) > 1 and (self.json or self.csv):
-            raise ValueError(f"{given[0]} takes one decoder; several are for the terminal, --html and figures")
+        if len(self.decoders) + len(self.lens) > 1 and (self.json or self.csv):
+            what = "lens" if self.lens else "decoder"
+            raise ValueError(f"{given[0]} takes one {what}; several are for the terminal, --html and figures")
+        if repeated := [name for at, name in enumerate(self.lens) if name in self.lens[:at]]:
+            raise ValueError(f"the lens {repeated[0]} is named twice")
+        if self.lens and (self.centre or self.norm == "plain" or self.style == "2020"):
+            raise ValueError("--lens reads residuals as they are: leave out --centre, --norm plain and --style 2020")
         if self.top_k is not None and not self.has_numbers and (figures or "prob" not in self.panels):
             raise ValueError(f"--top-k goes with --json or with cells that show tokens, not with {prints}")
 
@@ -101,7 +115,14 @@ class Request:
 
     @property
     def decoders(self) -> list[str]:
-        return words(self.decoder)
+        return [] if self.lens and self.decoder is None else words("final" if self.decoder is None else self.decoder)
+
+    def ways(self) -> list[dict[str, Any]]:
+        """The options of each table: of the decoders, then of the learned lenses."""
+        norm = self.norm or ("plain" if self.style == "2020" else "final")
+        plain = [{"decoder": decoder, "norm": norm, "centre": self.centre} for decoder in self.decoders]
+        learned = [find_lens(name, self.source.model.name) for name in self.lens]
+        return plain + [{"decoder": lens.decoder, "norm": lens.norm, "transport": lens} for lens in learned]
 
     @property
     def panels(self) -> list[str]:
@@ -132,9 +153,7 @@ def lens(request: Request) -> None:
         logit_lens(
             model,
             tokens,
-            decoder=decoder,
-            norm=request.norm or ("plain" if request.style == "2020" else "final"),
-            centre=request.centre,
+            **options,
             sites=words(request.sites),
             layers=places("--layers", request.layers, model.n_layers),
             positions=places("--positions", request.positions, tokens.shape[1]),
@@ -144,7 +163,7 @@ def lens(request: Request) -> None:
             edit=edit,
             tokenizer=tokenizer,
         )
-        for decoder in request.decoders
+        for options in request.ways()
     ]
     name, edits = request.source.model.name, request.edits.names
     ignored = request.source.model.loading.reading.ignore_key

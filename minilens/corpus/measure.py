@@ -1,7 +1,8 @@
 """The logit lens on documents: what each decoder's rows say of all their tokens, summed up."""
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -14,8 +15,24 @@ from ..model import Model
 from ..ops import upcast
 from ..vocab import vocab_stats
 from .batches import Batch, batches, windows
-from .documents import SHARD
-from .tally import FREQUENCIES, NUMBERS, RANKS, SPLITS, Observations, Tally, empty, groups, tally
+from .documents import SHARD, TextFile
+from .shared_files import digest
+from .sweep import Counted
+from .tally import (
+    FREQUENCIES,
+    NUMBERS,
+    RANKS,
+    SPLITS,
+    Group,
+    Means,
+    Observations,
+    Tally,
+    differences,
+    empty,
+    groups,
+    no_differences,
+    tally,
+)
 
 AT_ONCE = 2**13  # tokens whose sums are taken together, or those of one document
 STATS = frozenset(NUMBERS) - {"cross_entropy"}  # the others come of a token's standing
@@ -34,10 +51,38 @@ class Plan:
     shard: int = SHARD  # characters of text whose sums are kept apart
 
 
-class CorpusLens:
-    """A plan for one model. Raises ValueError where they do not suit each other."""
+class Decoded(NamedTuple):
+    """What one decoder's rows say of a corpus."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, plan: Plan) -> None:
+    labels: tuple[str, ...]  # of the rows, as in LensTable
+    layers: tuple[int, ...]
+    tally: Tally
+    base: str = ""  # of a lens with a transport: the decoder without it that its values are compared with
+    above: Means | None = None  # how far they lie above that one's
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What the lens says of a corpus."""
+
+    lens: "CorpusLens"
+    files: tuple[TextFile, ...]
+    counted: Counted
+    groups: tuple[Group, ...]
+    decoders: dict[str, Decoded]
+
+
+class CorpusLens:
+    """A plan for one model. Raises ValueError where they do not suit each other.
+
+    others: lenses to be read beside the plan's decoders, by their names, such as those with a learned transport. Each
+    is compared, token by token, with the plan's first decoder that has the same rows. A sweep knows a transport by its
+    parts, so it must be a dataclass.
+    """
+
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, plan: Plan, others: Mapping[str, Lens] | None = None
+    ) -> None:
         for name in ("batch", "shard"):
             if getattr(plan, name) < 1:
                 raise ValueError(f"{name} must be at least 1; it is {getattr(plan, name)}")
@@ -54,9 +99,48 @@ class CorpusLens:
                 f"{f', for {n} are the prefix' if n else ''}; it is {self.window}"
             )
         self.groups = groups(self.window - len(self.prefix))
-        lenses = {decoder: self._lens(decoder, torch.zeros(1, 1, dtype=torch.long)) for decoder in plan.decoders}
-        self.labels = {decoder: lens.labels for decoder, lens in lenses.items()}  # of the rows, as in LensTable
-        self.layers = {decoder: tuple(site.layer for site in lens.sites) for decoder, lens in lenses.items()}
+        self.others = dict(others or {})
+        for name, lens in self.others.items():
+            if name in plan.decoders:
+                raise ValueError(f'"{name}" is the name of a decoder: give the lens another one')
+            if not is_dataclass(lens.transport):
+                raise ValueError(f'the transport of the lens "{name}" must be a dataclass, whose parts tell what it is')
+        self.lenses = {decoder: Lens(decoder, plan.norm, sites=plan.sites) for decoder in plan.decoders} | self.others
+        one = torch.zeros(1, 1, dtype=torch.long, device=model.W_U.device)
+        found = {name: lens.of(model, one) for name, lens in self.lenses.items()}
+        self.labels = {name: readout.labels for name, readout in found.items()}  # of the rows, as in LensTable
+        self.sites = {name: readout.sites for name, readout in found.items()}
+        self.layers = {name: tuple(site.layer for site in sites) for name, sites in self.sites.items()}
+        self.bases = {name: self._base(name) for name in self.others}
+
+    def _base(self, name: str) -> str:
+        """The plan's decoder that a lens beside them is compared with."""
+        for decoder in self.plan.decoders:
+            if self.labels[decoder] == self.labels[name] and self.lenses[name].decoder == decoder:
+                return decoder
+        raise ValueError(
+            f'the lens "{name}" is for the decoder "{self.lenses[name].decoder}", which is not among those read: '
+            f"{', '.join(self.plan.decoders)}"
+        )
+
+    @property
+    def shard(self) -> int:
+        return self.plan.shard
+
+    def identity(self) -> dict[str, Any]:
+        """All that the numbers depend on beside the model, the tokenizer and the files."""
+        plan = self.plan
+        others = {"lenses": {name: digest(lens) for name, lens in self.others.items()}} if self.others else {}
+        return {
+            "decoder": list(plan.decoders),
+            "norm": plan.norm,
+            "sites": list(plan.sites),
+            "window": self.window,
+            "prefix": self.prefix.tolist(),
+            "batch": plan.batch,
+            "shard": plan.shard,
+            **others,
+        }
 
     def encode(self, document: str) -> Int[Tensor, "pos"]:
         """A document's tokens. Raises ValueError for what is no text, and for tokens that the model does not have."""
@@ -66,12 +150,35 @@ class CorpusLens:
             raise ValueError(f"token id {int(tokens.max())} is out of range: the model's ids go to {d_vocab - 1}")
         return tokens
 
-    def empty(self) -> list[Tally]:
-        """The tallies of no text, one for each decoder."""
-        return [empty(len(self.groups), len(labels)) for labels in self.labels.values()]
+    def batches(self, documents: Sequence[Int[Tensor, "_"]]) -> Iterator[Batch]:
+        """The documents as the model reads them."""
+        return batches(windows(documents, self.window - len(self.prefix)), self.prefix, self.plan.batch)
 
-    def tallies(self, documents: Sequence[Int[Tensor, "_"]], counts: Int[Tensor, "d_vocab"]) -> list[Tally]:
-        """The tally of each decoder. counts: how often each token occurs in the corpus, for the groups of frequency."""
+    def empty(self) -> list[Means]:
+        """The tallies of no text."""
+        n_groups = len(self.groups)
+        return [
+            *(empty(n_groups, len(labels)) for labels in self.labels.values()),
+            *(no_differences(n_groups, len(self.labels[name])) for name in self.others),
+        ]
+
+    def n_tokens(self, tallies: Sequence[Means]) -> int:
+        return int(tallies[0].tokens[0, 0])
+
+    def findings(self, files: tuple[TextFile, ...], counted: Counted, tallies: list[Any]) -> Findings:
+        """What the tallies of a whole corpus say."""
+        own, above = tallies[: len(self.lenses)], dict(zip(self.others, tallies[len(self.lenses) :], strict=True))
+        decoders = {
+            name: Decoded(self.labels[name], self.layers[name], each, self.bases.get(name, ""), above.get(name))
+            for name, each in zip(self.lenses, own, strict=True)
+        }
+        return Findings(self, files, counted, self.groups, decoders)
+
+    def tallies(self, documents: Sequence[Int[Tensor, "_"]], counts: Int[Tensor, "d_vocab"]) -> list[Means]:
+        """The tally of each decoder, and the differences of each lens beside them.
+
+        counts: how often each token occurs in the corpus, for the groups of frequency.
+        """
         n, end, dtype = sum(map(len, documents)), 0, upcast(self.model.W_U[:0]).dtype
         # All room is taken first: results that lay between what batches take and free would leave the heap in pieces.
         observed = [
@@ -83,34 +190,39 @@ class CorpusLens:
             for labels in self.labels.values()
         ]
         group, document = torch.empty(len(SPLITS), n, dtype=torch.long), torch.empty(n, dtype=torch.long)
-        for batch in batches(windows(documents, self.window - len(self.prefix)), self.prefix, self.plan.batch):
+        for batch in self.batches(documents):
             here = slice(end, end := end + len(batch.next))
             group[:, here], document[here] = self._groups(batch, counts), batch.document
             for whole, part in zip(observed, self._observations(batch), strict=True):
                 for values, found in zip(whole, part, strict=True):
                     values[..., here] = found
-        return [self._summed(of_decoder, group, document) for of_decoder in observed]
+        return self._summed(dict(zip(self.lenses, observed, strict=True)), group, document)
 
     def _summed(
-        self, observed: Observations, group: Int[Tensor, "split token"], document: Int[Tensor, "token"]
-    ) -> Tally:
-        """The tally of all these documents, some at a time: what is made of a number takes much more room than it."""
-        so_far = empty(len(self.groups), observed.ranks.shape[1])
+        self, observed: dict[str, Observations], group: Int[Tensor, "split token"], document: Int[Tensor, "token"]
+    ) -> list[Means]:
+        """The tallies of all these documents, some at a time: what is made of a number takes much more room than it."""
+        so_far, n_groups = self.empty(), len(self.groups)
         turn = document.bincount().cumsum(0)[document] // AT_ONCE
         for n in sorted({*turn.tolist()}):
             some = (turn == n).nonzero()[:, 0]
-            so_far += tally(
-                Observations(*(each[..., some] for each in observed)), group[:, some], document[some], len(self.groups)
-            )
+            here = {name: Observations(*(each[..., some] for each in of)) for name, of in observed.items()}
+            where = group[:, some], document[some], n_groups
+            found = [
+                *(tally(each, *where) for each in here.values()),
+                *(differences(here[name], here[base], *where) for name, base in self.bases.items()),
+            ]
+            so_far = [one + other for one, other in zip(so_far, found, strict=True)]
         return so_far
 
-    def _lens(self, decoder: str, tokens: Tensor) -> Readout:
-        lens = Lens(decoder, self.plan.norm, sites=self.plan.sites)
-        return lens.of(self.model, tokens.to(self.model.W_U.device))
+    def readouts(self, batch: Batch) -> list[Readout]:
+        """Every lens on a batch."""
+        tokens = batch.tokens.to(self.model.W_U.device)
+        return [lens.of(self.model, tokens) for lens in self.lenses.values()]
 
     def _observations(self, batch: Batch) -> list[Observations]:
         """What each decoder says; the blocks of the model run once for all."""
-        lenses = [self._lens(decoder, batch.tokens) for decoder in self.plan.decoders]
+        lenses = self.readouts(batch)
         embed, W_U, b_U = lenses[0].embed, self.model.W_U, self.model.b_U
         is_text = batch.is_text.to(embed.device)
         read = [upcast(embed.new_empty(len(lens.sites), len(batch.next), embed.shape[-1])) for lens in lenses]

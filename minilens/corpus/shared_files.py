@@ -100,17 +100,23 @@ def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Tensor:
     return torch.from_numpy(values.reshape(shape, order="F" if by_columns else "C"))
 
 
-def digest(whole: Any) -> str:
-    """sha256 of a model, with its config and all weights, or of texts, names and tensors in tuples."""
+def digest(whole: Any, dtype: torch.dtype | None = None) -> str:
+    """sha256 of a model, with its config and all weights, or of texts, names and tensors in tuples and dictionaries.
+
+    dtype: of the tensors, by default each one's own.
+    """
     found = hashlib.sha256()
 
     def add(part: Any) -> None:
         if isinstance(part, Tensor):
+            part = part.to(part.dtype if dtype is None else dtype)
             found.update(f"{part.shape} {part.dtype}".encode())
             found.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         elif isinstance(part, tuple):
             for each in part:
                 add(each)
+        elif isinstance(part, dict):
+            add(tuple(part.items()))
         elif is_dataclass(part):
             for field in fields(part):
                 add(getattr(part, field.name))

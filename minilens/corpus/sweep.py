@@ -1,6 +1,7 @@
-"""The logit lens over a corpus: shard by shard into a folder, by any number of processes.
+"""Sums over a corpus: shard by shard into a folder, by any number of processes.
 
-The tallies of a shard are a file of the folder, and what is there is not read again. A process takes a shard by locking
+What is summed is the reader's affair: what the logit lens says (measure.py), or what a learned lens is fitted to. The
+tallies of a shard are a file of the folder, and what is there is not read again. A process takes a shard by locking
 a file beside it; the system takes the lock away when the process ends, however it ends. Processes know of each other
 through the folder alone, but for the counts of tokens, which torch's distributed processes take together. The sum over
 all shards is taken in the order of their names, which follow from what the files hold: who did what does not matter.
@@ -17,11 +18,10 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -30,11 +30,13 @@ from torch import Tensor
 
 from ..checkpoint.reading import opened
 from ..checkpoint.settings import LONGEST_TEXT
+from ..checkpoint.tokenizer import Tokenizer
 from ..files import replacing
+from ..model import Model
 from .documents import TextFile
-from .measure import CorpusLens
 from .shared_files import as_tensor, digest, explained, locked, read_arrays, write_arrays
-from .tally import Group, Tally
+
+F_co = TypeVar("F_co", covariant=True)
 
 
 class Counted(NamedTuple):
@@ -54,34 +56,58 @@ class Shard(NamedTuple):
     text: UInt8[Tensor, "32"]
 
 
-class Decoded(NamedTuple):
-    """What one decoder's rows say of a corpus."""
+@runtime_checkable
+class Reader(Protocol[F_co]):
+    """What reads the documents of a sweep, and takes sums of them. CorpusLens is one.
 
-    labels: tuple[str, ...]  # of the rows, as in LensTable
-    layers: tuple[int, ...]
-    tally: Tally
+    Its tallies are frozen dataclasses of tensors that add up: those of two parts of a corpus make that of both.
+    """
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def shard(self) -> int: ...  # characters of text whose sums are kept apart
+
+    def identity(self) -> dict[str, Any]:
+        """All that the sums depend on beside the model, the tokenizer and the files, as JSON can hold it."""
+        ...
+
+    def encode(self, document: str) -> Int[Tensor, "pos"]:
+        """A document's tokens. Raises ValueError for what it cannot read."""
+        ...
+
+    def empty(self) -> list[Any]:
+        """The tallies of no text."""
+        ...
+
+    def tallies(self, documents: Sequence[Int[Tensor, "_"]], counts: Int[Tensor, "d_vocab"]) -> list[Any]:
+        """The tallies of these documents' tokens. counts: how often each token occurs in the corpus."""
+        ...
+
+    def n_tokens(self, tallies: Sequence[Any]) -> int:
+        """How many tokens were read for them."""
+        ...
+
+    def findings(self, files: tuple[TextFile, ...], counted: Counted, tallies: list[Any]) -> F_co:
+        """What the tallies of the whole corpus say."""
+        ...
 
 
-@dataclass(frozen=True, eq=False)
-class Findings:
-    """What the lens says of a corpus."""
-
-    lens: CorpusLens
-    files: tuple[TextFile, ...]
-    counted: Counted
-    groups: tuple[Group, ...]
-    decoders: dict[str, Decoded]
-
-
-class Sweep:
-    """The lens over some files, and the folder of its results, which is made or gone on with.
+class Sweep(Generic[F_co]):
+    """A reader over some files, and the folder of its results, which is made or gone on with.
 
     any_machine: also go on with a sweep that began on another kind of machine; the shards then agree within rounding.
     Raises ValueError for the same text twice, and for a folder that holds something else. What its methods cannot read
     or write is a ValueError, too, and so is a file that changes under their hands.
     """
 
-    def __init__(self, lens: CorpusLens, files: Sequence[TextFile], folder: Path, *, any_machine: bool = False) -> None:
+    def __init__(
+        self, lens: Reader[F_co], files: Sequence[TextFile], folder: Path, *, any_machine: bool = False
+    ) -> None:
         self.lens, self.folder, self.any_machine = lens, folder, any_machine
         self.files = sorted(files, key=lambda file: file.digest)
         for one, other in pairwise(self.files):
@@ -113,7 +139,7 @@ class Sweep:
             total = torch.zeros(2 + d_vocab, dtype=torch.long)  # documents, empty ones, and each token
             found = []
             for n, file in enumerate(self.files):
-                for number, documents in enumerate(file.shards(self.lens.plan.shard)):
+                for number, documents in enumerate(file.shards(self.lens.shard)):
                     shards[n] += 1
                     found.append(as_tensor(digest(tuple(documents))))
                     if number % n_workers == worker:
@@ -138,7 +164,7 @@ class Sweep:
         """The shards of each file, a digest of each shard's documents, and the counts, as `count` wrote them."""
         n_files, n_total = len(self.files), 2 + self.lens.model.W_U.shape[1]
         # Each document has a character at least, for its end, and a long one is several.
-        most = torch.tensor([2 * (file.longest + 1) // self.lens.plan.shard + 1 for file in self.files])
+        most = torch.tensor([2 * (file.longest + 1) // self.lens.shard + 1 for file in self.files])
         with read_arrays(path, 8 * (n_files + n_total) + 32 * int(most.sum())) as found:
             shards, texts, total = found["shards"], found["texts"], found["total"]
             if (
@@ -182,11 +208,26 @@ class Sweep:
         """How many shards are there."""
         return sum(name.endswith(".npz") for name in os.listdir(self.folder / "shards"))
 
-    def findings(self) -> Findings:
-        """The sum of all shards. Raises ValueError where one is missing, or cannot be read, or is of other texts."""
+    def findings(self) -> F_co:
+        """What all shards say together. Raises ValueError as `total` does."""
+        whole = self.total()
+        n_tokens, n_counted = self.lens.n_tokens(whole), int(self.count().tokens.sum())
+        if n_tokens != n_counted:
+            raise ValueError(
+                f"the shards of {self.folder} hold {n_tokens} tokens, and its counts.npz {n_counted}: give another "
+                "folder"
+            )
+        return self.lens.findings(tuple(self.files), self.count(), whole)
+
+    def total(self, of: Callable[[int], bool] = lambda shard: True) -> list[Any]:
+        """The tallies of all shards added up, or of those of some numbers, counted from 0 in the order of the sum.
+
+        Raises ValueError where a shard is missing, or cannot be read, or is of other texts.
+        """
         whole = self.lens.empty()
         most = sum(array.nbytes for each in whole for array in vars(each).values())
-        for shard in (shard for _, shards in self._shards() for shard in shards):
+        every = (shard for _, shards in self._shards() for shard in shards)
+        for shard in (shard for number, shard in enumerate(every) if of(number)):
             with read_arrays(shard.path, most) as found:
                 if not (torch.equal(found["of"], self._begun) and torch.equal(found["text"], shard.text)):
                     raise ValueError("it is of another sweep, or of other texts")
@@ -196,19 +237,8 @@ class Sweep:
                         raise ValueError("its arrays are of other shapes")
                     if not all(array.isfinite().all() for array in part.values()):
                         raise ValueError("its sums are not finite")
-                    whole[n] = so_far + Tally(**part)
-        n_tokens, n_counted = int(whole[0].tokens[0, 0]), int(self.count().tokens.sum())
-        if n_tokens != n_counted:
-            raise ValueError(
-                f"the shards of {self.folder} hold {n_tokens} tokens, and its counts.npz {n_counted}: give another "
-                "folder"
-            )
-        lens = self.lens
-        decoders = {
-            decoder: Decoded(lens.labels[decoder], lens.layers[decoder], each)
-            for decoder, each in zip(lens.plan.decoders, whole, strict=True)
-        }
-        return Findings(lens, tuple(self.files), self.count(), lens.groups, decoders)
+                    whole[n] = so_far + type(so_far)(**part)
+        return whole
 
     def _claim(self) -> None:
         """Make the folder this sweep's, now that its texts are known to be readable; another may just have done so."""
@@ -243,7 +273,7 @@ class Sweep:
         """All that the numbers depend on."""
         from ..version import __version__
 
-        lens, plan = self.lens, self.lens.plan
+        lens = self.lens
         return {
             "minilens": __version__,
             **_machine(lens.model.W_U.device),
@@ -253,13 +283,7 @@ class Sweep:
             "json": [file.is_json for file in self.files],
             "lines": [file.lines for file in self.files],
             "key": [file.key for file in self.files],
-            "decoder": list(plan.decoders),
-            "norm": plan.norm,
-            "sites": list(plan.sites),
-            "window": lens.window,
-            "prefix": lens.prefix.tolist(),
-            "batch": plan.batch,
-            "shard": plan.shard,
+            **lens.identity(),
         }
 
     def _shards(self) -> Iterator[tuple[TextFile, list[Shard]]]:
@@ -273,7 +297,7 @@ class Sweep:
         """Those that are not there, with their documents, or with others if the file has changed."""
         for file, shards in self._shards():
             if not all(shard.path.exists() for shard in shards):
-                for shard, documents in zip(shards, file.shards(self.lens.plan.shard), strict=False):
+                for shard, documents in zip(shards, file.shards(self.lens.shard), strict=False):
                     if not shard.path.exists():
                         yield shard, file, documents
 

@@ -12,9 +12,9 @@ for D documents. Quantiles come from counts in buckets 1 / PER_OCTAVE of an octa
 value of the sample, or within 2^LOWEST nats; those above 2^HIGHEST nats are given as that.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -63,9 +63,15 @@ class Observations(NamedTuple):
     confidence: Float[Tensor, "row token"]  # the probability of the row's best token
 
 
+M = TypeVar("M", bound="Means")
+
+
 @dataclass(frozen=True, eq=False)
-class Tally:
-    """Sums over tokens; the axes of every tensor begin with group, and row where the rows differ."""
+class Means:
+    """Sums over tokens, from which means and their errors follow; the axes begin with group, and row where rows differ.
+
+    What adds up is a frozen dataclass of tensors; with a sum of two, all its tensors are added.
+    """
 
     tokens: Int[Tensor, "group value"]
     documents: Int[Tensor, "group value"]  # those with such tokens
@@ -73,14 +79,9 @@ class Tally:
     sums: Float[Tensor, "group row value"]
     squares: Float[Tensor, "group row value"]  # sum of S_d^2
     products: Float[Tensor, "group row value"]  # sum of S_d n_d
-    buckets: Int[Tensor, "group row number bucket"]
-    ranks: Int[Tensor, "group row whose power"]
-    confident: Int[Tensor, "group row tenth"]  # tokens by the row's confidence,
-    confidence: Float[Tensor, "group row tenth"]  # its sum,
-    correct: Int[Tensor, "group row tenth"]  # and how often the row's best token was the true next one
 
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+    def __add__(self: M, other: M) -> M:
+        return type(self)(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
     def mean(self, value: str) -> Float[Tensor, "group row"]:
         """Of one of VALUES: nats, or a share from 0 to 1; not a number where a group is empty."""
@@ -94,6 +95,17 @@ class Tally:
         spread = self.squares[..., v] - 2 * mean * self.products[..., v] + mean**2 * self.squared[:, None, v]
         error = (spread.clamp(min=0) * n_documents / (n_documents - 1)).sqrt() / n
         return error.masked_fill(n_documents < 2, torch.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Tally(Means):
+    """Sums of what one decoder's rows say, and counts of how it is spread."""
+
+    buckets: Int[Tensor, "group row number bucket"]
+    ranks: Int[Tensor, "group row whose power"]
+    confident: Int[Tensor, "group row tenth"]  # tokens by the row's confidence,
+    confidence: Float[Tensor, "group row tenth"]  # its sum,
+    correct: Int[Tensor, "group row tenth"]  # and how often the row's best token was the true next one
 
     def quantile(self, number: str, q: float) -> Float[Tensor, "group row"]:
         """Of one of NUMBERS, in nats: a straight line through the bucket that holds it; of the lowest bucket 0."""
@@ -126,16 +138,11 @@ def tally(
     group: the groups of each token, one for each split, the first "all" and the last by the next token; -1 for none.
     """
     has_next = group[-1] >= 0
-    first = observed.ranks == 1
-    agrees = first[RANKS.index("final")]
-    shares = torch.stack([*first, agrees.flip(0).int().cumprod(0).flip(0) == 1])
-    counts = has_next | ~torch.tensor(OF_NEXT)[:, None]
-    values = torch.cat([observed.numbers.double(), shares.double()]).masked_fill(~counts[:, None], 0)
-
+    values, counts = _values(observed, has_next)
     bucket = ((observed.numbers.double().log2() - LOWEST) * PER_OCTAVE).floor().clamp(-1, N_BUCKETS - 2).long() + 1
     rank = observed.ranks.double().log2().floor().long()
     sure = (observed.confidence * N_CONFIDENCES).long().clamp(max=N_CONFIDENCES - 1)
-    correct = first[RANKS.index("next")].double()
+    correct = (observed.ranks[RANKS.index("next")] == 1).double()
     whole = _zeros(n_groups, observed.ranks.shape[1])
     for each in group:
         with_next = each.masked_fill(~has_next, -1)
@@ -150,6 +157,37 @@ def tally(
         whole["confidence"] += _histogram(sure, with_next, n_groups, N_CONFIDENCES, observed.confidence.double())
         whole["correct"] += _histogram(sure, with_next, n_groups, N_CONFIDENCES, correct).long()
     return Tally(**whole)
+
+
+def differences(
+    observed: Observations,
+    other: Observations,
+    group: Int[Tensor, "split token"],
+    document: Int[Tensor, "token"],
+    n_groups: int,
+) -> Means:
+    """The sums of what one decoder's values lie above another's, token by token and row by row; all else as in `tally`.
+
+    Both see the same tokens, so the error of a mean difference is that of one mean, and mostly far smaller than the
+    errors of the two.
+    """
+    has_next = group[-1] >= 0
+    (ours, counts), (theirs, _) = _values(observed, has_next), _values(other, has_next)
+    whole = vars(no_differences(n_groups, observed.ranks.shape[1]))
+    for each in group:
+        _add_documents(whole, (ours - theirs).permute(2, 1, 0), counts.T, each, document)
+    return Means(**whole)
+
+
+def _values(
+    observed: Observations, has_next: Bool[Tensor, "token"]
+) -> tuple[Float[Tensor, "value row token"], Bool[Tensor, "value token"]]:
+    """VALUES, 0 where they do not count; and where they do."""
+    first = observed.ranks == 1
+    agrees = first[RANKS.index("final")]
+    shares = torch.stack([*first, agrees.flip(0).int().cumprod(0).flip(0) == 1])
+    counts = has_next | ~torch.tensor(OF_NEXT)[:, None]
+    return torch.cat([observed.numbers.double(), shares.double()]).masked_fill(~counts[:, None], 0), counts
 
 
 def _add_documents(
@@ -187,6 +225,12 @@ def _histogram(
 def empty(n_groups: int, n_rows: int) -> Tally:
     """The tally of nothing."""
     return Tally(**_zeros(n_groups, n_rows))
+
+
+def no_differences(n_groups: int, n_rows: int) -> Means:
+    """The differences of nothing."""
+    zeros = _zeros(n_groups, n_rows)
+    return Means(**{field.name: zeros[field.name] for field in fields(Means)})
 
 
 def _zeros(n_groups: int, n_rows: int) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ def overview(records: Sequence[dict[str, Any]]) -> Figure:
     draw = drawable()
     for n, (record, name) in enumerate(zip(records, names(records), strict=True)):
         for style, (decoder, found) in zip(_styles(record), record["decoders"].items(), strict=True):
-            label = legend_label(draw(name)) + (f", {decoder}" if len(record["decoders"]) > 1 else "")
+            label = legend_label(draw(name)) + (f", {draw(text_label(decoder))}" if len(record["decoders"]) > 1 else "")
             for ax, value in zip(panels.flat, PANELS, strict=False):
                 _curve(
                     ax, found, found["groups"][0], value, color=COLOURS[n % len(COLOURS)], linestyle=style, label=label

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..corpus.tally import SHARES
 from .corpus_curves import details, overview
-from .corpus_record import CALIBRATION, mean_and_error
+from .corpus_record import CALIBRATION, called, mean_and_error
 from .corpus_terminal import COLUMNS, corpus_summary, names, nats
 from .plots import as_image, drawn
 from .study_report import FAMILIES, STYLE
@@ -48,11 +48,12 @@ def _section(name: str, record: dict[str, Any]) -> str:
     parts = [
         f"<section><h2>{html.escape(name)}</h2><p>{FAMILIES[record['family']]}, {int(record['n_layers'])} blocks.</p>"
     ]
-    for decoder in record["decoders"]:
-        image = as_image(details(record, decoder), f"{name}, decoder {decoder}, in detail")
+    for decoder, found in record["decoders"].items():
+        of = text_label(called(decoder, found))
+        image = as_image(details(record, decoder), f"{name}, {of}, in detail")
         parts.append(
-            f'<h3>Decoder {html.escape(decoder)}, norm {html.escape(record["norm"])}</h3><div class="wide">'
-            f'{_table(record["decoders"][decoder])}</div><figure class="wide overview">{image}<figcaption>From the '
+            f'<h3>{html.escape(of[0].upper() + of[1:])}, norm {html.escape(record["norm"])}</h3><div class="wide">'
+            f'{_table(found)}</div><figure class="wide overview">{image}<figcaption>From the '
             "top: tokens by their position in the window; by how frequent the next token is, as a share of all tokens "
             "of these texts; the spread of single tokens; and last, how often a row's best token is the true next one, "
             "over the probability that the row gives it (a line for each row, the first dark, the last bright; on the "
@@ -64,6 +65,8 @@ def _section(name: str, record: dict[str, Any]) -> str:
 def _table(found: dict[str, Any]) -> str:
     """What the rows say of all tokens."""
     heads = "".join(f'<th scope="col">{head}{", %" if value in SHARES else ""}</th>' for value, head in WIDE.items())
+    if "beside" in found:
+        heads += f'<th scope="col">KL above\n{html.escape(text_label(found["beside"]))}</th>'
     whole = found["groups"][0]
     rows = []
     for r, row in enumerate(found["rows"]):
@@ -72,6 +75,8 @@ def _table(found: dict[str, Any]) -> str:
             mean, error = mean_and_error(whole, value, r)
             scale = 100 if value in SHARES else 1
             cells.append(nats(*(None if number is None else scale * number for number in (mean, error))))
+        if "beside" in found:
+            cells.append(nats(*mean_and_error(whole["above"], "kl_final", r)))
         name = html.escape(text_label(row))
         rows.append(f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
     return f'<table><thead><tr><th scope="col">row</th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..corpus.sweep import Findings
-from ..corpus.tally import NUMBERS, OF_NEXT, RANKS, VALUES, Group, Tally
+from ..corpus.measure import Findings
+from ..corpus.tally import NUMBERS, OF_NEXT, RANKS, VALUES, Group, Means, Tally
 from .tokens import as_unicode, text_label
 
 SCHEMA = 1  # of the record, described in README.md
@@ -41,10 +41,17 @@ def corpus_record(name: str, findings: Findings) -> dict[str, Any]:
         "norm": lens.plan.norm,
         "sites": list(lens.plan.sites),
         "decoders": {
-            decoder: {
+            as_unicode(decoder): {
+                **({"beside": found.base} if found.base else {}),
                 "rows": list(found.labels),
                 "layers": list(found.layers),
-                "groups": [_group(group, found.tally, g, n_ranks) for g, group in enumerate(findings.groups)],
+                "groups": [
+                    {
+                        **_group(group, found.tally, g, n_ranks),
+                        **({"above": _means(found.above, g)} if found.above else {}),
+                    }
+                    for g, group in enumerate(findings.groups)
+                ],
             }
             for decoder, found in findings.decoders.items()
         },
@@ -58,8 +65,7 @@ def _group(group: Group, tally: Tally, g: int, n_ranks: int) -> dict[str, Any]:
         "group": group.name,
         **_size(tally, g, VALUES[0]),
         "with_next": _size(tally, g, "cross_entropy"),
-        "mean": {value: _plain(tally.mean(value)[g]) for value in VALUES},
-        "standard_error": {value: _plain(tally.standard_error(value)[g]) for value in VALUES},
+        **_means(tally, g),
         "quantiles": {
             number: {f"{q:g}": _plain(tally.quantile(number, q)[g]) for q in QUANTILES} for number in NUMBERS
         },
@@ -71,6 +77,13 @@ def _group(group: Group, tally: Tally, g: int, n_ranks: int) -> dict[str, Any]:
             "confidence": _plain(tally.confidence[g] / confident),
             "accuracy": _plain(tally.correct[g] / confident),
         },
+    }
+
+
+def _means(means: Means, g: int) -> dict[str, Any]:
+    return {
+        "mean": {value: _plain(means.mean(value)[g]) for value in VALUES},
+        "standard_error": {value: _plain(means.standard_error(value)[g]) for value in VALUES},
     }
 
 
@@ -102,6 +115,14 @@ def corpus_lines(record: dict[str, Any]) -> Iterator[list[Any]]:
                     of_each = group["quantiles"].get(value, {})
                     quantiles = [of_each[f"{q:g}"][r] if of_each else None for q in QUANTILES]
                     yield [*start, row, layer, value, *mean_and_error(group, value, r), *quantiles]
+                    if "above" in group and value in VALUES:
+                        above = mean_and_error(group["above"], value, r)
+                        yield [*start, row, layer, f"{value}_above_{found['beside']}", *above, *[None] * len(quantiles)]
+
+
+def called(decoder: str, found: dict[str, Any]) -> str:
+    """What a part of the record is of: a decoder, or a learned lens beside one."""
+    return f"lens {decoder}" if "beside" in found else f"decoder {decoder}"
 
 
 def mean_and_error(group: dict[str, Any], value: str, r: int) -> tuple[float | None, float | None]:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..corpus.tally import NUMBERS
-from .corpus_record import mean_and_error
+from .corpus_record import called, mean_and_error
 from .tokens import text_label
 
 COLUMNS = {  # of the terminal: numbers with their errors, then shares
@@ -28,10 +28,10 @@ COLUMNS = {  # of the terminal: numbers with their errors, then shares
 def corpus_tables(record: dict[str, Any]) -> Iterator[RenderableType]:
     """For each decoder what its rows say of all tokens: nats with their standard errors, and shares in percent."""
     for decoder, found in record["decoders"].items():
-        title = Text(text_label(f"{record['model']}, decoder {decoder}: means in nats, and shares in %"))
+        title = Text(text_label(f"{record['model']}, {called(decoder, found)}: means in nats, and shares in %"))
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column("row", no_wrap=True, vertical="bottom")
-        for head in COLUMNS.values():
+        for head in [*COLUMNS.values(), *([f"KL above\n{found['beside']}"] if "beside" in found else [])]:
             table.add_column(head, justify="right", vertical="bottom", no_wrap=True, overflow="fold")
         whole = found["groups"][0]
         for r, row in enumerate(found["rows"]):
@@ -45,6 +45,8 @@ def corpus_tables(record: dict[str, Any]) -> Iterator[RenderableType]:
                     if mean is None
                     else f"{100 * mean:.1f}"
                 )
+            if "beside" in found:
+                cells.append(nats(*mean_and_error(whole["above"], "kl_final", r)).replace(" ±0", "±"))
             table.add_row(Text(text_label(row.replace("resid_", ""))), *cells)
         yield Lines(title, table)
 

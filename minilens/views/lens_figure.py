@@ -40,6 +40,7 @@ from .plots import (
     drawable,
     labels,
 )
+from .tokens import text_label
 
 EXTEND = {  # where numbers lie beyond the scale, below and above it -> how matplotlib calls its pointed ends
     (False, False): "neither",
@@ -109,7 +110,7 @@ def lens_figure(
             tokens = [[label(token, LONGEST) for token in row] for row in best.tolist()]
             agrees = (best == table.final_tokens).nonzero().tolist()
             _draw(ax, bar, kind, numbers, _norm(name, kind, style, drawn), tokens, agrees, cell)
-            how = f"decoder {table.decoder}, norm {table.norm}{', centred' if table.centre else ''}"
+            how = f"{drawable()(text_label(table.way))}, norm {table.norm}{', centred' if table.centre else ''}"
             heading = f"{drawable()(title)}\n{caption}; {how}" if title else f"{caption}\n{how}"
             x, pad = (0.1 - LEFT) / across, 72 * ABOVE - 26
             ax.set_title(heading, loc="left", x=x, y=1, pad=pad, fontsize=LETTERS, **PLAIN)

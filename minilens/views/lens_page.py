@@ -81,6 +81,7 @@ def _table(table: LensTable) -> dict[str, Any]:
     stats = sorted(table.stats.items(), key=lambda item: (*STATS, item[0]).index(item[0]))  # a set has made their order
     standings = {name: _standing(value) for name, value in stats if isinstance(value, TokenStats) and name != "tracked"}
     return {
+        "lens": printable(table.lens),
         "decoder": table.decoder,
         "norm": table.norm,
         "centre": table.centre,

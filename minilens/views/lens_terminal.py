@@ -22,7 +22,7 @@ from ..traces import RESID_SITES
 from .colours import CIVIDIS
 from .grid import BOLD, DIM, ITALIC, Cell, Line, in_panels
 from .lens_panels import ENDS, Panel, long_name, of_one_text, panel, spread, stat
-from .tokens import token_label
+from .tokens import text_label, token_label
 
 
 class Scale(NamedTuple):
@@ -52,7 +52,7 @@ def lens_view(tables: LensTable | Sequence[LensTable], *, show: str | Sequence[s
     show: the name of a panel (see lens_panels.py), or several, a grid for each. prob shows the best tokens of each row,
     shaded by probability, and logit the logit of the best; top_prob and all others are numbers. Where there is none the
     cell is empty. Several tables make a group of columns at each position, under lines that name what sets them apart:
-    decoder, norm or centring. A row that is not in a table is empty there.
+    learned lens, decoder, norm or centring. A row that is not in a table is empty there.
 
     The line below a grid is the input, the line above it the true next token, after a * where the model's own best
     token is that one. Cells whose best token is the model's own are bold. Raises ValueError for a panel that does not
@@ -62,13 +62,14 @@ def lens_view(tables: LensTable | Sequence[LensTable], *, show: str | Sequence[s
     names = spread(show, tables[0].track)
     label = partial(token_label, tables[0].tokenizer)
     ways = {
+        "lens": [text_label(table.lens) or "none" for table in tables],
         "decoder": [table.decoder for table in tables],
         "norm": [table.norm for table in tables],
         "centred": ["yes" if table.centre else "no" for table in tables],
     }
     heads = {way: words for way, words in ways.items() if len(set(words)) > 1}
     shared = [f"{way} {words[0]}" for way, words in ways.items() if way not in heads]
-    how = [way.removesuffix(" yes") for way in shared if way not in ("norm final", "centred no")]
+    how = [way.removesuffix(" yes") for way in shared if way not in ("lens none", "norm final", "centred no")]
 
     lines: list[Text] = []
     for name in names:

@@ -11,7 +11,7 @@ from ..checkpoint.tokenizer import Tokenizer
 from ..instruments.patching import Patching
 from ..table import LensTable
 from ..vocab import TokenStats
-from .tokens import token_label
+from .tokens import as_unicode, token_label
 
 
 def as_record(table: LensTable) -> dict[str, Any]:
@@ -50,6 +50,7 @@ def as_record(table: LensTable) -> dict[str, Any]:
 
     return {
         "schema": 1,
+        "lens": as_unicode(table.lens) or None,
         "decoder": table.decoder,
         "norm": table.norm,
         "centre": table.centre,

@@ -5,12 +5,10 @@ import copy
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,53 +33,6 @@ from minilens.loading import cached
 
 REPO = "some/model"
 Patch = pytest.MonkeyPatch
-
-
-@pytest.fixture
-def slept(monkeypatch: Patch) -> list[float]:
-    """The seconds for which the client would have waited."""
-    slept: list[float] = []
-    monkeypatch.setattr(time, "sleep", slept.append)
-    return slept
-
-
-def forget() -> None:
-    """Close the client's connections: under the name that version 1 gave it, or the one from before."""
-    http = huggingface_hub.utils._http
-    (http.close_session if hasattr(http, "close_session") else http.reset_sessions)()
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: Patch, slept: list[float]) -> Iterator[LocalHub]:
-    """A Hub of this test's own and an empty cache for the client, which at the end has spoken with no other host.
-
-    The client reads its settings when it is imported. Here they are replaced in the running one, which is faster; that
-    the environment variables do the same is shown by the tests that start a process.
-    """
-    hosts = set()
-    connect = socket.socket.connect
-
-    def noted(self: socket.socket, address: Any) -> None:
-        hosts.add(address[0])
-        connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", noted)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setenv("no_proxy", "*")
-    forget()  # those of another test, with the proxies of the environment
-    with LocalHub() as hub:
-        settings = dict(
-            ENDPOINT=hub.url, HUGGINGFACE_CO_URL_TEMPLATE=f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        )
-        paths = {"HF_HUB_CACHE": "cache", "HF_TOKEN_PATH": "token", "AGENT_HARNESSES_PATH": "harnesses"}
-        for name, value in {**settings, **{name: str(tmp_path / path) for name, path in paths.items()}}.items():
-            monkeypatch.setattr(constants, name, value, raising=name != "AGENT_HARNESSES_PATH")  # new in version 2
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        huggingface_hub.utils.disable_progress_bars()
-        yield hub
-        huggingface_hub.utils.enable_progress_bars()
-        forget()
-    assert hosts <= {"127.0.0.1", "::1"}
 
 
 def offline(hub: LocalHub, monkeypatch: Patch) -> None:
@@ -487,10 +438,10 @@ def test_a_question_of_another_thread_is_its_own(hub: LocalHub, good: torch.Tens
     """While a file is downloaded, the client asks the Hub for other files as ever, and afterwards for this one, too."""
     ask, download = file_download.get_hf_file_metadata, huggingface_hub.hf_hub_download
 
-    def noted(repo: str, file: str, **options: Any) -> str:
-        url = huggingface_hub.hf_hub_url(repo, "config.json")
-        assert file == "config.json" or file_download.get_hf_file_metadata(url).commit_hash
-        return download(repo, file, **options)
+    def noted(repo_id: str, filename: str, **options: Any) -> str:
+        url = huggingface_hub.hf_hub_url(repo_id, "config.json")
+        assert filename == "config.json" or file_download.get_hf_file_metadata(url).commit_hash
+        return download(repo_id, filename, **options)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", noted)
     assert torch.equal(loaded(), good)

@@ -3,7 +3,6 @@
 import errno
 import io
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -24,50 +23,19 @@ import pytest
 import torch
 from checkpoints import tokenizer_json
 from conftest import Tiny
+from texts import Loaded, documents, forked, loaded, text_file
 
 import minilens
 from minilens.checkpoint.tokenizer import Tokenizer
 from minilens.checkpoint.tokenizer_files import load_tokenizer
 from minilens.corpus import measure as corpus_lens
-from minilens.corpus.documents import SEPARATOR, TextFile
-from minilens.corpus.measure import CorpusLens, Plan
+from minilens.corpus.documents import TextFile
+from minilens.corpus.measure import CorpusLens, Findings, Plan
 from minilens.corpus.shared_files import locked, read_arrays, write_arrays
-from minilens.corpus.sweep import Findings, Sweep
+from minilens.corpus.sweep import Sweep
 from minilens.corpus.tally import FREQUENCIES, LOWEST, NUMBERS, PER_OCTAVE, RANKS, VALUES
 from minilens.views.corpus_page import corpus_page
 from minilens.views.corpus_record import corpus_record
-
-WORDS = "once upon a time there was little cat red".split()
-Loaded = tuple[minilens.Model, Tokenizer]
-
-
-def forked() -> Any:
-    """Processes that begin with all that is there now."""
-    if "fork" not in multiprocessing.get_all_start_methods():
-        pytest.skip("this system cannot fork a process")
-    return multiprocessing.get_context("fork")
-
-
-def loaded(tiny: Tiny, tmp_path: Path, family: str, dtype: torch.dtype = torch.float64) -> Loaded:
-    folder = tmp_path / family
-    shutil.copytree(tiny(family)[1], folder)
-    (folder / "tokenizer.json").write_bytes(tokenizer_json())
-    model, _ = minilens.load(folder, dtype=dtype)
-    # CTRL reads tokenizer.json of no family; the byte-level one does for its ids, too.
-    tokenizer = load_tokenizer(lambda name: folder / name if name == "tokenizer.json" else None, "gpt2")
-    assert tokenizer is not None
-    return model, tokenizer
-
-
-def documents(seed: int, n: int = 12, longest: int = 60) -> list[str]:
-    """Some words each, a few of them none; longer than the tiny models' context of 40."""
-    rng = random.Random(seed)
-    return [" ".join(rng.choices(WORDS, k=rng.choice([0, 1, 2, rng.randint(3, longest)]))) for _ in range(n)]
-
-
-def text_file(path: Path, texts: Sequence[str]) -> TextFile:
-    path.write_text("".join(f"{text}\n{SEPARATOR}\n" for text in texts))
-    return TextFile(path)
 
 
 def swept(lens: CorpusLens, files: Sequence[TextFile], folder: Path) -> Findings:
@@ -430,7 +398,7 @@ def test_what_is_there_is_not_read_again(gpt2: Loaded, tmp_path: Path, monkeypat
     sweep = Sweep(lens, files, tmp_path / "out")
     assert len(list(sweep.run())) == 1
     assert record(sweep.findings()) == first
-    monkeypatch.setattr(CorpusLens, "tallies", None)
+    monkeypatch.setattr(CorpusLens, "tallies", lambda *_: pytest.fail("a shard is read again"))
     assert list(Sweep(lens, files, tmp_path / "out").run()) == []
 
 

@@ -81,9 +81,18 @@ def test_stdout_that_is_closed(gpt2: Path, tmp_path: Path) -> None:
 @NEEDS_SH
 @NEEDS_FULL
 def test_stdout_that_is_full(gpt2: Path, tmp_path: Path) -> None:
-    lines = [*PRINTS, f"study MODEL --out {tmp_path}/study"]
-    assert statuses(f">{FULL}", lines, gpt2, tmp_path) == [2] * len(lines)
-    assert (tmp_path / "study" / "report.html").exists()  # what took minutes is not lost
+    assert statuses(f">{FULL}", PRINTS, gpt2, tmp_path) == [2] * len(PRINTS)
+
+
+@NEEDS_SH
+@NEEDS_FULL
+def test_a_report_is_written_before_it_is_printed(gpt2: Path, tmp_path: Path) -> None:
+    """What took minutes is not lost where stdout is full."""
+    text = tmp_path / "text"
+    text.write_text("Once upon a time there was a little girl. She had a red ball.")
+    line = f"study tales-gpt2 --file {text} --out {tmp_path}/study"
+    assert statuses(f">{FULL}", [line], gpt2, tmp_path) == [2]
+    assert (tmp_path / "study" / "report.html").exists()
 
 
 @NEEDS_SH

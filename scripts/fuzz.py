@@ -16,6 +16,8 @@ lens` as well. A case is
   overlap, holes between them. Weights are not read before they are used, so those that are not finite load, and the
   lens refuses them.
 
+Of the kinds `tuned` and `jacobian` a published lens is read in its place, and its maps are compared.
+
 Anything else is printed and kept: another exception, a wrong number, a crash, more than 10 seconds, a rise of memory by
 more than twice the files and 768 MiB, a file written outside the checkpoint or changed in it, anything that a library
 prints. Exit status 1 if there is any.
@@ -41,7 +43,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 import torch
-from fuzzing import KINDS, by_hand, write
+from fuzzing import KINDS, by_hand, lenses, write
 from fuzzing.second import TEXT, difference
 
 import minilens
@@ -128,14 +130,17 @@ def attempt(case: Case, root: Path) -> Result:
     sentence, said_so = "", False  # that there is no tokenizer, and why
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
+        model: Any
+        tokenizer: Any
         try:
-            model, tokenizer = minilens.load(folder)
+            is_lens = case.kind in lenses.FILES
+            model, tokenizer = (lenses.read(case.kind, folder), None) if is_lens else minilens.load(folder)
             outcome = "loaded"
             for note in map(str, (note.message for note in notes)):
                 fault = sentence_fault(note, folder)
                 said_so = said_so or note.startswith(f"{str(folder)!r} is loaded without its tokenizer: ")
                 outcome = outcome if fault is None else f"{fault}: {note:.1000}"
-            is_silent = tokenizer is None and not said_so and has_tokenizer(folder, model)
+            is_silent = not is_lens and tokenizer is None and not said_so and has_tokenizer(folder, model)
             if is_silent or (said_so and tokenizer):
                 outcome = f"the tokenizer is {tokenizer}, and what is said of it: {said_so}"
         except minilens.CheckpointError as error:
@@ -147,10 +152,13 @@ def attempt(case: Case, root: Path) -> Result:
         seconds, rise = time.perf_counter() - start, memory("VmHWM") - resident
         if outcome == "loaded":
             try:
-                outcome = difference(folder, model, tokenizer) or ("refused" if said_so else "loaded")
+                if is_lens:
+                    outcome = lenses.lens_difference(case.kind, folder, model) or "loaded"
+                else:
+                    outcome = difference(folder, model, tokenizer) or ("refused" if said_so else "loaded")
             except Exception as error:
                 outcome = f"the second reading refuses: {type(error).__name__} {error!s:.300}"
-    if outcome in ("refused", "loaded") and seconds < 0.5 and crc32(case.name.encode()) % 3 == 0:
+    if not is_lens and outcome in ("refused", "loaded") and seconds < 0.5 and crc32(case.name.encode()) % 3 == 0:
         text = [TEXT] if case.kind == "tokenizer" and case.name[-1] in "02468xyz" else ["--ids", "1 2 3"]
         status, lines = command(folder, *text)
         errors = [line.removeprefix("minilens: error: ") for line in lines if line.startswith("minilens: error: ")]

@@ -351,6 +351,72 @@ MISTAKES = [
         ("affine",),
     ),
     Mistake(
+        "jacobian: transposed", "learned/jacobian.py", "Z.mT @ correction", "(Z.mT @ correction).mT", ("jacobian",)
+    ),
+    Mistake(
+        "jacobian: I is left in",
+        "learned/jacobian.py",
+        "for g in gradients]) - some)",
+        "for g in gradients]))",
+        ("jacobian",),
+    ),
+    Mistake(
+        "jacobian: the last position counts",
+        "learned/jacobian.py",
+        "cotangent[skip:-1] = 1",
+        "cotangent[skip:] = 1",
+        ("jacobian",),
+    ),
+    Mistake(
+        "jacobian: the first positions count",
+        "learned/jacobian.py",
+        "g[:, 0, skip:-1].mean(1)",
+        "g[:, 0, :-1].mean(1)",
+        ("jacobian",),
+    ),
+    Mistake(
+        "jacobian: cotangents of another length", "learned/jacobian.py", "math.sqrt(d_model / k)", "1.0", ("jacobian",)
+    ),
+    Mistake("jacobian: errors of one text", "learned/jacobian.py", "(n * (n - 1))", "(n - 1)", ("jacobian",)),
+    Mistake("published: tuned-lens off by one", "learned/published.py", "Site(n - 1, ", "Site(n, ", ("published",)),
+    Mistake(
+        "published: Jacobian off by one", "learned/published.py", "Site(layer, ", "Site(layer + 1, ", ("published",)
+    ),
+    Mistake(
+        "published: J transposed", "learned/published.py", "matrix / divisor -", "matrix.mT / divisor -", ("published",)
+    ),
+    Mistake(
+        "published: a sum is a mean",
+        "learned/published.py",
+        "divisor = n_texts if is_sum else 1",
+        "divisor = 1",
+        ("published",),
+    ),
+    Mistake("published: keys of any size", "checkpoint/pickled.py", "0 <= key < LARGEST_KEY", "True", ("published",)),
+    Mistake(
+        "published: tensors of any size",
+        "checkpoint/pickled.py",
+        "if _n_bytes(",
+        "if not nested and _n_bytes(",
+        ("published",),
+    ),
+    Mistake("fidelity: a swap of nothing", "learned/fidelity.py", "c.flip(-1) - c", "c - c", ("fidelity",)),
+    Mistake(
+        "fidelity: the null is no null",
+        "learned/fidelity.py",
+        "upcast(push.change(h) - h) @ rotation",
+        "upcast(push.change(h) - h)",
+        ("fidelity",),
+    ),
+    Mistake(
+        "fidelity: the vocabulary's mean stays",
+        "learned/fidelity.py",
+        " - to_logits.mean(1, keepdim=True) if centred",
+        " if centred",
+        ("fidelity",),
+    ),
+    Mistake("fidelity: errors too small", "learned/fidelity.py", "(n - 1) * without.var", "without.var", ("fidelity",)),
+    Mistake(
         "learned: differences with another sign",
         "corpus/tally.py",
         "(ours - theirs)",

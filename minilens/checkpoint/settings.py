@@ -138,6 +138,13 @@ class Settings:
             raise self.refusal(key, value, "true or false")
         return value and not is_null
 
+    def text(self, key: str) -> str | None:
+        """A text; None where it is absent."""
+        value = self.take(key)
+        if not isinstance(value, (str, type(None))):
+            raise self.refusal(key, value, "a text")
+        return value
+
     def choice(self, key: str, choices: Mapping[str, T], default: str | None = None) -> T:
         """One of the things named."""
         value = self.take(key, default)

@@ -11,6 +11,7 @@ A learned lens gives the best guess of the output from a residual. That is not w
 
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import safetensors.torch
 import torch
 from jaxtyping import Float
@@ -102,6 +104,13 @@ def _digest(model: Model) -> str | None:
     return _digests[model]
 
 
+def unembed_hash(model: Model) -> str:
+    """What tuned-lens knows a model's W_U by: sha256 of numpy's abbreviated print, which few of its numbers are in."""
+    W_U = model.W_U.mT.detach().cpu()
+    text = np.array_str((W_U if W_U.dtype != torch.bfloat16 else W_U.float()).numpy(), precision=1)
+    return sha256(text.encode()).hexdigest()
+
+
 @dataclass(frozen=True, eq=False)
 class LearnedLens:
     """The maps for the rows of one model: a `transport` for `Lens`, `lens_rows`, `logit_lens` and the corpus.
@@ -164,6 +173,11 @@ class LearnedLens:
         """
         if others := self.model.departures(Subject.of(model)):
             raise ValueError(f"the lens {self.name} is for another model: {', '.join(others)}")
+        if self.made.get("unembed_hash") not in (None, unembed_hash(model)):
+            warnings.warn(
+                f"the lens {self.name} may be for another model: its unembed_hash is not that of this one's W_U",
+                stacklevel=4,
+            )
         for option in ("decoder", "norm"):
             ours, theirs = getattr(self, option), getattr(lens, option)
             if ours != theirs:
@@ -245,7 +259,7 @@ def read_lens(folder: Path) -> LearnedLens:
     if (schema := settings.integer("schema")) != SCHEMA:
         raise settings.refusal("schema", schema, f"{SCHEMA} only")
     kind = settings.choice("kind", {name: name for name in KINDS})
-    decoder, norm = _text(settings, "decoder") or "", settings.choice("norm", {name: name for name in NORMS})
+    decoder, norm = settings.text("decoder") or "", settings.choice("norm", {name: name for name in NORMS})
     made = settings.take("made", {})
     if not isinstance(made, dict):
         raise settings.refusal("made", made, "an object")
@@ -299,12 +313,5 @@ def _subject(settings: Settings) -> Subject:
     def size(key: str) -> int | None:
         return None if values.get(key) is None else of_model.integer(key)
 
-    family, identity = _text(of_model, "family"), _text(of_model, "digest")
+    family, identity = of_model.text("family"), of_model.text("digest")
     return Subject(family, of_model.integer("d_model"), size("n_layers"), size("d_vocab"), identity)
-
-
-def _text(settings: Settings, key: str) -> str | None:
-    value = settings.take(key)
-    if not isinstance(value, (str, type(None))):
-        raise settings.refusal(key, value, "a text")
-    return value

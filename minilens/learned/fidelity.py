@@ -281,7 +281,8 @@ def _swap(model: Model, lens: LearnedLens | None, site: Site, pair: tuple[int, i
 
     def change(h: Resid) -> Resid:
         c = upcast(h) @ pinv
-        return h + ((c.flip(-1) - c) @ V).to(h)
+        exchange: Tensor = (c.flip(-1) - c) @ V
+        return h + exchange.to(h)
 
     return Push(change, pair)
 

@@ -5,22 +5,26 @@ from pathlib import Path
 
 from ..checkpoint.hub import bundled
 from .affine import LearnedLens, read_lens
-from .published import load_published
-
-PUBLISHED = ("tuned:", "jacobian:")
+from .published import is_published, load_published
 
 
-def load_lens(name: str | os.PathLike[str]) -> LearnedLens:
-    """A learned lens: by the path of its folder; as MODEL/NAME, such as "tales-gpt2/affine", where one comes with a
-    bundled model; or, of those that others have published, as tuned:MODEL or jacobian:MODEL, such as tuned:gpt2.
+def load_lens(name: str | os.PathLike[str], *, revision: str | None = None) -> LearnedLens:
+    """A learned lens: by the path of its folder, as MODEL/NAME, such as "tales-gpt2/affine", or a published one.
+
+    Published are tuned:MODEL and jacobian:MODEL, such as "tuned:gpt2", from the Hugging Face Hub; or in place of MODEL
+    the path of a folder of tuned-lens, or of a file of the Jacobian lens.
+    revision: of a published lens; branch, tag or commit of the repository.
 
     Raises ValueError for a name that leads nowhere, and CheckpointError for files that are broken or of no lens.
     """
     name = os.fspath(name)
     folder = Path(os.path.expanduser(name))
-    if name.startswith(PUBLISHED) and not os.path.isdir(folder):
-        return load_published(name)
-    if not os.path.isdir(folder):  # unlike Path.is_dir, it takes any text
+    is_folder = os.path.isdir(folder)  # unlike Path.is_dir, it takes any text
+    if is_published(name) and not is_folder:
+        return load_published(name, revision)
+    if revision is not None:
+        raise ValueError(f"only a published lens has a revision, and {name!r} is none; leave out {revision!r}")
+    if not is_folder:
         model, _, lens = name.rpartition("/")
         known = bundled_lenses(model)
         if lens not in known:

@@ -33,7 +33,12 @@ TUNED = Repository(
 )
 JACOBIAN = Repository("neuronpedia/jacobian-lens", "model", "the path of a file: jacobian:FILE")
 JACOBIAN_FILES = {"gpt2": "gpt2-small/jlens/Salesforce-wikitext/gpt2_jacobian_lens.pt"}
-MOST_LAYERS = 10_000
+MOST_LAYERS, MOST_TEXTS = 10_000, 2**31
+
+
+def is_published(name: str) -> bool:
+    """Whether a name is of a published lens."""
+    return name.startswith(("tuned:", "jacobian:"))
 
 
 def load_published(name: str, revision: str | None = None) -> LearnedLens:
@@ -45,7 +50,7 @@ def load_published(name: str, revision: str | None = None) -> LearnedLens:
     kind, _, of = name.partition(":")
     path = Path(os.path.expanduser(of))
     readers: dict[str, Callable[[Path, str], LearnedLens]] = {"tuned": read_tuned, "jacobian": read_jacobian}
-    if kind not in readers or not of:
+    if not is_published(name) or not of:
         raise ValueError(f"{name!r} names no published lens: write tuned:MODEL or jacobian:MODEL, such as tuned:gpt2")
     if os.path.lexists(path):
         if revision is not None:
@@ -85,19 +90,18 @@ def read_tuned(folder: Path, name: str = "") -> LearnedLens:
     d_model = settings.integer("d_model")
     n_layers = settings.integer("num_hidden_layers", most=MOST_LAYERS)
     has_bias = settings.flag("bias", True)
-    about = {key: _text(settings, key) for key in ("base_model_name_or_path", "base_model_revision", "unembed_hash")}
+    about = {key: settings.text(key) for key in ("base_model_name_or_path", "base_model_revision", "unembed_hash")}
     if settings.unread:  # tuned-lens passes over them, too
         warnings.warn(f"{path}: {', '.join(map(shown, settings.unread))[:200]} is passed over", stacklevel=3)
     tensors = dict(read_tensors(params))
-    if not has_bias:
-        tensors |= {f"{n}.bias": torch.zeros(d_model) for n in range(n_layers)}
-    names = {f"{n}.{part}" for n in range(n_layers) for part in RowMap._fields}
+    names = {f"{n}.{part}" for n in range(n_layers) for part in ("weight", *(["bias"] if has_bias else []))}
     if others := sorted(names ^ tensors.keys()):
         what = "lacks" if others[0] in names else "has no place for"
         raise CheckpointError(f"{params} {what} the tensor {shown(others[0])}, and {path} says {n_layers} layers")
+    found = {name: _number(params, tensor) for name, tensor in tensors.items()}
     maps = {
         Site(n - 1, "resid_post") if n else EMBED: RowMap(
-            _number(params, tensors[f"{n}.weight"]), _number(params, tensors[f"{n}.bias"])
+            found[f"{n}.weight"], found[f"{n}.bias"] if has_bias else torch.zeros(d_model)
         )
         for n in range(n_layers)
     }
@@ -114,7 +118,7 @@ def read_jacobian(path: Path, name: str = "") -> LearnedLens:
     is_sum = "J" not in found
     J = found["jacobian_sum" if is_sum else "J"]
     n_texts: Any = found.get("n_done" if is_sum else "n_prompts")
-    if is_sum and (type(n_texts) is not int or n_texts < 1):
+    if is_sum and (type(n_texts) is not int or not 1 <= n_texts < MOST_TEXTS):
         raise CheckpointError(f"{path} holds a sum over texts, and n_done does not say over how many")
     if not J or not all(type(layer) is int and layer < MOST_LAYERS for layer in J):
         raise CheckpointError(f"{path} must have a matrix for at least one layer, by its number")
@@ -157,10 +161,3 @@ def _number(path: Path, tensor: Any) -> Tensor:
         what = tensor.dtype if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
         raise CheckpointError(f"{path} must hold matrices in float16, bfloat16, float32 or float64; there is {what}")
     return upcast(tensor.detach())
-
-
-def _text(settings: Settings, key: str) -> str | None:
-    value = settings.take(key)
-    if not isinstance(value, (str, type(None))):
-        raise settings.refusal(key, value, "a text")
-    return value

@@ -273,6 +273,26 @@ STEPS = [b"K\x00", b"K\x08", b"J\xff\xff\xff\xff", b"N", b"\x88", b"}", b"]", b"
 STEPS += [pickle.dumps(value, 2)[2:-1] for value in (2**31, 2**63, 10**30, 1.5, b"x", {1}, "\ud800", (1, (2, (3,))))]
 
 
+def shuffled(rng: random.Random, program: bytes, others: list[bytes]) -> bytes:
+    """A pickle of which a few instructions are taken out, put in, or changed for others."""
+    starts = [position for _, _, position in pickletools.genops(program)]
+    steps = [program[start:end] for start, end in pairwise([*starts, len(program)])]
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        at, other = rng.randrange(len(steps)), rng.randrange(len(steps))
+        match rng.randrange(5):
+            case 0:
+                del steps[at]
+            case 1:
+                steps.insert(at, steps[other])
+            case 2:
+                steps[at] = steps[other]
+            case 3:
+                steps[at], steps[other] = steps[other], steps[at]
+            case 4:
+                steps[at] = rng.choice(others)
+    return b"".join(steps)
+
+
 def draw_bin(rng: random.Random, family: str) -> Files:
     form = rng.choice(["zip", "legacy"])
     data = good(family, form)["pytorch_model.bin"]
@@ -299,22 +319,7 @@ def draw_bin(rng: random.Random, family: str) -> Files:
                     storages["x/../../y"] = b"1234"
             data = zipped(program, storages)
         case _:  # instructions of the program are taken out, put in, changed; its checksum is right
-            starts = [position for _, _, position in pickletools.genops(program)]
-            steps = [program[start:end] for start, end in pairwise([*starts, len(program)])]
-            for _ in range(rng.choice([1, 1, 2, 3])):
-                at, other = rng.randrange(len(steps)), rng.randrange(len(steps))
-                match rng.randrange(5):
-                    case 0:
-                        del steps[at]
-                    case 1:
-                        steps.insert(at, steps[other])
-                    case 2:
-                        steps[at] = steps[other]
-                    case 3:
-                        steps[at], steps[other] = steps[other], steps[at]
-                    case 4:
-                        steps[at] = rng.choice(STEPS)
-            data = zipped(b"".join(steps), storages)
+            data = zipped(shuffled(rng, program, STEPS), storages)
     return {"pytorch_model.bin": data}
 
 

@@ -6,9 +6,11 @@ import pickle
 import re
 import warnings
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Tiny
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 import minilens
 from minilens import CheckpointError
 from minilens.learned.affine import LearnedLens
+from minilens.learned.named import load_lens
 from minilens.learned.published import JACOBIAN_FILES, load_published
 from minilens.lens import EMBED, label
 from minilens.traces import Site
@@ -39,7 +42,7 @@ def save_tuned(folder: Path, params: Any = None, **config: Any) -> Path:
     """As tuned-lens 0.2 writes it (TunedLens.save)."""
     folder.mkdir()
     about = dict(base_model_name_or_path="x", d_model=D, num_hidden_layers=LAYERS, bias=True, base_model_revision=None)
-    about |= dict(unembed_hash="0" * 64, lens_type="linear_tuned_lens")
+    about |= dict(unembed_hash=None, lens_type="linear_tuned_lens")
     (folder / "config.json").write_text(json.dumps({**about, **config}))
     torch.save(translators().state_dict() if params is None else params, folder / "params.pt")
     return folder
@@ -100,6 +103,8 @@ def test_a_jacobian_file_decodes_as_torch_would(tiny: Tiny, tmp_path: Path, is_s
         torch.testing.assert_close(row.logits, logits, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(embed.logits, model.unembed(model.embed(TOKENS)))
     assert torch.equal(last.logits, model(TOKENS))
+    for n, matrix in J.items():  # the final norm would not tell a sum from a mean
+        torch.testing.assert_close(lens.maps[Site(n, "resid_post")].A.double(), matrix.T, rtol=1e-6, atol=1e-6)
     assert (lens.made["texts"], lens.made["as_it_stands"]) == (4 if is_sum else 277, ["embed"])
     assert lens.model.n_layers == (3 if is_sum else None)
 
@@ -121,6 +126,27 @@ def test_what_a_file_leaves_unsaid_is_said(tmp_path: Path) -> None:
         load_published(f"tuned:{folder}")
     with pytest.warns(UserWarning, match=r"lens\.pt has no map for the row embed, which is decoded as it stands"):
         load_published(f"jacobian:{path}")
+
+
+def test_the_hash_of_the_unembedding_is_that_of_tuned_lens(tiny: Tiny, tmp_path: Path) -> None:
+    """Of what numpy prints (tuned_lens.utils.tensor_hash). It tells little, so another one is but a warning."""
+    reference, checkpoint = tiny("gpt2", tie_word_embeddings=False, vocab_size=2000)
+    printed = np.array_str(reference.lm_head.weight.detach().float().numpy(), precision=1)
+    model, _ = minilens.load(checkpoint)
+    good = save_tuned(tmp_path / "good", unembed_hash=sha256(printed.encode()).hexdigest())
+    list(minilens.lens_rows(model, TOKENS, transport=load_lens(f"tuned:{good}")))
+    other = load_lens(f"tuned:{save_tuned(tmp_path / 'other', unembed_hash='0' * 64)}")
+    with pytest.warns(UserWarning, match="may be for another model: its unembed_hash is not that of this one's W_U"):
+        next(minilens.lens_rows(model, TOKENS, transport=other))
+
+
+def test_names_that_are_not_of_published_lenses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tuned:x").mkdir()
+    with pytest.raises(CheckpointError, match=r"tuned:x has no lens\.json, so it is not a lens that minilens wrote"):
+        load_lens("tuned:x")
+    with pytest.raises(ValueError, match="only a published lens has a revision, and 'x' is none; leave out 'main'"):
+        load_lens("x", revision="main")
 
 
 def test_a_lens_without_biases(tmp_path: Path) -> None:
@@ -169,6 +195,7 @@ TUNED: list[tuple[Any, dict[str, Any], str]] = [
     ({**translators().state_dict(), "1.bias": torch.full((D,), torch.nan)}, {}, "the map for 0.resid_post holds a NaN"),
     ({**translators().state_dict(), "1.bias": torch.zeros(D).long()}, {}, "there is torch.int64"),
     ({**translators().state_dict(), "1.bias": Code()}, {}, "minilens runs no code from a file"),
+    (None, {"bias": False}, 'has no place for the tensor "0.bias"'),
     (None, {"d_model": 31}, "weight of the map for embed must have the shape [31, 31]; it has [30, 30]"),
     (None, {"d_model": "30"}, '"d_model" is "30"; minilens supports a whole number'),
     (None, {"lens_type": "mlp"}, '"lens_type" is "mlp"; minilens supports "linear_tuned_lens"'),
@@ -203,6 +230,7 @@ JACOBIAN: list[tuple[dict[str, Any], str]] = [
     ({"source_layers": [1, 0]}, "source_layers does not name the layers of its matrices"),
     ({"J": None, "jacobian_sum": J0, "source_layers": None}, "n_done does not say over how many"),
     ({"J": None, "jacobian_sum": J0, "source_layers": None, "n_done": 0}, "n_done does not say over how many"),
+    ({"J": None, "jacobian_sum": J0, "source_layers": None, "n_done": 2**400}, "n_done does not say over how many"),
     ({"metadata": {"x": Code()}}, "minilens runs no code from a file"),
     ({"metadata": {2**20: 1}}, "it does not map names to tensors"),
     ({"metadata": {-1: 1}}, "it does not map names to tensors"),

@@ -4,6 +4,7 @@ Anything else is a ValueError of one sentence. It names the argument and says wh
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from operator import index
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 LONGEST = 80  # characters of a value that an error repeats
+PLAIN = (type(None), bool, int, float, list, tuple)  # of these an error repeats what Python writes
 EDIT = "a function of a site and the value there, as minilens.at makes one"
 
 
@@ -20,18 +22,18 @@ def whole_number(name: str, value: Any) -> int:
     try:
         if not isinstance(value, bool):
             return index(value)
-    except TypeError:
+    except (TypeError, RuntimeError):  # the second of a tensor without numbers, or of another layout
         pass
     raise ValueError(f"{name} must be a whole number; got {quoted(value)}")
 
 
 def whole_numbers(name: str, value: Any) -> list[int]:
     """Python ints, of any collection of whole numbers; one alone is a list of one."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    are_several = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
     try:
-        return [whole_number(name, each) for each in (value if are_several else [value])]
-    except ValueError:
+        found = value.tolist() if hasattr(value, "tolist") else value
+        are_several = isinstance(found, Iterable) and not isinstance(found, (str, bytes, Mapping))
+        return [whole_number(name, each) for each in (found if are_several else [found])]
+    except (ValueError, TypeError, RuntimeError):  # the last of a tensor without numbers, or of another layout
         raise ValueError(f"{name} must be whole numbers; got {quoted(value)}") from None
 
 
@@ -54,9 +56,19 @@ def position_in(text: str, value: Any, n: int) -> int:
 def names(name: str, value: Any) -> tuple[str, ...]:
     """Any collection of names; one alone is a list of one."""
     found = (value,) if isinstance(value, str) else value
-    found = tuple(found) if isinstance(found, Iterable) and not isinstance(found, Mapping) else (None,)
+    is_tensor = hasattr(value, "tolist")  # or an array, which may have no elements to go through
+    are_several = isinstance(found, Iterable) and not isinstance(found, Mapping) and not is_tensor
+    found = tuple(found) if are_several else (None,)
     if not all(isinstance(each, str) for each in found):
         raise ValueError(f"{name} must be a name, or several; got {quoted(value)}")
+    return found
+
+
+def model_name(value: Any) -> str:
+    """The name of a model, or the path of its folder, as text."""
+    found = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(found, str):
+        raise ValueError(f"name must be the name of a model, or the path of a folder; got {quoted(value)}")
     return found
 
 
@@ -100,6 +112,5 @@ def quoted(value: Any) -> str:
     """A value in an error: text in quotes, another short value as Python writes it, a long one by its type."""
     if isinstance(value, str):
         return f'"{value[:LONGEST]}"' if value.isprintable() else json.dumps(value[:LONGEST])
-    is_plain = value is None or isinstance(value, (bool, int, float, list, tuple))
-    text = ascii(value) if is_plain else ""
-    return text if 0 < len(text) <= LONGEST else f"a {type(value).__name__}"
+    text = ascii(value) if type(value) in PLAIN else ""
+    return text if 0 < len(text) <= LONGEST and text.isprintable() else f"a {type(value).__name__}"

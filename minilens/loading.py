@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from . import ctrl, gpt2, gpt_neo
+from .arguments import model_name, names, quoted
 from .checkpoint.hub import MERGE, locate, weights
 from .checkpoint.keys import ONLY, why_harmless
-from .checkpoint.settings import CheckpointError, Settings, Unreachable, read_json, shown
+from .checkpoint.settings import CheckpointError, Settings, Unreachable, one_line, read_json, shown
 from .checkpoint.tensors import Checkpoint
 from .checkpoint.tokenizer import Tokenizer
 from .checkpoint.tokenizer_files import load_tokenizer
@@ -62,6 +63,8 @@ def load(
     """
     if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float16, bfloat16, float32 or float64; got {dtype!r}")
+    if not isinstance(mmap, bool):
+        raise ValueError(f"mmap must be True or False; got {quoted(mmap)}")
     device = "cpu" if device is None else device
     if str(device).startswith("mps") and dtype != torch.float32:  # pytorch issue 180776
         raise ValueError(
@@ -71,9 +74,8 @@ def load(
     try:
         torch.empty(0, device=device, dtype=dtype)
     except Exception as error:  # torch has one for a build without CUDA, one for an unknown name, one for other trouble
-        reason = str(error).splitlines()[0].split(". ")[0]
-        raise ValueError(f"the device {str(device)!r} cannot be used: {reason}") from error
-    name = os.fspath(name)
+        raise ValueError(f"the device {str(device)!r:.80} cannot be used: {one_line(error)}") from error
+    name = model_name(name)
     find = locate(name, revision)
     path = find("config.json")
     adapter = path.parent / ADAPTER if path else find(ADAPTER)
@@ -85,7 +87,7 @@ def load(
     settings = Settings(read_json(path), path)
     family = read_family(settings)
     config = family.Config.read(settings)
-    settings.finish(why_harmless, ONLY, [ignoring] if isinstance(ignoring, str) else ignoring)
+    settings.finish(why_harmless, ONLY, names("ignoring", ignoring))
     checkpoint = Checkpoint(*weights(find, path.parent), dtype=dtype, device=device, mmap=mmap)
     model: Model = family.build(config, checkpoint)
     checkpoint.finish()
@@ -109,24 +111,18 @@ def read_family(settings: Settings) -> Any:
 
 
 def cached() -> dict[str, Path]:
-    """The models of the three families in the Hub's cache on this machine: repository -> folder of its newest files."""
-    from huggingface_hub import constants, scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
+    """The models of the three families in the Hub's cache on this machine: repository -> folder of its newest files.
 
-    try:
-        repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
-    except CacheNotFound:
-        return {}
-    except OSError as error:
-        raise CheckpointError(f"the Hub's cache cannot be read: {error}") from error
+    The client's own scan would wait for a pipe in a file's place, and leave a repository out for one broken link.
+    """
+    from huggingface_hub import constants
+
+    configs = Path(constants.HF_HUB_CACHE).glob("models--*/snapshots/*/config.json")
     found = {}
-    models = [repo for repo in repos if repo.repo_type == "model"]
-    for repo in sorted(models, key=lambda repo: repo.repo_id):
-        revisions = sorted(repo.revisions, key=lambda revision: revision.last_modified, reverse=True)
-        folders = [revision.snapshot_path for revision in revisions if _is_supported(revision.snapshot_path)]
-        if folders:
-            found[repo.repo_id] = folders[0]
-    return found
+    for path in sorted(configs, key=lambda path: os.lstat(path).st_mtime):  # the newest comes last
+        if _is_supported(path.parent):
+            found[path.parents[2].name.removeprefix("models--").replace("--", "/")] = path.parent
+    return dict(sorted(found.items()))
 
 
 def _is_supported(folder: Path) -> bool:

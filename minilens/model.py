@@ -109,9 +109,16 @@ def run(
         raise ValueError(
             f"cannot run blocks {start} up to {stop}: start and stop must be in order, between 0 and {model.n_layers}"
         )
-    if not isinstance(resid, Tensor) or resid.ndim != 3:
-        found = list(resid.shape) if isinstance(resid, Tensor) else f"a {type(resid).__name__}"
+    like = model.W_E
+    if not isinstance(resid, Tensor) or resid.is_nested or resid.ndim != 3:
+        kind = "nested tensor" if isinstance(resid, Tensor) and resid.is_nested else type(resid).__name__
+        found = list(resid.shape) if kind == "Tensor" else f"a {kind}"
         raise ValueError(f"the stream must have the shape [batch, pos, d_model]; got {found}")
+    if (resid.shape[-1], resid.dtype, resid.device) != (like.shape[-1], like.dtype, like.device):
+        raise ValueError(
+            f"the stream must be of width {like.shape[-1]}, {like.dtype} on {like.device}, as the model is; got "
+            f"{list(resid.shape)} {resid.dtype} on {resid.device}"
+        )
     check_edit(edit, start, stop)
     return _blocks(model, resid, start, stop, edit)
 

@@ -49,22 +49,55 @@ CALLS = {
     "logit_lenses(model, tokens, [-1])": "lengths must be from 1 to 6, the tokens of the longest text; got -1",
     "logit_lenses(model, tokens, [2.7])": f"lengths {NUMBERS} [2.7]",
     "logit_lenses(model, None, [1])": "tokens must be a tensor, as tokenizer.encode gives it; got a NoneType",
+    "logit_lenses(model, tokens, tokens.to('meta'))": f"lengths {NUMBERS} a Tensor",
+    "logit_lens(model, tokens, track=tokens.to_sparse())": f"track {NUMBERS} a Tensor",
+    "logit_lens(model, tokens, stats=torch.tensor(3))": "stats must be a name, or several; got a Tensor",
+    "logit_lens(model, tokens, top_k=next(lens_rows(model, tokens)))": "top_k must be a whole number; got a LensRow",
     "trace(minilens.load(folder), tokens)": f"{MODEL} a tuple",
     "trace(model, tokens, edit=None)": f"edit {FUNCTION} None",
     "model.block(0, model.embed(tokens), edit={})": f"edit {FUNCTION} a dict",
     "model.block(0.0, model.embed(tokens))": "layer must be a whole number; got 0.0",
     "run(model, model.embed(tokens), start=None)": "start must be a whole number; got None",
+    "run(model, model.embed(tokens).double())": "the stream must be of width 30, torch.float32 on cpu, as the model "
+    "is; got [1, 6, 30] torch.float64 on cpu",
+    "decode(model, model.embed(tokens)[..., :7], start=1)": "the stream must be of width 30, torch.float32 on cpu, as "
+    "the model is; got [1, 6, 7] torch.float32 on cpu",
+    "run(model, torch.nested.nested_tensor([torch.zeros(2, 3)]))": "the stream must have the shape [batch, pos, "
+    "d_model]; got a nested tensor",
     "run(model, [1])": "the stream must have the shape [batch, pos, d_model]; got a list",
     "attribute(model, tokens, token=' Sue')": 'token must be a whole number; got " Sue"',
     "attribute(model, tokens, against=1.5)": "against must be a whole number; got 1.5",
     "attribute(model, tokens, position=None)": "position must be a whole number; got None",
     "attribute(model, tokens, neurons='1')": 'layer must be a whole number; got "1"',
+    "attribute(model, tokens).largest(' Sue')": 'k must be a whole number; got " Sue"',
     "head_scores(model, length=2.5)": "length must be a whole number; got 2.5",
     "geometry(None)": f"{MODEL} None",
     "patching(model, tokens, tokens, 5)": "metric must be a function of logits, such as logit_difference makes; got 5",
     "patching(model, tokens, tokens, len, sites=None)": "sites must be a name, or several; got None",
     "patching(model, tokens, tokens, len, by=None)": 'by must be "position" or "head"; got None',
     "patching(model, tokens, None, len)": "tokens must be a tensor, as tokenizer.encode gives it; got a NoneType",
+    "patching(model, tokens, tokens + 1, log_probability(3), each=None)": "each must be a function that gives what it "
+    "goes through; got None",
+    "patching(model, tokens, tokens + 1, log_probability(3)).recovered('z')": '"z" was not patched; those that were '
+    "are resid_pre, attn_out, mlp_out",
+    **{f"{which}.encode(None)": "encode takes a text, or a list of texts; got None" for which in ("words", "pieces")},
+    "words.encode(['a', 5])": "encode takes a text, or a list of texts; got ['a', 5]",
+    "pieces.encode(b'x')": "encode takes a text, or a list of texts; got a bytes",
+    **{f"{which}.decode('1 2')": f'tokens {NUMBERS} "1 2"' for which in ("words", "pieces")},
+    "pieces.decode(torch.zeros(2))": f"tokens {NUMBERS} a Tensor",
+    **{f"{which}.piece(0.0)": "token must be a whole number; got 0.0" for which in ("words", "pieces")},
+    "load(None)": "name must be the name of a model, or the path of a folder; got None",
+    "load(b'gpt2')": "name must be the name of a model, or the path of a folder; got a bytes",
+    "load(folder, revision=3)": "revision must be a branch, a tag or a commit; got 3",
+    "load('a/b', revision='../../../x')": 'revision must be a branch, a tag or a commit; got "../../../x"',
+    "load('a/b', revision='/x')": 'revision must be a branch, a tag or a commit; got "/x"',
+    "load('a/b', revision='')": 'revision must be a branch, a tag or a commit; got ""',
+    "load(folder, ignoring=None)": "ignoring must be a name, or several; got None",
+    "load(folder, mmap=None)": "mmap must be True or False; got None",
+    "verify(5)": "name must be the name of a model, or the path of a folder; got 5",
+    "verify(folder, known_as=5)": "known_as must be the name of a repository; got 5",
+    "verify(folder, ignoring=5)": "ignoring must be a name, or several; got 5",
+    "verify(folder, each=5)": "each must be a function that gives what it goes through; got 5",
     "log_probability(' Sue')": 'token must be a whole number; got " Sue"',
     "patch(trace(model, tokens), 'z')": f"source {BLOCK} a Trace",
     "mean(trace(model, tokens), 'z')": f"reference {BLOCK} a Trace",
@@ -85,6 +118,7 @@ from minilens import *
 
 folder = sys.argv[1]
 model, _ = minilens.load(folder)
+words, pieces = (minilens.load(name)[1] for name in ("tales-ctrl", "tales-gpt2"))
 tokens = torch.arange(6)[None]
 ends = {}
 for call in json.load(sys.stdin):
@@ -137,6 +171,7 @@ def test_a_value_in_an_error_is_short_and_shows_what_is_hidden() -> None:
     assert quoted("\x1b[31m") == '"\\u001b[31m"'
     assert quoted("☃") == '"☃"'
     assert quoted([0] * 1000) == "a list"
+    assert quoted([torch.zeros(2, 2)]) == "a list"  # of several lines
     assert quoted(torch.zeros(3)) == "a Tensor"
     assert len(quoted("x" * 1000)) == LONGEST + 2
 

@@ -586,6 +586,9 @@ def test_trace(gpt2: Path, capsys: Capture, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(there)
     assert refusal(capsys, *command, "--out", str(link), "--overwrite").startswith(f"{link} is not a file")
+    (tmp_path / "itself").symlink_to("itself")
+    assert refusal(capsys, "trace", *READ, "--model", str(tmp_path / "itself"), *new).startswith("there is no model '")
+    assert refusal(capsys, *command, "--out", str(tmp_path / "itself" / "x")).endswith("there is no such folder")
     if Path("/proc").is_dir():
         assert refusal(capsys, *command, "--out", "/proc/x").startswith("/proc/x cannot be written: ")
 

@@ -8,6 +8,7 @@ from pathlib import Path, PureWindowsPath
 from textwrap import shorten
 from typing import Any, NamedTuple
 
+from ..arguments import quoted
 from .reading import State, opened, sha256_of, state
 from .settings import CheckpointError, Unreachable, read_json
 
@@ -17,6 +18,8 @@ Find = Callable[[str], Path | None]
 
 # What the Hub calls a commit, and the content of a file: by SHA-1 as Git does, or by SHA-256 as Git LFS does.
 COMMIT, ETAG = "[0-9a-f]{40}", "[0-9a-f]{40}|[0-9a-f]{64}"
+# What Git calls branches and tags (git-check-ref-format). The client makes files of these names: none may lead out.
+REVISION = r"(?!/)(?!.*\.\.)[^\s\x00-\x1f\x7f~^:?*\[\\]+"
 NO_HUB = "what answers in place of the Hub is a proxy, a login page or the like"
 ONE_AT_A_TIME = threading.Lock()
 
@@ -56,6 +59,8 @@ class Files:
 
 def locate(name: str, revision: str | None) -> Files:
     """The files of a model: in a folder, or on the Hub."""
+    if revision is not None and not (isinstance(revision, str) and re.fullmatch(REVISION, revision)):
+        raise ValueError(f"revision must be a branch, a tag or a commit; got {quoted(revision)}")
     folder = bundled().get(name) or Path(os.path.expanduser(name))
     if not os.path.isdir(folder):  # unlike Path.is_dir, it takes any text, a long sentence too
         return Files(_on_the_hub(Repository(name), revision))

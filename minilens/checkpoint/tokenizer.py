@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..arguments import quoted, whole_number, whole_numbers
 from ..shapes import Tokens
 from .settings import one_line
 
@@ -103,6 +104,7 @@ class ByteBPE:
 
     def piece(self, token: int) -> bytes:
         """The bytes of a token, perhaps broken UTF-8; an added token's text in UTF-8. Raises ValueError as decode."""
+        token = whole_number("token", token)
         entry = self._bpe.id_to_token(token) if 0 <= token < self.size else None
         if entry is None:
             raise _no_such_token(token, self.size)
@@ -118,7 +120,7 @@ class ByteBPE:
         return self._bpe.to_str()
 
     def _ids(self, text: str) -> list[int]:
-        return self._bpe.encode(text, add_special_tokens=False).ids
+        return _ids_by(self._bpe, text)
 
 
 class Subwords:
@@ -150,6 +152,7 @@ class Subwords:
 
     def piece(self, token: int) -> bytes:
         """The entry of the vocabulary in UTF-8, with spaces as such. Raises ValueError for an id that is not there."""
+        token = whole_number("token", token)
         entry = self._raw.id_to_token(token) if 0 <= token < self.size else None
         if entry is None:
             raise _no_such_token(token, self.size)
@@ -163,10 +166,15 @@ class Subwords:
         return self._raw.to_str()
 
     def _ids(self, text: str) -> list[int]:
-        try:
-            return self._raw.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # the tokenizers package raises no type of its own
-            raise ValueError(f"the tokenizer cannot read this text: {one_line(error)}") from error
+        return _ids_by(self._raw, text)
+
+
+def _ids_by(raw: "tokenizers.Tokenizer", text: str) -> list[int]:
+    """Raises ValueError for a text that the vocabulary cannot spell and has no token for."""
+    try:
+        return raw.encode(text, add_special_tokens=False).ids
+    except Exception as error:  # the tokenizers package raises no type of its own
+        raise ValueError(f"the tokenizer cannot read this text: {one_line(error)}") from error
 
 
 Pair = tuple[str, ...]  # of symbols; a line of merges.txt that holds another number of them matches none
@@ -235,7 +243,7 @@ class WordBPE:
         return repr((self._vocab, self._ranks))
 
     def _entry(self, token: int) -> str:
-        if token not in self._entries:
+        if (token := whole_number("token", token)) not in self._entries:
             raise _no_such_token(token, self.size)
         return self._entries[token]
 
@@ -290,6 +298,8 @@ def _merged(symbols: list[str], ranks: dict[Pair, int]) -> list[str]:
 def _encode(text: str | list[str], ids: Callable[[str], list[int]]) -> Tokens | tuple[Tokens, Int[Tensor, "batch"]]:
     """What every tokenizer's encode does around its own `ids`: refuse what is not Unicode, pad, make tensors."""
     texts = [text] if isinstance(text, str) else text
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(each, str) for each in texts):
+        raise ValueError(f"encode takes a text, or a list of texts; got {quoted(text)}")
     for each in texts:
         if surrogate := SURROGATE.search(each):
             raise ValueError(
@@ -305,13 +315,11 @@ def _encode(text: str | list[str], ids: Callable[[str], list[int]]) -> Tokens | 
 
 
 def _row(tokens: Tensor | Sequence[int]) -> list[int]:
-    row = torch.as_tensor(tokens)
-    if row.ndim != 1:
+    if isinstance(tokens, Tensor) and not tokens.is_nested and tokens.ndim != 1:
         raise ValueError(
-            f"decode takes one row of tokens, found shape {list(row.shape)}; give it one row, as tokens[0]"
+            f"decode takes one row of tokens, found shape {list(tokens.shape)}; give it one row, as tokens[0]"
         )
-    ids: list[int] = row.tolist()
-    return ids
+    return whole_numbers("tokens", tokens)
 
 
 def _no_such_token(token: int, size: int) -> ValueError:

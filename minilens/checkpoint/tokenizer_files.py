@@ -88,6 +88,7 @@ def _from_one_file(path: Path) -> "tokenizers.Tokenizer":
     if isinstance(added, list):
         _check_length(path, [entry.get("content") for entry in added if isinstance(entry, dict)])
     check_parts(document, path)
+    document["post_processor"] = None  # it adds tokens, or repeats the text, and no token is added here
     try:
         raw = tokenizers.Tokenizer.from_str(json.dumps(document))
     except Exception as error:  # the tokenizers package raises no type of its own
@@ -130,9 +131,9 @@ def _finished(
     tokens = list(_special_tokens(documents, path.parent, kind == "GPT2Tokenizer"))
     for name in (CONFIG, SPECIAL, ADDED):
         _check_length(path.parent / name, [token.content for file, token, _ in tokens if file == name])
+    raw.add_tokens([token for _, token, _ in tokens])  # all at once: each time, the package looks at all there are
     for file, token, number in tokens:
         special.setdefault(token.content, file)
-        raw.add_tokens([token])
         given = raw.token_to_id(token.content)
         if number is not None and given != number:
             warnings.warn(

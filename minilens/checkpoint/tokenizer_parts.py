@@ -77,15 +77,20 @@ def _fault(name: str, part: Any) -> str | None:
         return f"has the pattern {shown(pattern['Regex'])}, which could search for ever"
     if "" in found:
         return "has an empty pattern"
-    texts = [text for text in (part.get("content"), part.get("prepend"), *found) if isinstance(text, str)]
+    texts = [text for text in (*part.values(), *found) if isinstance(text, str)]
     if any(len(text) > LONGEST and text not in PATTERNS for text in texts):
         return f"has a text of more than {LONGEST} characters"
     return None
 
 
 def _growth(part: dict[str, Any]) -> float:
-    """How many times as long a replacement may make a text, at most. Unicode's own forms lengthen a few letters."""
-    content, pattern = part.get("content"), part.get("pattern")
+    """How many times as long a part may make a text, at most. Unicode's own forms lengthen a few letters.
+
+    What is put before a text is put before each of its parts between added tokens, which may be one letter long.
+    """
+    content, pattern, prepend = (part.get(key) for key in ("content", "pattern", "prepend"))
+    if part["type"] == "Prepend" and isinstance(prepend, str):
+        return 1.0 + len(prepend)
     if part["type"] == "Replace" and isinstance(content, str) and isinstance(pattern, dict):
         found = pattern.get("String")
         return max(1.0, len(content) / len(found) if isinstance(found, str) else float(len(content)))

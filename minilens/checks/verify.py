@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..arguments import check_function, model_name, names, quoted
 from ..checkpoint.hub import bundled, locate, weight_file, weight_files
 from ..checkpoint.reading import opened, sha256_of
 from ..checkpoint.settings import CheckpointError, read_json
@@ -100,7 +101,8 @@ def verify(
     >>> report.tensors[0].name, report.tensors[0].dtype
     ('transformer.h.0.attn.c_attn.bias', 'float16')
     """
-    name = os.fspath(name)
+    name, ignoring = model_name(name), names("ignoring", ignoring)
+    check_function("each", each, "a function that gives what it goes through")
     known = _published(name, known_as)
     find = locate(name, revision)
     broken: list[str] = []
@@ -164,6 +166,8 @@ def _file(name: str, path: Path) -> File:
 
 def _published(name: str, known_as: str | None) -> list[Published]:
     """The outputs known of a repository; its older name, without an owner, will do. None of other folders."""
+    if known_as is not None and not isinstance(known_as, str):
+        raise ValueError(f"known_as must be the name of a repository; got {quoted(known_as)}")
     is_folder = name in bundled() or os.path.isdir(os.path.expanduser(name))
     repo = (known_as or ("" if is_folder else name)).lower()
     found = [each for each in PUBLISHED if repo in (each.repo.lower(), each.repo.lower().partition("/")[2])]

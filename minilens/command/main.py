@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from typing import Any, NoReturn
 
+import torch
+
 from ..checkpoint.settings import CheckpointError
 from ..version import __version__
 from . import corpus, diff, fit, geometry, lens, models, patching, study, trace, verify, walk
@@ -53,6 +55,11 @@ def _run(argv: Sequence[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a disk that is full
         say(f"error: the output cannot be written: {error.strerror}")
+        return 2
+    except (MemoryError, RuntimeError) as error:  # torch has a type of its own for a GPU's memory, and none for other
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
+            raise
+        say("error: there is not enough memory: take a shorter text, a smaller model, or --dtype bfloat16")
         return 2
     except KeyboardInterrupt:
         return 130

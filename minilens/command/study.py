@@ -82,14 +82,14 @@ def study(request: Request) -> None:
             request.curves: drawn(overview(studies), ".png"),
             request.numbers: numbers.getvalue().encode(),
         }
-    console = terminal()
-    for table in verdict_tables(studies, width=console.width):
-        console.print(table, end="\n")
     try:
         request.out.mkdir(exist_ok=True)
     except OSError as error:
         raise ValueError(f"{request.out} cannot be made: {error.strerror}") from error
-    write(files, overwrite=request.overwrite)
+    write(files, overwrite=request.overwrite)  # first: what is printed may go to a disk that is full
+    console = terminal()
+    for table in verdict_tables(studies, width=console.width):
+        console.print(table, end="\n")
     say(f"{request.page} has all figures, {request.curves} the first, {request.numbers} the numbers")
 
 

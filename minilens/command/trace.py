@@ -1,5 +1,6 @@
 """`minilens trace`: the values of a forward pass, as a file."""
 
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class Request:
         if unknown := [name for name in self.names if name not in FIELDS]:
             raise ValueError(f'a block has no "{unknown[0]}"; it has {", ".join(FIELDS)}')
         check_new(self.out, self.overwrite)
-        if self.out.parent.resolve() == Path(self.source.model.name).resolve():
+        if os.path.realpath(self.out.parent) == os.path.realpath(self.source.model.name):  # a link to itself is a name
             raise ValueError(f"{self.out} is in the model's own folder: give another name")
 
     @property

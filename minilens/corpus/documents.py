@@ -13,19 +13,20 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from ..checkpoint.reading import opened, sha256_of
+from ..checkpoint.reading import BLOCK, opened, sha256_of
 
 SEPARATOR = "<|endoftext|>"
 SHARD = 2**17  # characters: some 30,000 tokens of English
 LONGEST = 2**18  # characters of a document, which is held whole, with all that its tokens give
 LONGEST_LINE = 2**26  # characters of a line of .jsonl
-MOST_TIMES, SPARE = 100, 2**24  # bytes that a compressed one may stand for, after so many; of English it is some 3
+MOST_TIMES, SPARE = 100, 2**22  # bytes that a compressed one may stand for, after so many; of English it is some 3
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class TextFile:
     lines: bool = False  # one document on each line
     key: str = "text"  # of the objects in a .jsonl file
     digest: str = field(init=False)  # sha256 of the file as it lies on the disk
-    size: int = field(init=False)  # in bytes, there
+    longest: int = field(init=False)  # how many characters it can have: as many as bytes, unpacked
 
     def __post_init__(self) -> None:
         try:
@@ -44,18 +45,13 @@ class TextFile:
                 raise ValueError(f"{self.path} is not a file that can be read more than once: save its text in one")
             with opened(self.path) as file:
                 object.__setattr__(self, "digest", sha256_of(file))
-                object.__setattr__(self, "size", file.tell())
-        except OSError as error:
-            raise ValueError(f"{self.path} cannot be read: {error.strerror}") from error
+                object.__setattr__(self, "longest", _unpacked_size(file) if self._is_packed else file.tell())
+        except (OSError, EOFError, zlib.error) as error:
+            raise self._unreadable(error) from error
 
     @property
     def is_json(self) -> bool:
         return self.path.name.lower().removesuffix(".gz").endswith(".jsonl")
-
-    @property
-    def longest(self) -> int:
-        """How many characters it can have at most."""
-        return SPARE + MOST_TIMES * self.size if self._is_packed else self.size
 
     @property
     def _is_packed(self) -> bool:
@@ -83,8 +79,7 @@ class TextFile:
                     byte = f"the byte 0x{error.object[error.start]:02x} at {at}"
                     raise ValueError(f"{self.path} is not UTF-8: it has {byte}") from error
         except (OSError, EOFError, zlib.error) as error:
-            why = (isinstance(error, OSError) and error.strerror) or f"it is cut short or broken ({error})"
-            raise ValueError(f"{self.path} cannot be read: {why}") from error
+            raise self._unreadable(error) from error
         if digest.hexdigest() != self.digest:
             raise self.changed()
 
@@ -103,11 +98,15 @@ class TextFile:
         if shard:
             yield shard
 
+    def _unreadable(self, error: Exception) -> ValueError:
+        why = (isinstance(error, OSError) and error.strerror) or f"it is cut short or broken ({error})"
+        return ValueError(f"{self.path} cannot be read: {why}")
+
     def _decoded(self, raw: io.BufferedReader, digest: "hashlib._Hash") -> io.TextIOWrapper:
         """The text of an open file, of which the bytes on the disk are added to a digest as they are read."""
         hashed = _Hashed(raw, digest)
         buffered = io.BufferedReader(hashed)
-        file = _Unpacked(buffered, hashed) if self._is_packed else buffered
+        file = gzip.GzipFile(fileobj=buffered) if self._is_packed else buffered
         return io.TextIOWrapper(cast(BinaryIO, file), encoding="utf-8-sig", newline="\n")
 
     def _lines(self, file: io.TextIOWrapper) -> Iterator[str]:
@@ -158,19 +157,19 @@ class _Hashed(io.RawIOBase):
         return self.n_read
 
 
-class _Unpacked(gzip.GzipFile):
-    """What a compressed file holds. A few bytes may stand for gigabytes of one and the same: no text is like that."""
+def _unpacked_size(packed: io.BufferedReader) -> int:
+    """How many bytes a compressed file holds. A few may stand for gigabytes of one and the same: no text is like that.
 
-    def __init__(self, packed: io.BufferedIOBase, hashed: _Hashed) -> None:
-        super().__init__(fileobj=packed, mode="rb")
-        self.hashed = hashed
-
-    def read1(self, size: int = -1) -> bytes:
-        found = super().read1(size)
-        if self.tell() > SPARE + MOST_TIMES * self.hashed.n_read:
-            why = f"it unpacks to more than {MOST_TIMES} times its bytes, as no text does; if it is one, unpack it"
-            raise OSError(errno.EFBIG, why)
-        return found
+    It is found out before any of it is read as text: a blank line takes far longer to read than to unpack.
+    """
+    most = SPARE + MOST_TIMES * packed.seek(0, os.SEEK_END)
+    packed.seek(0)
+    with gzip.GzipFile(fileobj=packed) as file:
+        while file.read(BLOCK):
+            if file.tell() > most:
+                why = f"it unpacks to more than {MOST_TIMES} times its bytes, as no text does; if it is one, unpack it"
+                raise OSError(errno.EFBIG, why)
+        return file.tell()
 
 
 def _separated(file: io.TextIOWrapper) -> Iterator[str]:

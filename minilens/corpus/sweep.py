@@ -142,10 +142,11 @@ class Sweep(Generic[F_co]):
                 for number, documents in enumerate(file.shards(self.lens.shard)):
                     shards[n] += 1
                     found.append(as_tensor(digest(tuple(documents))))
-                    for tokens in self._encoded(file, documents) if number % n_workers == worker else ():
-                        total[0] += 1
-                        total[1] += len(tokens) == 0
-                        total[2:] += tokens.bincount(minlength=d_vocab)
+                    if number % n_workers == worker:
+                        tokens = self._encoded(file, documents)
+                        total[0] += len(tokens)
+                        total[1] += sum(len(each) == 0 for each in tokens)
+                        total[2:] += torch.cat(tokens).bincount(minlength=d_vocab)
             texts = torch.stack(found) if found else torch.zeros(0, 32, dtype=torch.uint8)
             if n_workers > 1:
                 total = self._together(total, dist.all_reduce)
@@ -301,8 +302,9 @@ class Sweep(Generic[F_co]):
                         yield shard, file, documents
 
     def _encoded(self, file: TextFile, documents: Sequence[str]) -> list[Tensor]:
+        nothing = self.lens.encode("")  # there may be millions of blank lines
         try:
-            return [self.lens.encode(document) for document in documents]
+            return [self.lens.encode(document) if document else nothing for document in documents]
         except ValueError as error:
             raise ValueError(f"{file.path} cannot be read: {error}") from error
 

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arguments import check_numbers, position_in, token_id
+from ..arguments import check_numbers, position_in, token_id, whole_number
 from ..edits import then
 from ..model import Model, Writes, run
 from ..ops import check_layer, upcast
@@ -74,7 +74,8 @@ class Attribution:
     def largest(self, k: int = 10) -> list[tuple[str, float]]:
         """The k parts that add or subtract the most, and what they add."""
         order = self.contributions.abs().argsort(descending=True, stable=True)
-        return [(self.labels[part], float(self.contributions[part])) for part in order[:k].tolist()]
+        parts = order[: whole_number("k", k)].tolist()
+        return [(self.labels[part], float(self.contributions[part])) for part in parts]
 
     def _all(self, kind: str) -> Float[Tensor, "part"]:
         return self.contributions[[f".{kind}." in label for label in self.labels]]

@@ -43,7 +43,12 @@ class Patching:
     tokenizer: Tokenizer | None = None  # how the views show tokens; without one, by their ids
 
     def recovered(self, site: str) -> Float[Tensor, "layer place"]:
-        """How far each cell takes the metric from the corrupt run's, 0, to the clean one's, 1."""
+        """How far each cell takes the metric from the corrupt run's, 0, to the clean one's, 1.
+
+        Raises ValueError for a site that was not patched.
+        """
+        if site not in [*self.metric]:
+            raise ValueError(f"{quoted(site)} was not patched; those that were are {', '.join(self.metric)}")
         return (self.metric[site] - self.corrupt) / (self.clean - self.corrupt)
 
     def __repr__(self) -> str:
@@ -106,6 +111,7 @@ def patching(
     """
     check_numbers(model)
     check_function("metric", metric, "a function of logits, such as logit_difference makes")
+    check_function("each", each, "a function that gives what it goes through")
     embeds = model.embed(clean), model.embed(corrupt)
     if clean.shape != corrupt.shape or len(corrupt) != 1:
         raise ValueError(

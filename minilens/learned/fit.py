@@ -39,7 +39,6 @@ FITTED = ("mean", "affine", "tuned")  # the kinds that this module fits
 FOLDS = 8  # every eighth shard is left out
 SHARDS = 24  # how many a fit cuts its text into, more or less
 SHORTEST = 2**14  # characters of a shard
-UNPACKED = 3  # characters that a byte of compressed text stands for, more or less
 PATIENCE = 3  # steps of `tuned` without a better one for any row, after which it ends
 
 
@@ -84,8 +83,7 @@ class Recipe:
             raise ValueError('a ridge is for the kinds "affine" and "tuned"; "mean" has none')
 
     def plan(self, files: Iterable[TextFile]) -> Plan:
-        size = sum(file.size * (UNPACKED if file.path.suffix.lower() == ".gz" else 1) for file in files)
-        shard = max(SHORTEST, size // SHARDS) if self.shard is None else self.shard
+        shard = max(SHORTEST, sum(file.longest for file in files) // SHARDS) if self.shard is None else self.shard
         return Plan((self.decoder,), self.norm, self.sites, self.window, self.prefix, self.batch, shard)
 
 

@@ -9,11 +9,12 @@ import socket
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
 
-from .good import Content, Files, encoded, good, programs_ends, unzipped, weights, zipped
+from .good import Content, Files, encoded, good, programs_ends, text_files, unzipped, weights, zipped
 
 Named = Iterator[tuple[str, Files]]
 
@@ -116,9 +117,51 @@ def hand_index() -> Named:
     yield "more tensors than are named", {file: encoded({"weight_map": {one: places[one], "x": "x.safetensors"}})}
 
 
+def hand_tokenizer() -> Named:
+    files = text_files("gpt2")
+    document = json.loads(files["tokenizer.json"])
+    many = [f"<{n}>" for n in range(20_000)]
+    two: Files = {"vocab.json": files["vocab.json"], "merges.txt": files["merges.txt"]}
+    numbered = {text: len(json.loads(files["vocab.json"])) + n for n, text in enumerate(many)}
+    listed = {str(n): {"content": text} for text, n in numbered.items()}
+    yield "20,000 special tokens", {**two, "special_tokens_map.json": encoded({"additional_special_tokens": many})}
+    yield "20,000 added tokens", {**two, "added_tokens.json": encoded(numbered)}
+    yield "20,000 listed tokens", {**two, "tokenizer_config.json": encoded({"added_tokens_decoder": listed})}
+
+    def with_part(**change: Any) -> Files:
+        return {"tokenizer.json": encoded({**document, **change})}
+
+    letter = [{**document["added_tokens"][0], "content": "e"}]  # of TEXT: what stands between two has one letter or so
+    for n in (1, 9, 10, 100):
+        prepend = {"type": "Prepend", "prepend": "t" * n}
+        yield f"{n} letters before each part", with_part(normalizer=prepend, added_tokens=letter)
+    grown = [prepend | {"prepend": "t"}, {"type": "Replace", "pattern": {"String": "t"}, "content": "e" * 9}]
+    yield (
+        "a letter before each part, and nine in its place",
+        with_part(normalizer={"type": "Sequence", "normalizers": grown}),
+    )
+    for n in (100, 101, 10**6):
+        yield f"decoder with a suffix of {n}", with_part(decoder={"type": "BPEDecoder", "suffix": "x" * n})
+        yield (
+            f"decoder with a prefix of {n}",
+            with_part(decoder={"type": "WordPiece", "prefix": "x" * n, "cleanup": True}),
+        )
+    again = {"Sequence": {"id": "A", "type_id": 0}}
+    for n in (0, 2, 100_000):
+        template = {"type": "TemplateProcessing", "single": [again] * n, "pair": [], "special_tokens": {}}
+        yield f"the text {n} times", with_part(post_processor=template)
+    model = document["model"]
+    spelled = {entry: token for entry, token in model["vocab"].items() if entry not in ("p", "i", "\u0120")}
+    kept = [merge for merge in model["merges"] if {"".join(merge), *merge} <= spelled.keys()]
+    for unknown in ("<none>", "a", None):
+        for fallback in (True, False):
+            change = {"vocab": spelled, "merges": kept, "unk_token": unknown, "byte_fallback": fallback}
+            yield f"letters are missing, unknown {unknown} {fallback}", with_part(model={**model, **change})
+
+
 def faulty(kind: str) -> dict[str, Files]:
     """The cases of a kind."""
-    made: dict[str, Callable[[], Named]] = {"bin": hand_bin, "index": hand_index}
+    made: dict[str, Callable[[], Named]] = {"bin": hand_bin, "index": hand_index, "tokenizer": hand_tokenizer}
     found = dict(made[kind]()) if kind in made else {}
     for of_kind, cases in everywhere():
         found |= dict(cases) if of_kind == kind else {}

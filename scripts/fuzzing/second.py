@@ -260,8 +260,8 @@ def second_tokens(folder: Path, family: str) -> list[int]:
     spaced = config.is_file() and second_json(config.read_bytes()).get("add_prefix_space") is True
     added = added_tokens(folder, is_gpt2)
     if family != "ctrl" and (path := folder / "tokenizer.json").is_file():
-        second_json(path.read_bytes())
-        second = tokenizers.Tokenizer.from_file(str(path))
+        document = second_json(path.read_bytes())
+        second = tokenizers.Tokenizer.from_str(json.dumps({**document, "post_processor": None}))  # it adds tokens
         second.no_truncation()
         second.no_padding()
         if is_gpt2 and isinstance(second.pre_tokenizer, tokenizers.pre_tokenizers.ByteLevel):

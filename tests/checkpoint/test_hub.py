@@ -1,5 +1,7 @@
 """Repositories in the Hub's cache, without the Hub; test_local_hub.py is about the Hub itself."""
 
+import os
+import shutil
 from pathlib import Path
 
 import huggingface_hub
@@ -69,3 +71,23 @@ def test_the_cached_models_of_the_three_families_are_listed(tiny: Tiny, tmp_path
         fill_cache(cache, f"c/{n}", changed(tiny("gpt2")[1], tmp_path / str(n), files={"config.json": config}))
     fill_cache(cache, "old/gpt2", changed(tiny("gpt2")[1], tmp_path / "old", drop=["model_type"]))
     assert [*cached()] == ["a/gpt2", "b/ctrl", "old/gpt2"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_the_list_of_cached_models_waits_for_nothing(tiny: Tiny, cache: Path) -> None:
+    """A pipe in the place of a branch or a config, and a link that leads nowhere."""
+    one, other = (fill_cache(cache, name, tiny("gpt2")[1]) for name in ("a/gpt2", "b/gpt2"))
+    (one / "snapshots" / COMMIT / "README.md").symlink_to("nowhere")
+    for path in (one / "refs" / "main", other / "snapshots" / COMMIT / "config.json"):
+        path.unlink()
+        os.mkfifo(path)
+    assert [*cached()] == ["a/gpt2"]
+
+
+def test_of_a_cached_model_the_newest_files_are_listed(tiny: Tiny, cache: Path) -> None:
+    folder = fill_cache(cache, "a/gpt2", tiny("gpt2")[1]) / "snapshots"
+    for name, time in (("0" * 40, 2), ("f" * 40, 1)):
+        shutil.copytree(folder / COMMIT, folder / name)
+        os.utime(folder / name / "config.json", (time, time))
+    os.utime(folder / COMMIT / "config.json", (0, 0))
+    assert cached() == {"a/gpt2": folder / ("0" * 40)}

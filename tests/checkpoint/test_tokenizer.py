@@ -329,7 +329,7 @@ def test_one_file_or_two_make_no_difference(gpt2: Tokenizer, tmp_path: Path) -> 
     )
 
 
-def test_the_file_may_not_add_cut_or_pad(tmp_path: Path) -> None:
+def test_the_file_may_not_add_repeat_cut_or_pad(tmp_path: Path) -> None:
     raw = RawTokenizer.from_str(tiny_bpe().to_str())
     raw.add_tokens(["Ġ<added>é"])
     raw.enable_truncation(3)
@@ -350,7 +350,10 @@ def test_the_file_may_not_add_cut_or_pad(tmp_path: Path) -> None:
 
 BOS_TEMPLATE = {
     "type": "TemplateProcessing",
-    "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "single": [
+        {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
+        *[{"Sequence": {"id": "A", "type_id": 0}}] * 2,  # the text, and once more
+    ],
     "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
     "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}},
 }

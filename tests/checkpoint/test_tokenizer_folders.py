@@ -340,6 +340,11 @@ def nested(n: int) -> dict[str, Any]:
         ),
         (
             "normalizer",
+            {"type": "Prepend", "prepend": "x" * 10},  # before each letter that stands between added tokens
+            "its normalizer may make a text more than 10 times as long",
+        ),
+        (
+            "normalizer",
             {"type": "Replace", "pattern": {"String": ""}, "content": "a"},
             "its normalizer has an empty pattern",
         ),
@@ -367,6 +372,8 @@ def nested(n: int) -> dict[str, Any]:
         ),
         ("pre_tokenizer", {"type": ["Split"]}, 'its pre_tokenizer is of the type ["Split"]'),
         ("decoder", {"type": "CTC"}, 'its decoder is of the type "CTC"'),
+        ("decoder", {"type": "BPEDecoder", "suffix": "x" * 101}, "its decoder has a text of more than 100 characters"),
+        ("decoder", {"type": "WordPiece", "prefix": "x" * 101}, "its decoder has a text of more than 100 characters"),
         ("model", {"type": "BPE", "dropout": 0.1, "vocab": {}, "merges": []}, "its model has a dropout of 0.1"),
         ("model", {"type": "WordPiece", "max_input_chars_per_word": 10**9}, "its model takes words of more than 200"),
         (
@@ -403,10 +410,14 @@ def test_a_text_that_the_vocabulary_cannot_spell(tmp_path: Path) -> None:
     """There is an unknown token by name, and none in the vocabulary."""
     raw = Tokenizer(models.WordLevel({"the": 0, "cat": 1}, unk_token="<none>"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    ours = load_tokenizer(finder(written(tmp_path / "model", raw, tokenizer_config=FAST)), "gpt2")
-    assert ours is not None and ours.encode("the cat").tolist() == [[0, 1]]
-    with pytest.raises(ValueError, match=r"^the tokenizer cannot read this text: WordLevel error: Missing"):
-        ours.encode("the dog")
+    letters = Tokenizer(models.BPE({"t": 0, "h": 1, "e": 2}, [], unk_token="<none>"))
+    letters.pre_tokenizer, letters.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    for name, known, ids in (("WordLevel", "the cat", [0, 1]), ("Unk token", "the", [0, 1, 2])):
+        one = raw if name == "WordLevel" else letters
+        ours = load_tokenizer(finder(written(tmp_path / name, one, tokenizer_config=FAST)), "gpt2")
+        assert ours is not None and ours.encode(known).tolist() == [ids]
+        with pytest.raises(ValueError, match=rf"^the tokenizer cannot read this text: {name}"):
+            ours.encode("the dog")
 
 
 @pytest.mark.parametrize(

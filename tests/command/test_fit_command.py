@@ -206,9 +206,10 @@ def test_what_cannot_be_is_refused_in_one_line(
 
 
 def test_bundled_lenses_are_found_by_their_name(capsys: Capture) -> None:
-    record: dict[str, Any] = json.loads(run(capsys, "lens", "Once upon a time", "--lens", "affine", "--json")[0])
+    text = ("lens", "Once upon a time there was a little", "--json")
+    record: dict[str, Any] = json.loads(run(capsys, *text, "--lens", "affine")[0])
     assert (record["lens"], record["model"]) == ("affine", "tales-gpt2")
-    plain = json.loads(run(capsys, "lens", "Once upon a time", "--json")[0])
+    plain = json.loads(run(capsys, *text)[0])
     for ours, theirs in zip(record["rows"][:-1], plain["rows"][:-1], strict=True):
         assert sum(ours["kl_final"]) < sum(theirs["kl_final"])
     assert record["rows"][-1] == plain["rows"][-1]

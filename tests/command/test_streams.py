@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from checkpoints import changed, tokenizer_json
 from conftest import Tiny
 
@@ -85,6 +86,17 @@ def test_stdout_that_is_full(gpt2: Path, tmp_path: Path) -> None:
 
 @NEEDS_SH
 @NEEDS_FULL
+def test_a_report_is_written_before_it_is_printed(gpt2: Path, tmp_path: Path) -> None:
+    """What took minutes is not lost where stdout is full."""
+    text = tmp_path / "text"
+    text.write_text("Once upon a time there was a little girl. She had a red ball.")
+    line = f"study tales-gpt2 --file {text} --out {tmp_path}/study"
+    assert statuses(f">{FULL}", [line], gpt2, tmp_path) == [2]
+    assert (tmp_path / "study" / "report.html").exists()
+
+
+@NEEDS_SH
+@NEEDS_FULL
 @pytest.mark.parametrize("redirected", ["2>&-", f"2>{FULL}"], ids=["closed", "full"])
 def test_stderr_that_is_closed_or_full(gpt2: Path, tmp_path: Path, redirected: str) -> None:
     """The work is done, and an error has the status that it always has."""
@@ -130,6 +142,24 @@ def test_any_number_of_columns(gpt2: Path, capsys: Capture, monkeypatch: pytest.
         out, err = capsys.readouterr()
         assert out and not err
         assert columns == "1" or max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to ..."), None])
+def test_no_memory(gpt2: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, error: BaseException | None) -> None:
+    """torch's error for the CPU's memory is a RuntimeError as any other; those stay what they are."""
+
+    def load(*_: Any, **options: Any) -> Any:
+        if error:
+            raise error
+        return torch.empty(2**50)
+
+    monkeypatch.setattr("minilens.command.inputs.load", load)
+    assert main(["lens", "a", "--model", str(gpt2)]) == 2
+    why = "minilens: error: there is not enough memory: take a shorter text, a smaller model, or --dtype bfloat16\n"
+    assert capsys.readouterr().err == why
+    monkeypatch.setattr("minilens.command.inputs.load", lambda *_, **options: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        main(["lens", "a", "--model", str(gpt2)])
 
 
 def as_from_a_terminal() -> None:

@@ -206,23 +206,25 @@ def test_a_document_as_long_as_can_be_is_one(
     assert all(found)
 
 
-@pytest.mark.parametrize("lines", [False, True])
-def test_what_unpacks_to_more_than_a_text_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: bool) -> None:
-    """Soon after its start, and not when all of it is unpacked; a text that is alike everywhere is read."""
-    monkeypatch.setattr(corpus, "SPARE", 2**16)
-    path = tmp_path / "a.txt.gz"
-    path.write_bytes(gzip.compress(b"\n" * 10**5) * 1000)
-    read: list[int] = []
-    monkeypatch.setattr(corpus, "sha256_of", lambda file: "")
-    whole = TextFile(path, lines=lines)
-    add = corpus._Hashed.readinto
-    monkeypatch.setattr(corpus._Hashed, "readinto", lambda *args: read.append(add(*args)) or read[-1])
-    with pytest.raises(ValueError, match=r"a\.txt\.gz cannot be read: it unpacks to more than 100 times its bytes, as"):
-        list(whole.documents())
-    assert sum(read) < 20_000 < path.stat().st_size
-    monkeypatch.undo()
-    path.write_bytes(gzip.compress(f"{'once upon a time ' * 50}\n{SEPARATOR}\n".encode() * 5000))
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz"])
+def test_what_unpacks_to_more_than_a_text_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """It is refused before a line of it is read, and soon; a text that is alike everywhere is read."""
+    path, unpacked = tmp_path / name, []
+    path.write_bytes(gzip.compress(b"\n" * 10**6) * 300)
+    read = gzip.GzipFile.read
+
+    def noted(file: gzip.GzipFile, *size: Any) -> bytes:
+        unpacked.append(len(found := read(file, *size)))
+        return found
+
+    monkeypatch.setattr(gzip.GzipFile, "read", noted)
+    with pytest.raises(ValueError, match=rf"{name} cannot be read: it unpacks to more than 100 times its bytes, as"):
+        TextFile(path)
+    assert sum(unpacked) < 2**22 + 100 * path.stat().st_size + 2**20 < 10**8
+    lines = [f"{'once upon a time ' * 50}\n{SEPARATOR}", json.dumps("once upon a time " * 50)]
+    path.write_bytes(gzip.compress(f"{lines['json' in name]}\n".encode() * 5000))
     assert len(list(TextFile(path).documents())) == 5000
+    assert TextFile(path).longest == len(lines["json" in name] + "\n") * 5000
 
 
 def test_a_shard_of_empty_documents_has_an_end(tmp_path: Path) -> None:

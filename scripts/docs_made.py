@@ -70,6 +70,10 @@ PAGES = {  # of the API, beside its index: name of the page -> its title, and th
     "api-lens": ("The lens in Python", "Lens lens_rows LensRow logit_lens logit_lenses LensTable"),
     "api-learned": ("Learned lenses", "load_lens fit Recipe fit_jacobian LearnedLens"),
     "api-views": ("Views", " ".join(VIEWS)),
+    "api-circuits": (
+        "Circuits",
+        "head_weights HeadWeights ov_circuit qk_circuit Circuit copying_scores composition Composition",
+    ),
     "api-instruments": (
         "Instruments and checks",
         "attribute Attribution head_scores HeadScores patching Patching "
@@ -80,7 +84,7 @@ PAGES = {  # of the API, beside its index: name of the page -> its title, and th
 
 def api_index() -> str:
     """Every public name with the first sentence that its docstring has."""
-    parts = [MADE_BY, "# The Python API", "What `import minilens` gives, on five pages."]
+    parts = [MADE_BY, "# The Python API", "What `import minilens` gives, a page a subject."]
     for page, (title, _) in PAGES.items():
         rows = ["| | |", "|---|---|"]
         for name in _names(page):

@@ -19,10 +19,8 @@ from . import corpus, diff, fit, geometry, heads, lens, models, patching, study,
 from .options import Command, read
 from .outputs import say, with_signs
 
-COMMANDS: tuple[Command[Any], ...] = tuple(
-    module.COMMAND
-    for module in (lens, trace, walk, diff, patching, study, corpus, fit, heads, geometry, verify, models)
-)
+MODULES = (lens, trace, walk, diff, patching, study, corpus, fit, heads, geometry, verify, models)
+COMMANDS: tuple[Command[Any], ...] = tuple(module.COMMAND for module in MODULES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,6 +18,8 @@ from .checkpoint.settings import CheckpointError
 from .checks.verify import Report, verify
 from .edits import add, at, mean, patch, then, towards, zero
 from .instruments.attribution import Attribution, attribute
+from .instruments.circuits import Circuit, HeadWeights, copying_scores, head_weights, ov_circuit, qk_circuit
+from .instruments.composition import Composition, composition
 from .instruments.geometry import Geometry, geometry
 from .instruments.heads import HeadScores, head_scores
 from .instruments.patching import Patching, log_probability, logit_difference, patching
@@ -41,9 +43,12 @@ __all__ = [
     "Attribution",
     "BlockTrace",
     "CheckpointError",
+    "Circuit",
+    "Composition",
     "Edit",
     "Geometry",
     "HeadScores",
+    "HeadWeights",
     "LearnedLens",
     "Lens",
     "LensRow",
@@ -58,11 +63,14 @@ __all__ = [
     "add",
     "at",
     "attribute",
+    "composition",
+    "copying_scores",
     "decode",
     "fit",
     "fit_jacobian",
     "geometry",
     "head_scores",
+    "head_weights",
     "lens_rows",
     "load",
     "load_lens",
@@ -71,8 +79,10 @@ __all__ = [
     "logit_lens",
     "logit_lenses",
     "mean",
+    "ov_circuit",
     "patch",
     "patching",
+    "qk_circuit",
     "run",
     "then",
     "towards",

@@ -493,7 +493,7 @@ FIGURES = {
     "patching": [[f"--{kind}", f"OUT.{kind}", "--right=TEXT", "--", "TEXT", "a"] for kind in FIGURES],
     "study": [["--word=TEXT", "--out", "OUT"]],
 }
-NO_TEXT = {"diff", "geometry", "models", "verify"}  # they show the vocabulary, names, or the source
+NO_TEXT = {"diff", "geometry", "heads", "models", "verify"}  # they show the vocabulary, names, or the source
 FILES = {"corpus"}  # it reads whole files
 
 
@@ -608,7 +608,7 @@ def test_some_prompts_in_every_figure(
 def test_a_folder_of_a_hostile_name(gpt2: Path, tmp_path: Path) -> None:
     folder = tmp_path / f"{NAME.replace('/', '')}"
     folder.symlink_to(gpt2)
-    for command in (["lens", "a"], ["walk", "a"], ["patching", "a", "b", "--right", "a"], ["geometry"]):
+    for command in (["lens", "a"], ["walk", "a"], ["patching", "a", "b", "--right", "a"], ["geometry"], ["heads"]):
         status, out, err = ran(*command, "--model", folder)
         assert (status, err) == (0, "") and out
     for option in ("html", "svg"):

@@ -51,6 +51,8 @@ PRINTS = [
     "patching a b --right A --model MODEL --json",
     "walk a --model MODEL",
     "diff gpt2 ctrl",
+    "heads --length 3 --batch 1 --model MODEL",
+    "heads --length 3 --batch 1 --model MODEL --json",
     "geometry --model MODEL",
     "geometry --model MODEL --json",
     "verify MODEL",

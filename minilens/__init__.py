@@ -15,6 +15,7 @@ if _is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C says nothing while torch is imported; see __main__.py
 
 from .checkpoint.settings import CheckpointError
+from .checkpoint.tokenizer import Tokenizer
 from .checks.verify import Report, verify
 from .edits import add, at, mean, patch, then, towards, zero
 from .instruments.attribution import Attribution, attribute
@@ -47,6 +48,7 @@ __all__ = [
     "Patching",
     "Report",
     "Site",
+    "Tokenizer",
     "Trace",
     "__version__",
     "add",

@@ -64,7 +64,7 @@ def _told(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
 PAGES = {  # of the API, beside its index: name of the page -> its title, and the names on it; others go to the last
     "api-run": (
         "Loading, running, editing",
-        "load run trace decode Model Trace BlockTrace CheckpointError "
+        "load Tokenizer run trace decode Model Trace BlockTrace CheckpointError "
         "SITES Site Edit untouched at zero mean patch add towards then",
     ),
     "api-lens": ("The lens in Python", "Lens lens_rows LensRow logit_lens logit_lenses LensTable"),

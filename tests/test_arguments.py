@@ -49,6 +49,8 @@ CALLS = {
     "logit_lenses(model, tokens, [-1])": "lengths must be from 1 to 6, the tokens of the longest text; got -1",
     "logit_lenses(model, tokens, [2.7])": f"lengths {NUMBERS} [2.7]",
     "logit_lenses(model, None, [1])": "tokens must be a tensor, as tokenizer.encode gives it; got a NoneType",
+    "tokenizer.id(5)": "text must be one text; got 5",
+    "tokenizer.tokens(['a'])": "text must be one text; got ['a']",
     "trace(minilens.load(folder), tokens)": f"{MODEL} a tuple",
     "trace(model, tokens, edit=None)": f"edit {FUNCTION} None",
     "model.block(0, model.embed(tokens), edit={})": f"edit {FUNCTION} a dict",
@@ -84,7 +86,7 @@ import minilens
 from minilens import *
 
 folder = sys.argv[1]
-model, _ = minilens.load(folder)
+model, tokenizer = minilens.load(folder)[0], minilens.load("tales-gpt2")[1]
 tokens = torch.arange(6)[None]
 ends = {}
 for call in json.load(sys.stdin):

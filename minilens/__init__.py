@@ -19,6 +19,7 @@ from .checkpoint.tokenizer import Tokenizer
 from .checks.verify import Report, verify
 from .edits import add, at, mean, patch, then, towards, zero
 from .instruments.attribution import Attribution, attribute
+from .instruments.generation import GenerationStep, generate, generate_steps
 from .instruments.geometry import Geometry, geometry
 from .instruments.heads import HeadScores, head_scores
 from .instruments.patching import Patching, log_probability, logit_difference, patching
@@ -39,6 +40,7 @@ __all__ = [
     "BlockTrace",
     "CheckpointError",
     "Edit",
+    "GenerationStep",
     "Geometry",
     "HeadScores",
     "Lens",
@@ -55,6 +57,8 @@ __all__ = [
     "at",
     "attribute",
     "decode",
+    "generate",
+    "generate_steps",
     "geometry",
     "head_scores",
     "lens_rows",

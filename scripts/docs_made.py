@@ -71,7 +71,7 @@ PAGES = {  # of the API, beside its index: name of the page -> its title, and th
     "api-views": ("Views", " ".join(VIEWS)),
     "api-instruments": (
         "Instruments and checks",
-        "attribute Attribution head_scores HeadScores patching Patching "
+        "attribute Attribution generate generate_steps GenerationStep head_scores HeadScores patching Patching "
         "logit_difference log_probability geometry Geometry verify Report",
     ),
 }
@@ -98,8 +98,8 @@ def api_page(page: str) -> str:
     parts = [MADE_BY, f"# {PAGES[page][0]}"]
     parts.append(
         "Shapes are in the words of [shapes.py](../minilens/shapes.py): `Tokens` is batch pos, "
-        "`Resid` batch pos d_model, `Heads` batch head pos d_head, `Grid` batch head query key, "
-        "`Hidden` batch pos d_mlp, `Logits` batch pos d_vocab."
+        "`Resid` batch pos d_model, `Heads` batch head pos d_head, `Keys` batch head key d_head, "
+        "`Grid` batch head query key, `Hidden` batch pos d_mlp, `Logits` batch pos d_vocab."
     )
     for name in _names(page):
         parts += _entry(name)

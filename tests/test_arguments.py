@@ -62,6 +62,16 @@ CALLS = {
     "attribute(model, tokens, position=None)": "position must be a whole number; got None",
     "attribute(model, tokens, neurons='1')": 'layer must be a whole number; got "1"',
     "head_scores(model, length=2.5)": "length must be a whole number; got 2.5",
+    "generate(model, tokens, '5')": 'n must be a whole number; got "5"',
+    "generate((model, None), tokens, 5)": f"{MODEL} a tuple",
+    "generate(model, None, 5)": "tokens must be a tensor, as tokenizer.encode gives it; got a NoneType",
+    "generate(model, tokens, 5, temperature='hot')": "temperature must be a number, 0 for the best token each time, or "
+    'more; got "hot"',
+    "generate(model, tokens, 5, temperature=1, top_k=2.0)": "top_k must be a whole number; got 2.0",
+    "generate(model, tokens, 5, temperature=1, top_p=True)": "top_p must be a number, a probability, above 0 and up to "
+    "1; got True",
+    "generate(model, tokens, 5, generator=7)": "generator must be a torch.Generator; got 7",
+    "generate(model, tokens, 5, edit=None)": f"edit {FUNCTION} None",
     "geometry(None)": f"{MODEL} None",
     "patching(model, tokens, tokens, 5)": "metric must be a function of logits, such as logit_difference makes; got 5",
     "patching(model, tokens, tokens, len, sites=None)": "sites must be a name, or several; got None",

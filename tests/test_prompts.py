@@ -479,6 +479,11 @@ COMMANDS = {
         ["--patch", "0.z@0", "--from=TEXT", "--csv", "--", "TEXT"],
         ["--track=TEXT", "--", "a"],
     ],
+    "generate": [
+        ["--n", "2", "--", "TEXT"],
+        ["--n", "1", "--patch", "0.z@0", "--from=TEXT", "--", "TEXT"],
+        ["--n", "1", "--json", "--", "TEXT"],
+    ],
     "trace": [["--patch", "0.z@0", "--from=TEXT", "--out", "OUT.safetensors", "--", "TEXT"]],
     "walk": [["--", "TEXT"]],
     "patching": [
@@ -535,8 +540,8 @@ def run_with(text: str, name: str, arguments: list[str], model: Path, folder: Pa
     assert not said or name == "study" or ("--csv" in arguments and "note: this is the lens of an edited" in said[0])
     if "--json" in arguments:
         record = json.loads(stdout)
-        tokens = record["tokens"] if name == "lens" else record["clean_tokens"]
-        assert_is_text(tokens, text if name == "lens" else text + "a")
+        tokens = record["clean_tokens"] if name == "patching" else record["tokens"]
+        assert_is_text(tokens, text + "a" if name == "patching" else text)
     elif "--csv" in arguments:
         rows = list(csv.DictReader(io.StringIO(stdout)))
         assert not any(None in row or None in row.values() for row in rows)

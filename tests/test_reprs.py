@@ -22,6 +22,7 @@ SHOWN: dict[str, Callable[[minilens.Model, torch.Tensor], object]] = {
     "token": lambda model, text: minilens.logit_lens(model, text).final,
     "heads": lambda model, text: minilens.head_scores(model, length=5),
     "attribution": minilens.attribute,
+    "step": lambda model, text: next(minilens.generate_steps(model, text, 1)),
 }
 
 

@@ -13,12 +13,12 @@ from typing import Any, NoReturn
 
 from ..checkpoint.settings import CheckpointError
 from ..version import __version__
-from . import corpus, diff, geometry, lens, models, patching, study, trace, verify, walk
+from . import corpus, diff, generate, geometry, lens, models, patching, study, trace, verify, walk
 from .options import Command, read
 from .outputs import say, with_signs
 
 COMMANDS: tuple[Command[Any], ...] = tuple(
-    module.COMMAND for module in (lens, trace, walk, diff, patching, study, corpus, geometry, verify, models)
+    module.COMMAND for module in (lens, generate, trace, walk, diff, patching, study, corpus, geometry, verify, models)
 )
 
 

@@ -23,7 +23,7 @@ class BlockTrace:
     resid_pre: Resid  # the stream entering the block
     ln1_out: Resid  # what attention reads
     q: Heads
-    k: Keys  # key is pos, but for a step of `generate`, which has the earlier ones as well
+    k: Keys  # as Heads, but that a step of `generate` has those of earlier positions as well
     v: Keys
     scores: Grid  # scaled, and -inf where masked; before softmax
     pattern: Grid  # after softmax: each query's weights over the keys

@@ -2,8 +2,8 @@
 
     python scripts/bench.py             the parts lens, forward and memory, at GPT-2 small's size
     python scripts/bench.py ctrl xl     other parts: ctrl, CTRL's vocabulary and width; xl, GPT-2 XL's size;
-                                        patching; generation; peers; loading, GPT-2 XL, GPT-Neo 2.7B and CTRL (24 GB of disk,
-                                        22 GB of memory); bfloat16, what half precision costs in accuracy
+                                        patching; generation; peers; loading, GPT-2 XL, GPT-Neo 2.7B and CTRL (24 GB
+                                        of disk, 22 GB of memory); bfloat16, what half precision costs in accuracy
     python scripts/bench.py --quick     tiny sizes, whose figures mean nothing: does it run at all?
 
 The checkpoints have random weights, since speed does not depend on the values. Seconds are the least of several runs,

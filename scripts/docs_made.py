@@ -98,7 +98,7 @@ def api_page(page: str) -> str:
     parts = [MADE_BY, f"# {PAGES[page][0]}"]
     parts.append(
         "Shapes are in the words of [shapes.py](../minilens/shapes.py): `Tokens` is batch pos, "
-        "`Resid` batch pos d_model, `Heads` batch head pos d_head, `Keys` batch head key d_head, "
+        "`Resid` batch pos d_model, `Heads` batch head pos d_head, `Keys` the same, "
         "`Grid` batch head query key, `Hidden` batch pos d_mlp, `Logits` batch pos d_vocab."
     )
     for name in _names(page):

@@ -61,7 +61,7 @@ def generation_record(
     return {
         "schema": 1,
         "tokens": [token_record(tokenizer, token) for token in prompt],
-        "text": _text(tokenizer, prompt + written),
+        "full_text": _text(tokenizer, prompt + written),
         "labels": list(found[0].labels),
         "written": [
             {

@@ -307,7 +307,7 @@ def test_the_command(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
         assert [each["id"] for each in record["tokens"]] == [5, 17, 3]
         assert [line.split()[-1] for line in lines[1:7]] == [each["settled"] or "never" for each in record["written"]]
     assert (record["temperature"], record["top_k"], record["top_p"], record["seed"]) == (3, 50, 0.9, 7)
-    assert record["edits"] == ["zero 0.z"] and record["text"] is None
+    assert record["edits"] == ["zero 0.z"] and record["full_text"] is None
     for seed in ("-1", str(2**63)):
         assert main([*words, "--seed", seed]) == 2
         assert capsys.readouterr().err == f"minilens: error: --seed must be from 0 to 2**63 - 1; got {seed}\n"

@@ -64,14 +64,15 @@ def _told(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
 PAGES = {  # of the API, beside its index: name of the page -> its title, and the names on it; others go to the last
     "api-run": (
         "Loading, running, editing",
-        "load Tokenizer run trace decode Model Trace BlockTrace CheckpointError "
+        "load run trace decode Model Trace BlockTrace CheckpointError "
         "SITES Site Edit untouched at zero mean patch add towards then",
     ),
+    "api-text": ("Tokens and generation", "Tokenizer generate generate_steps GenerationStep"),
     "api-lens": ("The lens in Python", "Lens lens_rows LensRow logit_lens logit_lenses LensTable"),
     "api-views": ("Views", " ".join(VIEWS)),
     "api-instruments": (
         "Instruments and checks",
-        "attribute Attribution generate generate_steps GenerationStep head_scores HeadScores patching Patching "
+        "attribute Attribution head_scores HeadScores patching Patching "
         "logit_difference log_probability geometry Geometry verify Report",
     ),
 }
@@ -79,7 +80,7 @@ PAGES = {  # of the API, beside its index: name of the page -> its title, and th
 
 def api_index() -> str:
     """Every public name with the first sentence that its docstring has."""
-    parts = [MADE_BY, "# The Python API", "What `import minilens` gives, on four pages."]
+    parts = [MADE_BY, "# The Python API", "What `import minilens` gives, on five pages."]
     for page, (title, _) in PAGES.items():
         rows = ["| | |", "|---|---|"]
         for name in _names(page):

@@ -35,8 +35,8 @@ Chosen = Int[Tensor, "batch"]
 class GenerationStep(NamedTuple):
     """One token of each text, as it is written."""
 
-    tokens: Chosen  # those that are written
-    logits: NextLogits  # the model's own, before temperature, top_k and top_p
+    tokens: Int[Tensor, "batch"]  # those that are written
+    logits: Float[Tensor, "batch d_vocab"]  # the model's own, before temperature, top_k and top_p
     labels: tuple[str, ...]  # the rows of the lens; without a lens the output alone
     best: Int[Tensor, "row batch"]  # the best token of each row
 

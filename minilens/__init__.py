@@ -15,11 +15,13 @@ if _is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C says nothing while torch is imported; see __main__.py
 
 from .checkpoint.settings import CheckpointError
+from .checkpoint.tokenizer import Tokenizer
 from .checks.verify import Report, verify
 from .edits import add, at, mean, patch, then, towards, zero
 from .instruments.attribution import Attribution, attribute
 from .instruments.circuits import Circuit, HeadWeights, copying_scores, head_weights, ov_circuit, qk_circuit
 from .instruments.composition import Composition, composition
+from .instruments.generation import GenerationStep, generate, generate_steps
 from .instruments.geometry import Geometry, geometry
 from .instruments.heads import HeadScores, head_scores
 from .instruments.patching import Patching, log_probability, logit_difference, patching
@@ -46,6 +48,7 @@ __all__ = [
     "Circuit",
     "Composition",
     "Edit",
+    "GenerationStep",
     "Geometry",
     "HeadScores",
     "HeadWeights",
@@ -58,6 +61,7 @@ __all__ = [
     "Recipe",
     "Report",
     "Site",
+    "Tokenizer",
     "Trace",
     "__version__",
     "add",
@@ -68,6 +72,8 @@ __all__ = [
     "decode",
     "fit",
     "fit_jacobian",
+    "generate",
+    "generate_steps",
     "geometry",
     "head_scores",
     "head_weights",

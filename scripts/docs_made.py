@@ -80,6 +80,7 @@ PAGES = {  # of the API, beside its index: name of the page -> its title, and th
         "load run trace decode Model Trace BlockTrace CheckpointError "
         "SITES Site Edit untouched at zero mean patch add towards then",
     ),
+    "api-text": ("Tokens and generation", "Tokenizer generate generate_steps GenerationStep"),
     "api-lens": ("The lens in Python", "Lens lens_rows LensRow logit_lens logit_lenses LensTable"),
     "api-learned": ("Learned lenses", "load_lens fit Recipe fit_jacobian LearnedLens"),
     "api-views": ("Views", " ".join(VIEWS)),
@@ -116,8 +117,8 @@ def api_page(page: str) -> str:
     parts = [MADE_BY, f"# {PAGES[page][0]}"]
     parts.append(
         "Shapes are in the words of [shapes.py](../minilens/shapes.py): `Tokens` is batch pos, "
-        "`Resid` batch pos d_model, `Heads` batch head pos d_head, `Grid` batch head query key, "
-        "`Hidden` batch pos d_mlp, `Logits` batch pos d_vocab."
+        "`Resid` batch pos d_model, `Heads` batch head pos d_head, `Keys` the same, "
+        "`Grid` batch head query key, `Hidden` batch pos d_mlp, `Logits` batch pos d_vocab."
     )
     for name in _names(page):
         parts += _entry(name)

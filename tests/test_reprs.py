@@ -25,6 +25,7 @@ SHOWN: dict[str, Callable[[minilens.Model, torch.Tensor], object]] = {
     "head weights": lambda model, text: minilens.head_weights(model),
     "circuit": lambda model, text: minilens.ov_circuit(model, 1, 2),
     "composition": lambda model, text: minilens.composition(model),
+    "step": lambda model, text: next(minilens.generate_steps(model, text, 1)),
 }
 
 

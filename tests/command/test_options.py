@@ -18,6 +18,7 @@ from minilens.command import (
     corpus,
     diff,
     edits,
+    generate,
     geometry,
     heads,
     inputs,
@@ -38,6 +39,7 @@ MODULES = (
     corpus,
     diff,
     edits,
+    generate,
     geometry,
     heads,
     inputs,
@@ -155,6 +157,7 @@ def test_a_word_that_is_a_token_only_after_a_space(capsys: Capture) -> None:
 
 RUNS = {
     "lens": ["a red cat"],
+    "generate": ["a red cat", "--n", "1"],
     "trace": ["a red cat", "--out", "OUT"],
     "walk": ["a red cat"],
     "patching": ["a red cat", "e red cat", "--right", "A"],

@@ -29,11 +29,11 @@ def command_page() -> str:
         "# The command",
         "`minilens COMMAND --help` prints the same. What is in brackets may be left out.",
     ]
-    parts.append("\n".join(f"- [minilens {name}](#minilens-{name}): {text}" for name, text in texts.items()))
+    parts.append(" · ".join(f"[{name}](#minilens-{name})" for name in texts))
     loading: dict[str, str] = {}
     for name, parser in commands.choices.items():
         usage = [_spelled(action) for action in parser._actions if not action.option_strings or action.required]
-        parts += [f"## minilens {name}", f"`minilens {' '.join([name, *usage, '[options]'])}`: {texts[name]}."]
+        parts.append(f"## minilens {name}\n`minilens {' '.join([name, *usage, '[options]'])}`: {texts[name]}.")
         options = {action.dest: action for action in parser._actions[1:]}
         shared = [options.pop(dest) for dest in LOADING if dest in options]
         loading |= {action.dest: _row(parser, action) for action in shared}

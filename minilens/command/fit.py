@@ -50,7 +50,6 @@ class Request:
         help=f"tokens at the start of each window to leave out (default: 1, and {SKIP} for jacobian)"
     )
     ridge: float | None = option(
-        type=float,
         help="pull of A to the identity, in parts of the mean variance (default: chosen on text left out)",
     )
     steps: int | None = option(help="of tuned at most, each a pass over the text (default: 12)")

@@ -4,8 +4,8 @@ A pickle is a program for a machine with a stack, and one instruction of that ma
 torch's weights-only loader knows few functions, but before 2.10 it could be made to run code all the same
 (CVE-2025-32434, CVE-2026-24747), and in 2.13 a tuple of tuples as a key keeps it busy for ever or crashes it. The
 machine below runs the program without torch. It knows what a dictionary of tensors needs: a few instructions, three
-functions, the storages, and text as keys. Whatever else a file asks for is refused. Where its reader says so, a file
-may be nested: dictionaries, lists, numbers and texts beside the tensors, and small whole numbers as keys.
+functions, the storages, and text as keys; where a file may be nested also numbers, lists, and layers as keys. Whatever
+else a file asks for is refused.
 
 The program names the storages, and the bytes of each lie elsewhere in the file: in a zip archive (since torch 1.6) as
 entries of their own, in older files one after the other behind the program.
@@ -38,8 +38,7 @@ class Fault(ValueError):
 def check_pickle(path: Path, *, nested: bool = False) -> None:
     """Raises Fault where the file is not a dictionary of tensors, and other exceptions where it is broken.
 
-    nested: it may hold dictionaries, lists, numbers and texts as well, as a training script's own checkpoint does, and
-    a published Jacobian lens.
+    nested: it may hold dictionaries, lists, numbers and texts as well, as a training script's own checkpoint does.
     """
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -54,11 +53,10 @@ def check_pickle(path: Path, *, nested: bool = False) -> None:
 
 
 def _n_bytes(found: Any) -> int:
-    """The bytes of all tensors; those of a dictionary or list that is there several times, or in itself, count once."""
+    """The bytes of all tensors; what is in a dictionary or list that is there several times counts once."""
     total, seen, left = 0, set(), [found]
     while left:
-        each = left.pop()
-        if isinstance(each, _Tensor):
+        if isinstance(each := left.pop(), _Tensor):
             total += each
         elif isinstance(each, (dict, list, tuple)) and id(each) not in seen:
             seen.add(id(each))
@@ -224,8 +222,8 @@ def _run(program: io.BytesIO, *, nested: bool = False) -> tuple[Any, dict[str, _
                 stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
                 for key, item in zip(items[::2], items[1::2], strict=True):
-                    is_number = nested and isinstance(key, int) and 0 <= key < LARGEST_KEY
-                    if not isinstance(stack[-1], dict) or not (isinstance(key, str) or is_number):
+                    is_key = isinstance(key, str) or (nested and isinstance(key, int) and 0 <= key < LARGEST_KEY)
+                    if not isinstance(stack[-1], dict) or not is_key:
                         raise Fault(NO_TENSORS)
                     if key in stack[-1]:
                         raise Fault("a name is there twice in it")

@@ -152,6 +152,11 @@ def corpus(request: Request) -> None:
         raise
     if worker.rank == 0:
         record = corpus_record(request.model, sweep.findings())
+        if sweep.n_machines > 1:
+            say(
+                f"the shards are from {sweep.n_machines} kinds of machines, which round in their own ways: another run "
+                "agrees with these numbers within rounding, and not to the last digit"
+            )
         show_report(record, request.out, request.overwrite, json=request.json, csv=request.csv, beside=reports)
 
 

@@ -15,8 +15,6 @@ and on what else is in the batch. So a folder is for machines of one kind, unles
 
 import json
 import os
-import platform
-import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -34,6 +32,7 @@ from ..checkpoint.tokenizer import Tokenizer
 from ..files import replacing
 from ..model import Model
 from .documents import TextFile
+from .machine import machine
 from .shared_files import as_tensor, digest, explained, locked, read_arrays, write_arrays
 
 F_co = TypeVar("F_co", covariant=True)
@@ -113,6 +112,7 @@ class Sweep(Generic[F_co]):
         for one, other in pairwise(self.files):
             if one.digest == other.digest:
                 raise ValueError(f"{one.path} and {other.path} hold the same text: name it once")
+        self.n_machines = 0  # kinds of them that made the shards of the last sum
         self._counted: Counted | None = None
         _make(self.folder)
         with explained(self.folder, "give another folder"):
@@ -201,7 +201,8 @@ class Sweep(Generic[F_co]):
                         tokens = self._encoded(file, documents)
                         tallies = self.lens.tallies(tokens, counts)
                         arrays = {f"{n}.{name}": a for n, each in enumerate(tallies) for name, a in vars(each).items()}
-                        write_arrays(shard.path, {**arrays, "of": self._begun, "text": shard.text})
+                        about = {"of": self._begun, "text": shard.text, "machine": self._machine}
+                        write_arrays(shard.path, arrays | about)
                         yield sum(map(len, tokens))
 
     def n_done(self) -> int:
@@ -226,11 +227,12 @@ class Sweep(Generic[F_co]):
         """
         whole = self.lens.empty()
         most = sum(array.nbytes for each in whole for array in vars(each).values())
-        every = (shard for _, shards in self._shards() for shard in shards)
+        every, machines = (shard for _, shards in self._shards() for shard in shards), set()
         for shard in (shard for number, shard in enumerate(every) if of(number)):
             with read_arrays(shard.path, most) as found:
                 if not (torch.equal(found["of"], self._begun) and torch.equal(found["text"], shard.text)):
                     raise ValueError("it is of another sweep, or of other texts")
+                machines.add(bytes(found["machine"].tolist()))
                 for n, so_far in enumerate(whole):
                     part = {name: found[f"{n}.{name}"] for name in vars(so_far)}
                     if any((v.shape, v.dtype) != (part[k].shape, part[k].dtype) for k, v in vars(so_far).items()):
@@ -238,6 +240,7 @@ class Sweep(Generic[F_co]):
                     if not all(array.isfinite().all() for array in part.values()):
                         raise ValueError("its sums are not finite")
                     whole[n] = so_far + type(so_far)(**part)
+        self.n_machines = len(machines)
         return whole
 
     def _claim(self) -> None:
@@ -257,16 +260,16 @@ class Sweep(Generic[F_co]):
                 raw = file.read(LONGEST_TEXT)
             begun = json.loads(raw)
             theirs = {key: begun.get(key) for key in ours}
-        machine = _machine(self.lens.model.W_U.device)
-        other = [key for key in ours if theirs[key] != ours[key] and not (self.any_machine and key in machine)]
+        kind = machine(self.lens.model.W_U.device)
+        other = [key for key in ours if theirs[key] != ours[key] and not (self.any_machine and key in kind)]
         if other:
             found = ", ".join(f"{key} ({_shown(theirs[key])}; here {_shown(ours[key])})" for key in other)
-            way = ", or --any-machine, for numbers that agree within rounding" if {*other} <= {*machine} else ""
+            way = ", or --any-machine, for numbers that agree within rounding" if {*other} <= {*kind} else ""
             raise ValueError(
                 f"{self.folder} holds a sweep with another value of {found}: give another folder, or go on with that "
                 f"sweep{way}"
             )
-        self._begun = as_tensor(digest(raw))
+        self._begun, self._machine = as_tensor(digest(raw)), as_tensor(digest(json.dumps(kind)))
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
@@ -276,7 +279,7 @@ class Sweep(Generic[F_co]):
         lens = self.lens
         return {
             "minilens": __version__,
-            **_machine(lens.model.W_U.device),
+            **machine(lens.model.W_U.device),
             "model": digest(lens.model),
             "tokenizer": digest(lens.tokenizer.state()),
             "files": [file.digest for file in self.files],
@@ -307,41 +310,6 @@ class Sweep(Generic[F_co]):
             return [self.lens.encode(document) if document else nothing for document in documents]
         except ValueError as error:
             raise ValueError(f"{file.path} cannot be read: {error}") from error
-
-
-LIBRARIES = r"Math Kernel Library Version \S+|MKL-DNN \S+|CUDA Runtime \S+|CuDNN \S+|\bBLAS_INFO=\w+"
-ROUNDING = (  # what a user may set to have the libraries take another path, each in the environment
-    "MKL_CBWR",
-    "MKL_ENABLE_INSTRUCTIONS",
-    "ONEDNN_MAX_CPU_ISA",
-    "DNNL_MAX_CPU_ISA",
-    "ONEDNN_DEFAULT_FPMATH_MODE",
-    "OPENBLAS_CORETYPE",
-)
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    """What decides how products and sums are rounded."""
-    settings = [f"{name}={os.environ[name]}" for name in ROUNDING if name in os.environ]
-    return {
-        "torch": torch.__version__,
-        "libraries": re.findall(LIBRARIES, torch.__config__.show()),
-        "settings": [*settings, f"float32_matmul_precision={torch.get_float32_matmul_precision()}"],
-        "device": device.type,
-        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _processor() -> str:
-    """The processor's name: on Linux the kernel knows it, elsewhere Python does."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "CPU part"))]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 def _shown(value: Any) -> str:

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arguments import check_numbers, token_id, whole_number
+from ..arguments import check_numbers, whole_number
 from ..edits import at
 from ..lens import EMBED, Lens, label, residuals
 from ..model import Model, run
@@ -33,17 +33,9 @@ from ..ops import upcast
 from ..shapes import Resid, Tokens, shapes_of
 from ..traces import Site, untouched
 from .affine import LearnedLens
+from .pushes import Push, random_rotation, turned
 
 LogProbs = Float[Tensor, "pos d_vocab"]
-Directions = Float[Tensor, "direction d_model"]
-PARALLEL = 0.999  # a cosine above which two directions have no coordinates of their own
-
-
-class Push(NamedTuple):
-    """A change of the residuals of a row."""
-
-    change: Callable[[Resid], Resid]  # the new residuals, of those that are there
-    pair: tuple[int, int] | None = None  # two tokens: the log-odds of the second against the first are measured
 
 
 class Estimate(NamedTuple):
@@ -128,17 +120,12 @@ def fidelity(
     check_numbers(model)
     if not pushes or not texts:
         raise ValueError("fidelity needs at least one push and one text")
-    rotation = _rotation(len(model.W_U), whole_number("seed", seed)).to(upcast(model.W_U[:0]))
+    rotation = random_rotation(len(model.W_U), whole_number("seed", seed)).to(upcast(model.W_U[:0]))
     both = [*pushes, *(turned(push, rotation) for push in pushes)]
     columns = [_in_text(model, tokens, site, both, lens, skip) for tokens in texts]
     found = [torch.stack(part, 1) for part in zip(*columns, strict=True)]
     n = len(pushes)
     return Fidelity(label(site), Changes(*(each[:n] for each in found)), Changes(*(each[n:] for each in found)))
-
-
-def turned(push: Push, rotation: Float[Tensor, "d_model d_model"]) -> Push:
-    """The push whose change of each residual is that of another one, rotated."""
-    return push._replace(change=lambda h: h + (upcast(push.change(h) - h) @ rotation).to(h))
 
 
 @torch.no_grad()
@@ -196,100 +183,6 @@ def _cosine(a: LogProbs, b: LogProbs, p: LogProbs) -> Float[Tensor, "pos"]:
     return ((p * a * b).sum(-1) / norms).where(norms > 0, 0)
 
 
-# Directions, and pushes along them.
-
-
-def principal_directions(model: Model, lens: LearnedLens | None, site: Site, k: int) -> Directions:
-    """The k orthogonal unit vectors of a row's residual along which a lens's logits move most, the most first.
-
-    lens: by default the plain one. The final norm is taken without its scale, which no direction changes, and the
-    logits without their mean over the vocabulary, which no probability depends on.
-    """
-    to_logits = _to_logits(model, lens, site)
-    moved = to_logits - to_logits.mean(1, keepdim=True)
-    _, vectors = torch.linalg.eigh((moved @ moved.mT).double())
-    directions: Tensor = vectors.flip(1)[:, : whole_number("k", k)].mT.to(to_logits)
-    return directions
-
-
-def token_directions(
-    model: Model, lens: LearnedLens | None, site: Site, tokens: Sequence[int], *, centred: bool = False
-) -> Directions:
-    """The vectors of a row's residual along which a lens's logits of some tokens grow.
-
-    lens: by default the plain one. centred: take out the mean of all tokens' vectors, which they have in common.
-    """
-    ids = [token_id("token", token, model.W_U.shape[1]) for token in tokens]
-    to_logits = _to_logits(model, lens, site)
-    vectors = to_logits[:, ids] - to_logits.mean(1, keepdim=True) if centred else to_logits[:, ids]
-    return vectors.mT
-
-
-def _to_logits(model: Model, lens: LearnedLens | None, site: Site) -> Float[Tensor, "d_model d_vocab"]:
-    """The lens without the scale of the final norm: A, the norm's mean subtracted, its gain, W_U."""
-    weighed = upcast(model.ln_final.w[:, None] * model.W_U)
-    centred = weighed - weighed.mean(0)
-    if lens is None:
-        return centred
-    if site not in lens.maps:
-        raise ValueError(f"the lens {lens.name} has no map for the row {label(site)}")
-    to_logits: Tensor = lens.maps[site].A.to(centred) @ centred
-    return to_logits
-
-
-def ablations(directions: Directions, mean: Float[Tensor, "d_model"]) -> list[Push]:
-    """For each direction a push that gives all residuals the coordinate along it that their mean has."""
-
-    def towards_mean(unit: Float[Tensor, "d_model"]) -> Push:
-        return Push(lambda h: h + (((mean - h).to(unit) @ unit)[..., None] * unit).to(h))
-
-    return [towards_mean(unit) for unit in torch.nn.functional.normalize(directions, dim=1)]
-
-
-def mean_residual(model: Model, texts: Sequence[Tokens], site: Site, *, skip: int = 1) -> Float[Tensor, "d_model"]:
-    """The mean of a row's residuals over the positions of texts, but the first ones of each."""
-    found = [dict(residuals(model, model.embed(tokens), (site,)))[site][:, skip:] for tokens in texts]
-    return torch.cat([each.flatten(0, 1) for each in found]).mean(0)
-
-
-def swaps(
-    model: Model,
-    lens: LearnedLens | None,
-    site: Site,
-    pairs: Sequence[tuple[int, int]],
-    *,
-    centred: bool = False,
-) -> list[Push]:
-    """For each pair of tokens a push that swaps their coordinates in each residual (Gurnee et al. 2026).
-
-    With V the two tokens' vectors, c = pinv(V) h are the coordinates, and h + V (c swapped - c) is the new residual:
-    what is orthogonal to both vectors stays. The log-odds of the second token against the first are measured. lens,
-    centred: as in `token_directions`. Raises ValueError for two tokens of almost the same direction.
-    """
-    return [_swap(model, lens, site, (one, other), centred) for one, other in pairs]
-
-
-def _swap(model: Model, lens: LearnedLens | None, site: Site, pair: tuple[int, int], centred: bool) -> Push:
-    V = token_directions(model, lens, site, pair, centred=centred)  # token d_model
-    cosine = float(torch.nn.functional.cosine_similarity(V[0], V[1], dim=0))
-    if not abs(cosine) < PARALLEL:
-        raise ValueError(
-            f"the tokens {pair[0]} and {pair[1]} have almost the same direction at {label(site)}, with a cosine of "
-            f"{cosine:.4f}: swap two that differ"
-        )
-    pinv = torch.linalg.pinv(V)  # d_model token
-
-    def change(h: Resid) -> Resid:
-        c = upcast(h) @ pinv
-        exchange: Tensor = (c.flip(-1) - c) @ V
-        return h + exchange.to(h)
-
-    return Push(change, pair)
-
-
-# Statistics.
-
-
 def spearman(one: Float[Tensor, "_"], other: Float[Tensor, "_"]) -> float:
     """Spearman's rank correlation; ties share their mean rank. Not a number where all of one are equal."""
     a, b = ((each[:, None] > each).sum(1) + (each[:, None] == each).sum(1) / 2 for each in (one, other))
@@ -303,10 +196,3 @@ def jackknife(statistic: Callable[[Changes], float], changes: Changes) -> Estima
     without = torch.tensor([statistic(Changes(*(part[:, of] for part in changes))) for of in kept]).double()
     error = float(((n - 1) * without.var(correction=0)).sqrt()) if kept else torch.nan
     return Estimate(statistic(changes), error)
-
-
-def _rotation(d_model: int, seed: int) -> Float[Tensor, "d_model d_model"]:
-    """A random orthogonal matrix."""
-    Q, R = torch.linalg.qr(torch.randn(d_model, d_model, generator=torch.Generator().manual_seed(seed)))
-    rotation: Tensor = Q * R.diagonal().sign()
-    return rotation

@@ -885,7 +885,7 @@ def test_one_of_three_is_killed_while_it_begins(gpt2: Loaded, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("what", "function", "gives"),
     [
-        ("processor", "minilens.corpus.sweep._processor", "Z80"),
+        ("processor", "minilens.corpus.machine._processor", "Z80"),
         ("capability", "torch.backends.cpu.get_cpu_capability", "MMX"),
         ("libraries", "torch.__config__.show", "  - Build settings: BLAS_INFO=open, LAPACK_INFO=open"),
         ("threads", "torch.get_num_threads", 2),
@@ -895,8 +895,8 @@ def test_one_of_three_is_killed_while_it_begins(gpt2: Loaded, tmp_path: Path) ->
 def test_a_machine_of_another_kind(
     gpt2: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, function: str, gives: Any
 ) -> None:
-    """It is told what differs and how it may go on; nothing else can be got around so."""
-    lens, other = (CorpusLens(*gpt2, Plan(window=window)) for window in (40, 9))
+    """It is told what differs and how it may go on, and a sum over both kinds is known as one; all else is refused."""
+    lens, other = (CorpusLens(*gpt2, Plan(window=window, shard=100)) for window in (40, 9))
     files, folder = [text_file(tmp_path / "a.txt", documents(1))], tmp_path / "out"
     monkeypatch.delenv("MKL_CBWR", raising=False)
     Sweep(lens, files, folder).count()
@@ -909,7 +909,15 @@ def test_a_machine_of_another_kind(
         ValueError, match=f"another value of {what} \\(.*; here .*{says}.* --any-machine, for numbers that"
     ):
         Sweep(lens, files, folder)
-    assert Sweep(lens, files, folder, any_machine=True).count().documents == 12
+    mixed = Sweep(lens, files, folder, any_machine=True)
+    assert mixed.count().documents == 12
+    first = next(mixed.run())
+    assert 0 < first < int(mixed.count().tokens.sum())
+    monkeypatch.undo()
+    rest = Sweep(lens, files, folder)
+    assert sum(rest.run()) == int(rest.count().tokens.sum()) - first
+    rest.findings()
+    assert rest.n_machines == 2
     with pytest.raises(ValueError, match=r"another value of window \(40; here 9\)") as error:
         Sweep(other, files, folder, any_machine=True)
     assert "any-machine" not in str(error.value)

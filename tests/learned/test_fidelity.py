@@ -14,17 +14,13 @@ from torch import Tensor
 
 import minilens
 from minilens.learned.affine import LearnedLens, RowMap, Subject
-from minilens.learned.fidelity import (
-    Changes,
-    Fidelity,
+from minilens.learned.fidelity import Changes, Fidelity, fidelity, jackknife, spearman
+from minilens.learned.pushes import (
     Push,
-    _rotation,
     ablations,
-    fidelity,
-    jackknife,
     mean_residual,
     principal_directions,
-    spearman,
+    random_rotation,
     swaps,
     token_directions,
     turned,
@@ -87,7 +83,7 @@ def test_a_lens_that_is_right_is_faithful(tiny: Tiny, tmp_path: Path, family: st
 
 def test_a_lens_that_is_wrong_is_not(tiny: Tiny, tmp_path: Path) -> None:
     model, found = silent(tiny, tmp_path, "gpt2"), texts()
-    wrong = lens_of(model, _rotation(D, 7).double())
+    wrong = lens_of(model, random_rotation(D, 7).double())
     pushes = ablations(torch.eye(D).double()[:12], mean_residual(model, found, ROW))
     good = fidelity(model, found, ROW, pushes, right(model, ROW))
     bad = fidelity(model, found, ROW, pushes, wrong)
@@ -136,7 +132,7 @@ def test_an_ablation_leaves_the_mean() -> None:
 @pytest.mark.parametrize("centred", [False, True])
 def test_a_swap_exchanges_two_coordinates(tiny: Tiny, centred: bool) -> None:
     model, _ = minilens.load(tiny("gpt2")[1], dtype=torch.float64)
-    lens = lens_of(model, _rotation(D, 7).double())
+    lens = lens_of(model, random_rotation(D, 7).double())
     V = token_directions(model, lens, ROW, [3, 5], centred=centred)
     (push,) = swaps(model, lens, ROW, [(3, 5)], centred=centred)
     assert push.pair == (3, 5)
@@ -155,21 +151,23 @@ def test_a_turned_push_keeps_the_norm_of_each_change() -> None:
     h = torch.randn(2, 9, D, generator=torch.Generator().manual_seed(7))
     push = Push(lambda h: h * h, (1, 2))
     change = push.change(h) - h
-    other = turned(push, _rotation(D, 0))
+    other = turned(push, random_rotation(D, 0))
     found = other.change(h) - h
     assert other.pair == push.pair
     torch.testing.assert_close(found.norm(dim=-1), change.norm(dim=-1))
     torch.testing.assert_close(found @ found.mT, change @ change.mT)  # and the angles between them
     assert torch.nn.functional.cosine_similarity(found, change, dim=-1).abs().mean() < 0.3
-    torch.testing.assert_close(turned(push, _rotation(D, 1)).change(h).norm(), other.change(h).norm(), rtol=0.2, atol=0)
-    assert not torch.equal(_rotation(D, 1), _rotation(D, 0))
+    torch.testing.assert_close(
+        turned(push, random_rotation(D, 1)).change(h).norm(), other.change(h).norm(), rtol=0.2, atol=0
+    )
+    assert not torch.equal(random_rotation(D, 1), random_rotation(D, 0))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_token_directions_are_gradients_of_the_lens(tiny: Tiny, family: str) -> None:
     """But for what goes to the scale of the norm: along the residual itself."""
     model, _ = minilens.load(tiny(family)[1], dtype=torch.float64)
-    lens = lens_of(model, _rotation(D, 7).double())
+    lens = lens_of(model, random_rotation(D, 7).double())
     h = torch.randn(D, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
 
     def logit(h: Tensor) -> Tensor:

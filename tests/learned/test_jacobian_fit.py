@@ -115,13 +115,13 @@ def test_the_bundled_lenses_are_like_the_jacobian_of_a_text(name: str) -> None:
     lens = minilens.load_lens(f"{name}/jacobian")
     assert (lens.kind, lens.name, lens.model.departures(Subject.of(model))) == ("jacobian", "jacobian", [])
     tokens = tokenizer.encode(f"{lens.made['prefix']}{STORY}")
-    sums = jacobian_sums(model, [tokens], cotangents=8)
+    sums = jacobian_sums(model, [tokens], cotangents=16)
     for row, (site, of_row) in enumerate(lens.maps.items()):
-        drawn = torch.linalg.svd(sums.weight[row].float())[0][:, :8]  # the directions that were drawn span these
+        drawn = torch.linalg.svd(sums.weight[row].float())[0][:, :16]  # the directions that were drawn span these
         ours, of_text = drawn.T @ of_row.weight, drawn.T @ sums.weight[row].float()
         others = torch.cosine_similarity(ours.flatten(), of_text.flatten(), dim=0)
-        assert others > 0.8, site
-        assert torch.cosine_similarity(ours.T.flatten(), of_text.flatten(), dim=0) < 0.5, site
+        assert others > 0.6, site
+        assert torch.cosine_similarity(ours.T.flatten(), of_text.flatten(), dim=0) < 0.55, site
     folder = bundled_lenses(name)["jacobian"]
     assert folder.joinpath("lens.safetensors").stat().st_size < 1.2e6  # in float16
     assert folder.joinpath("README.md").exists()

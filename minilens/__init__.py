@@ -15,9 +15,13 @@ if _is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C says nothing while torch is imported; see __main__.py
 
 from .checkpoint.settings import CheckpointError
+from .checkpoint.tokenizer import Tokenizer
 from .checks.verify import Report, verify
 from .edits import add, at, mean, patch, then, towards, zero
 from .instruments.attribution import Attribution, attribute
+from .instruments.circuits import Circuit, HeadWeights, copying_scores, head_weights, ov_circuit, qk_circuit
+from .instruments.composition import Composition, composition
+from .instruments.generation import GenerationStep, generate, generate_steps
 from .instruments.geometry import Geometry, geometry
 from .instruments.heads import HeadScores, head_scores
 from .instruments.patching import Patching, log_probability, logit_difference, patching
@@ -41,9 +45,13 @@ __all__ = [
     "Attribution",
     "BlockTrace",
     "CheckpointError",
+    "Circuit",
+    "Composition",
     "Edit",
+    "GenerationStep",
     "Geometry",
     "HeadScores",
+    "HeadWeights",
     "LearnedLens",
     "Lens",
     "LensRow",
@@ -53,16 +61,22 @@ __all__ = [
     "Recipe",
     "Report",
     "Site",
+    "Tokenizer",
     "Trace",
     "__version__",
     "add",
     "at",
     "attribute",
+    "composition",
+    "copying_scores",
     "decode",
     "fit",
     "fit_jacobian",
+    "generate",
+    "generate_steps",
     "geometry",
     "head_scores",
+    "head_weights",
     "lens_rows",
     "load",
     "load_lens",
@@ -71,8 +85,10 @@ __all__ = [
     "logit_lens",
     "logit_lenses",
     "mean",
+    "ov_circuit",
     "patch",
     "patching",
+    "qk_circuit",
     "run",
     "then",
     "towards",

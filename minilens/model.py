@@ -36,6 +36,12 @@ class Sizes(Protocol):
     @property
     def n_ctx(self) -> int: ...  # tokens that the model can read together
 
+    @property
+    def n_heads(self) -> int: ...  # of each layer
+
+    @property
+    def ln_eps(self) -> float: ...  # of the norms inside the blocks
+
 
 @runtime_checkable
 class Model(Protocol):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .arguments import check_ids, whole_number
-from .shapes import Grid, Heads, Mask, Resid, Tokens, shapes_of
+from .shapes import Grid, Heads, Keys, Mask, Resid, Tokens, shapes_of
 
 
 class LayerNorm(NamedTuple):
@@ -63,7 +63,7 @@ def upcast(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def attention_scores(q: Heads, k: Heads) -> Grid:
+def attention_scores(q: Heads, k: Keys) -> Grid:
     """q @ k.mT: how much each query asks for each key, in float32 at least, which half precision could overflow."""
     return upcast(q) @ upcast(k).mT
 

@@ -18,6 +18,7 @@ from torch import Tensor
 Tokens = Int[Tensor, "batch pos"]
 Resid = Float[Tensor, "batch pos d_model"]
 Heads = Float[Tensor, "batch head pos d_head"]
+Keys = Float[Tensor, "batch head _pos d_head"]  # as Heads; a step of `generate` has more positions of k and v than of q
 Grid = Float[Tensor, "batch head query key"]
 Hidden = Float[Tensor, "batch pos d_mlp"]
 Logits = Float[Tensor, "batch pos d_vocab"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .arguments import EDIT, check_function
-from .shapes import Grid, Heads, Hidden, Logits, Resid, shapes_of
+from .shapes import Grid, Heads, Hidden, Keys, Logits, Resid, shapes_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,8 +23,8 @@ class BlockTrace:
     resid_pre: Resid  # the stream entering the block
     ln1_out: Resid  # what attention reads
     q: Heads
-    k: Heads
-    v: Heads
+    k: Keys  # as Heads, but that a step of `generate` has those of earlier positions as well
+    v: Keys
     scores: Grid  # scaled, and -inf where masked; before softmax
     pattern: Grid  # after softmax: each query's weights over the keys
     z: Heads  # pattern @ v
@@ -84,6 +84,24 @@ def untouched(site: Site, value: Tensor) -> Tensor:
     return value
 
 
+@dataclass(frozen=True, eq=False)
+class Earlier:
+    """In the place of an edit: keys and values of earlier positions, which go before those of one new position.
+
+    No edit may make a value longer. Here it is right, since the last query sees all keys: the mask of one position
+    hides none. What a block gives has the earlier ones in `k`, `v`, `scores` and `pattern`.
+    """
+
+    k: Keys
+    v: Keys
+
+    def __call__(self, site: Site, value: Tensor) -> Tensor:
+        return torch.cat([getattr(self, site.name), value], -2) if site.name in ("k", "v") else value
+
+    def __repr__(self) -> str:
+        return shapes_of(self)
+
+
 def editable(edit: Edit, layer: int) -> Callable[[str, Tensor], Tensor]:
     """The marks of one block: `at(name, value)` is the value to go on with at that site.
 
@@ -91,6 +109,8 @@ def editable(edit: Edit, layer: int) -> Callable[[str, Tensor], Tensor]:
     the one it was given, which other names may share. A write through numpy is not noticed.
     """
     check_function("edit", edit, EDIT)
+    if isinstance(edit, Earlier):
+        return lambda name, value: edit(Site(layer, name), value)
 
     def at(name: str, value: Tensor) -> Tensor:
         site = Site(layer, name)

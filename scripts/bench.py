@@ -2,8 +2,8 @@
 
     python scripts/bench.py             the parts lens, forward and memory, at GPT-2 small's size
     python scripts/bench.py ctrl xl     other parts: ctrl, CTRL's vocabulary and width; xl, GPT-2 XL's size;
-                                        patching; peers; loading, GPT-2 XL, GPT-Neo 2.7B and CTRL (24 GB of disk,
-                                        22 GB of memory); bfloat16, what half precision costs in accuracy
+                                        patching; generation; peers; loading, GPT-2 XL, GPT-Neo 2.7B and CTRL (24 GB
+                                        of disk, 22 GB of memory); bfloat16, what half precision costs in accuracy
     python scripts/bench.py --quick     tiny sizes, whose figures mean nothing: does it run at all?
 
 The checkpoints have random weights, since speed does not depend on the values. Seconds are the least of several runs,
@@ -484,6 +484,32 @@ def part_patching(args: argparse.Namespace, folder: Path) -> None:
     line("patching", seconds["patching"], ratio=seconds["patching"] / seconds["whole"], target="0.6")
 
 
+def part_generation(args: argparse.Namespace, folder: Path) -> None:
+    """The best token each time, on both sides with keys and values kept; and the same with the lens on each step."""
+    size = args.size(GPT2)
+    path, tokens = checkpoint(size, folder), random_tokens(size, 8)
+    n = min(200, size.n_ctx - 8)
+    part(f"generation: {size}; {n} tokens after 8")
+    model = load(path)
+    contenders: dict[str, Callable[[], Any]] = {
+        "minilens.generate": partial(minilens.generate, model, tokens, n),
+        "minilens.generate_steps, with the lens": lambda: [*minilens.generate_steps(model, tokens, n)],
+    }
+    for name in ("eager", "sdpa"):
+        reference = load_reference(path, name)
+        contenders[f"transformers {name}"] = partial(
+            reference.generate, tokens, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0
+        )
+    ours, lens, *theirs = measure(contenders, args.repeat).items()
+    quickest = min(value for _, value in theirs)
+    for (name, value), target in zip((ours, lens), ("1.0", ""), strict=True):
+        line(f"{name} / fastest", value, ratio=value / quickest, target=target)
+    for name, value in theirs:
+        line(name, value)
+    same = torch.equal(contenders["minilens.generate"](), contenders["transformers sdpa"]())
+    print(f"  the same tokens: {same}")
+
+
 def part_peers(args: argparse.Namespace, folder: Path) -> None:
     """The rows of other tools on the same weights, read by the statistics of the straightforward lens."""
     size = args.size(GPT2)
@@ -578,6 +604,7 @@ PARTS = dict(
     ctrl=part_ctrl,
     xl=part_xl,
     patching=part_patching,
+    generation=part_generation,
     peers=part_peers,
     loading=part_loading,
     bfloat16=part_bfloat16,

@@ -17,6 +17,7 @@ from minilens.views import VIEWS
 PACKAGE = Path(__file__).parents[1] / "minilens"
 MADE_BY = "<!-- Made by scripts/docs.py: change the source, then run it with --write. -->"
 WIDTH = 110  # of a signature
+LOADING = ("revision", "ignore_key", "device", "dtype")  # options that most commands have, told once
 
 
 def command_page() -> str:
@@ -29,13 +30,25 @@ def command_page() -> str:
         "`minilens COMMAND --help` prints the same. What is in brackets may be left out.",
     ]
     parts.append("\n".join(f"- [minilens {name}](#minilens-{name}): {text}" for name, text in texts.items()))
+    loading: dict[str, str] = {}
     for name, parser in commands.choices.items():
         usage = [_spelled(action) for action in parser._actions if not action.option_strings or action.required]
         parts += [f"## minilens {name}", f"`minilens {' '.join([name, *usage, '[options]'])}`: {texts[name]}."]
-        rows = [f"| `{_named(action)}` | {_told(parser, action)} |" for action in parser._actions[1:]]
+        options = {action.dest: action for action in parser._actions[1:]}
+        shared = [options.pop(dest) for dest in LOADING if dest in options]
+        loading |= {action.dest: _row(parser, action) for action in shared}
+        rows = [_row(parser, action) for action in options.values()]
+        if shared:
+            names = ", ".join(f"`{action.option_strings[0]}`" for action in shared)
+            rows.append(f"| {names} | [how the model is loaded](#how-the-model-is-loaded) |")
         if rows:
             parts.append("\n".join(["| | |", "|---|---|", *rows]))
+    parts += ["## How the model is loaded", "\n".join(["| | |", "|---|---|", *loading.values()])]
     return "\n\n".join(parts) + "\n"
+
+
+def _row(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
+    return f"| `{_named(action)}` | {_told(parser, action)} |"
 
 
 def _spelled(action: argparse.Action) -> str:
@@ -67,9 +80,14 @@ PAGES = {  # of the API, beside its index: name of the page -> its title, and th
         "load run trace decode Model Trace BlockTrace CheckpointError "
         "SITES Site Edit untouched at zero mean patch add towards then",
     ),
+    "api-text": ("Tokens and generation", "Tokenizer generate generate_steps GenerationStep"),
     "api-lens": ("The lens in Python", "Lens lens_rows LensRow logit_lens logit_lenses LensTable"),
     "api-learned": ("Learned lenses", "load_lens fit Recipe fit_jacobian LearnedLens"),
     "api-views": ("Views", " ".join(VIEWS)),
+    "api-circuits": (
+        "Circuits",
+        "head_weights HeadWeights ov_circuit qk_circuit Circuit copying_scores composition Composition",
+    ),
     "api-instruments": (
         "Instruments and checks",
         "attribute Attribution head_scores HeadScores patching Patching "
@@ -80,7 +98,7 @@ PAGES = {  # of the API, beside its index: name of the page -> its title, and th
 
 def api_index() -> str:
     """Every public name with the first sentence that its docstring has."""
-    parts = [MADE_BY, "# The Python API", "What `import minilens` gives, on five pages."]
+    parts = [MADE_BY, "# The Python API", "What `import minilens` gives, a page a subject."]
     for page, (title, _) in PAGES.items():
         rows = ["| | |", "|---|---|"]
         for name in _names(page):
@@ -99,8 +117,8 @@ def api_page(page: str) -> str:
     parts = [MADE_BY, f"# {PAGES[page][0]}"]
     parts.append(
         "Shapes are in the words of [shapes.py](../minilens/shapes.py): `Tokens` is batch pos, "
-        "`Resid` batch pos d_model, `Heads` batch head pos d_head, `Grid` batch head query key, "
-        "`Hidden` batch pos d_mlp, `Logits` batch pos d_vocab."
+        "`Resid` batch pos d_model, `Heads` batch head pos d_head, `Keys` the same, "
+        "`Grid` batch head query key, `Hidden` batch pos d_mlp, `Logits` batch pos d_vocab."
     )
     for name in _names(page):
         parts += _entry(name)

@@ -81,6 +81,12 @@ class Letters:
     def decode(self, tokens: torch.Tensor | list[int]) -> str:
         return b"".join(map(self.piece, torch.as_tensor(tokens).tolist())).decode(errors="replace")
 
+    def id(self, text: str) -> int:
+        raise ValueError("this tokenizer cannot read")
+
+    def tokens(self, text: str) -> list[str]:
+        raise ValueError("this tokenizer cannot read")
+
     def piece(self, token: int) -> bytes:
         if token >= self.size:
             raise ValueError(f"token id {token} does not exist")

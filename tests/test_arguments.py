@@ -53,6 +53,8 @@ CALLS = {
     "logit_lens(model, tokens, track=tokens.to_sparse())": f"track {NUMBERS} a Tensor",
     "logit_lens(model, tokens, stats=torch.tensor(3))": "stats must be a name, or several; got a Tensor",
     "logit_lens(model, tokens, top_k=next(lens_rows(model, tokens)))": "top_k must be a whole number; got a LensRow",
+    "tokenizer.id(5)": "text must be one text; got 5",
+    "tokenizer.tokens(['a'])": "text must be one text; got ['a']",
     "trace(minilens.load(folder), tokens)": f"{MODEL} a tuple",
     "trace(model, tokens, edit=None)": f"edit {FUNCTION} None",
     "model.block(0, model.embed(tokens), edit={})": f"edit {FUNCTION} a dict",
@@ -71,7 +73,24 @@ CALLS = {
     "attribute(model, tokens, neurons='1')": 'layer must be a whole number; got "1"',
     "attribute(model, tokens).largest(' Sue')": 'k must be a whole number; got " Sue"',
     "head_scores(model, length=2.5)": "length must be a whole number; got 2.5",
+    "generate(model, tokens, '5')": 'n must be a whole number; got "5"',
+    "generate((model, None), tokens, 5)": f"{MODEL} a tuple",
+    "generate(model, None, 5)": "tokens must be a tensor, as tokenizer.encode gives it; got a NoneType",
+    "generate(model, tokens, 5, temperature='hot')": "temperature must be a number, 0 for the best token each time, or "
+    'more; got "hot"',
+    "generate(model, tokens, 5, temperature=1, top_k=2.0)": "top_k must be a whole number; got 2.0",
+    "generate(model, tokens, 5, temperature=1, top_p=True)": "top_p must be a number, a probability, above 0 and up to "
+    "1; got True",
+    "generate(model, tokens, 5, generator=7)": "generator must be a torch.Generator; got 7",
+    "generate(model, tokens, 5, edit=None)": f"edit {FUNCTION} None",
     "geometry(None)": f"{MODEL} None",
+    "head_weights(None)": f"{MODEL} None",
+    "copying_scores(None)": f"{MODEL} None",
+    "composition((model, None))": f"{MODEL} a tuple",
+    "ov_circuit(model, 0, '1')": 'head must be a whole number; got "1"',
+    "qk_circuit(model, None, 1)": "layer must be a whole number; got None",
+    "qk_circuit(model, 0, 1).row(' Sue')": 'token must be a whole number; got " Sue"',
+    "qk_circuit(model, 0, 1).highest(3, 2.5)": "k must be a whole number; got 2.5",
     "patching(model, tokens, tokens, 5)": "metric must be a function of logits, such as logit_difference makes; got 5",
     "patching(model, tokens, tokens, len, sites=None)": "sites must be a name, or several; got None",
     "patching(model, tokens, tokens, len, by=None)": 'by must be "position" or "head"; got None',
@@ -119,6 +138,7 @@ from minilens import *
 folder = sys.argv[1]
 model, _ = minilens.load(folder)
 words, pieces = (minilens.load(name)[1] for name in ("tales-ctrl", "tales-gpt2"))
+tokenizer = pieces
 tokens = torch.arange(6)[None]
 ends = {}
 for call in json.load(sys.stdin):

@@ -145,6 +145,9 @@ def test_patching_attribution_heads_and_geometry(both: tuple[minilens.Model, min
     assert difference(parts.contributions, expected.contributions) < WITHIN
     for ours, theirs in zip(*(minilens.head_scores(model, length=15) for model in both), strict=True):
         assert difference(ours, theirs) < WITHIN
+    assert difference(*map(minilens.copying_scores, both)) < WITHIN
+    assert difference(*(minilens.composition(model).key.nan_to_num() for model in both)) < WITHIN
+    assert difference(*(minilens.ov_circuit(model, 1, 2).row(3) for model in both)) < WITHIN
     mine, other = (minilens.geometry(model) for model in both)
     assert mine == pytest.approx(other, abs=WITHIN)
 

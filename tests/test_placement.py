@@ -42,7 +42,9 @@ class Elsewhere(Tensor):
 
     @staticmethod
     def __new__(cls, value: Tensor) -> "Elsewhere":
-        made = Tensor._make_subclass(cls, value.to("meta"))
+        made = Tensor._make_subclass(
+            cls, torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=META)
+        )
         made.value = value
         return made
 
@@ -202,6 +204,11 @@ def test_the_instruments(both: Both, tokens: Tensor) -> None:
     for there, here in zip(*(minilens.head_scores(model, length=7, batch=2) for model in both), strict=True):
         assert near(there, here)
     assert minilens.geometry(both[0]) == minilens.geometry(both[1])
+    assert near(*map(minilens.copying_scores, both))
+    assert near(*(minilens.composition(model).key.nan_to_num() for model in both))
+    for circuits in zip(*((minilens.ov_circuit(m, 1, 2), minilens.qk_circuit(m, 1, 2)) for m in both), strict=True):
+        assert near(*(circuit.left @ circuit.right for circuit in circuits))
+        assert near(*(circuit.eigenvalues.abs() for circuit in circuits))
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -271,6 +278,10 @@ def test_what_needs_numbers_says_so(tiny: Tiny, tokens: Tensor, family: str) -> 
         lambda: minilens.patching(model, text, other, minilens.logit_difference(1, 2)),
         lambda: minilens.head_scores(model, length=15),
         lambda: minilens.geometry(model),
+        lambda: minilens.copying_scores(model),
+        lambda: minilens.composition(model),
+        lambda: minilens.ov_circuit(model, 1, 2),
+        lambda: minilens.qk_circuit(model, 1, 2),
     ):
         with pytest.raises(ValueError, match='the model is on the device "meta", where there are no numbers: load it'):
             asked()

@@ -53,6 +53,7 @@ from minilens.views import (
     corpus_page,
     corpus_record,
     corpus_terminal,
+    generation,
     lens_figure,
     lens_page,
     lens_terminal,
@@ -126,6 +127,13 @@ def walked(tiny: Tiny) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="module")
+def written(tiny: Tiny) -> list[minilens.GenerationStep]:
+    model, _ = minilens.load(tiny("gpt2")[1])
+    steps = minilens.generate_steps(model, torch.arange(N)[None], N)
+    return [step._replace(tokens=torch.tensor([n]), best=step.best % N) for n, step in enumerate(steps)]
+
+
+@pytest.fixture(scope="module")
 def gpt2(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny GPT-2 that reads any text, byte by byte, and has some of the hostile strings as tokens of their own."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -178,13 +186,20 @@ def everything(
     table: minilens.LensTable,
     patched: Patching,
     walked: Any,
+    written: list[minilens.GenerationStep],
     studied: Study,
     findings: Findings,
     verified: Report,
 ) -> SimpleNamespace:
     """All that a view may show."""
     return SimpleNamespace(
-        table=table, patched=patched, walked=walked, studied=studied, findings=findings, verified=verified
+        table=table,
+        patched=patched,
+        walked=walked,
+        written=written,
+        studied=studied,
+        findings=findings,
+        verified=verified,
     )
 
 
@@ -289,7 +304,7 @@ def same_lines(lines: list[list[Any]]) -> None:
 
 # ---- The views
 
-Shown = SimpleNamespace  # table, patched, walked, studied and a title
+Shown = SimpleNamespace  # table, patched, walked, written, studied and a title
 VIEWS: dict[str, Callable[[Shown], Any]] = {
     "lens_terminal.lens_view": lambda it: lens_terminal.lens_view(
         it.table, show=["prob", "kl", "tracked_rank"], width=WIDTH
@@ -308,6 +323,12 @@ VIEWS: dict[str, Callable[[Shown], Any]] = {
         corpus_record.corpus_lines(corpus_record.corpus_record(it.title, it.findings))
     ),
     "verify.verify_record": lambda it: verify_views.verify_record(named(it.verified, as_unicode(it.title))),
+    "generation.generation_view": lambda it: Group(
+        *generation.generation_view(it.walked.tokens, it.written, tokenizer=it.table.tokenizer)
+    ),
+    "generation.generation_record": lambda it: generation.generation_record(
+        it.walked.tokens, it.written, tokenizer=it.table.tokenizer
+    ),
     "patching.patching_view": lambda it: patching_views.patching_view(it.patched, title=it.title, width=WIDTH),
     "patching.patching_page": lambda it: patching_views.patching_page(it.patched, title=it.title),
     "notebook.patching_html": lambda it: notebook.patching_html(it.patched),
@@ -344,7 +365,7 @@ SLOW: dict[str, Callable[[Shown], Any]] = {
 PARTS_OF_VIEWS = """
     colours.of_share colours.of_sign corpus_page.corpus_picture corpus_record.mean_and_error
     corpus_terminal.corpus_summary corpus_terminal.names corpus_terminal.nats diff.departures diff.diff_view
-    grid.in_panels heatmap.add_axes heatmap.cell_size heatmap.label_axes heatmap.write_cells
+    grid.fit grid.in_panels heatmap.add_axes heatmap.cell_size heatmap.label_axes heatmap.write_cells
     lens_panels.long_name lens_panels.of_one_text lens_panels.panel lens_panels.spread lens_panels.stat
     lens_panels.stats_for notebook.attribution_html notebook.heads_html notebook.patterns_html
     notebook.show_in_notebooks patching.cells patching.columns patching.exact patching.legend patching.written
@@ -479,6 +500,11 @@ COMMANDS = {
         ["--patch", "0.z@0", "--from=TEXT", "--csv", "--", "TEXT"],
         ["--track=TEXT", "--", "a"],
     ],
+    "generate": [
+        ["--n", "2", "--", "TEXT"],
+        ["--n", "1", "--patch", "0.z@0", "--from=TEXT", "--", "TEXT"],
+        ["--n", "1", "--json", "--", "TEXT"],
+    ],
     "trace": [["--patch", "0.z@0", "--from=TEXT", "--out", "OUT.safetensors", "--", "TEXT"]],
     "walk": [["--", "TEXT"]],
     "patching": [
@@ -493,7 +519,7 @@ FIGURES = {
     "patching": [[f"--{kind}", f"OUT.{kind}", "--right=TEXT", "--", "TEXT", "a"] for kind in FIGURES],
     "study": [["--word=TEXT", "--out", "OUT"]],
 }
-NO_TEXT = {"diff", "geometry", "models", "verify"}  # they show the vocabulary, names, or the source
+NO_TEXT = {"diff", "geometry", "heads", "models", "verify"}  # they show the vocabulary, names, or the source
 FILES = {"corpus"}  # it reads whole files
 
 
@@ -535,8 +561,8 @@ def run_with(text: str, name: str, arguments: list[str], model: Path, folder: Pa
     assert not said or name == "study" or ("--csv" in arguments and "note: this is the lens of an edited" in said[0])
     if "--json" in arguments:
         record = json.loads(stdout)
-        tokens = record["tokens"] if name == "lens" else record["clean_tokens"]
-        assert_is_text(tokens, text if name == "lens" else text + "a")
+        tokens = record["clean_tokens"] if name == "patching" else record["tokens"]
+        assert_is_text(tokens, text + "a" if name == "patching" else text)
     elif "--csv" in arguments:
         rows = list(csv.DictReader(io.StringIO(stdout)))
         assert not any(None in row or None in row.values() for row in rows)
@@ -608,7 +634,7 @@ def test_some_prompts_in_every_figure(
 def test_a_folder_of_a_hostile_name(gpt2: Path, tmp_path: Path) -> None:
     folder = tmp_path / f"{NAME.replace('/', '')}"
     folder.symlink_to(gpt2)
-    for command in (["lens", "a"], ["walk", "a"], ["patching", "a", "b", "--right", "a"], ["geometry"]):
+    for command in (["lens", "a"], ["walk", "a"], ["patching", "a", "b", "--right", "a"], ["geometry"], ["heads"]):
         status, out, err = ran(*command, "--model", folder)
         assert (status, err) == (0, "") and out
     for option in ("html", "svg"):

@@ -22,6 +22,10 @@ SHOWN: dict[str, Callable[[minilens.Model, torch.Tensor], object]] = {
     "token": lambda model, text: minilens.logit_lens(model, text).final,
     "heads": lambda model, text: minilens.head_scores(model, length=5),
     "attribution": minilens.attribute,
+    "head weights": lambda model, text: minilens.head_weights(model),
+    "circuit": lambda model, text: minilens.ov_circuit(model, 1, 2),
+    "composition": lambda model, text: minilens.composition(model),
+    "step": lambda model, text: next(minilens.generate_steps(model, text, 1)),
 }
 
 

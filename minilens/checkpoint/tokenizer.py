@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..arguments import quoted, whole_number, whole_numbers
+from ..arguments import LONGEST, quoted, whole_number, whole_numbers
 from ..shapes import Tokens
 from .settings import one_line
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character in UTF-16, and none on its own
+MOST_TOLD = 12  # tokens that an error names
 
 
 @runtime_checkable
@@ -53,6 +54,14 @@ class Tokenizer(Protocol):
         """The text of one row of tokens, special tokens included. Raises ValueError for an id that does not exist."""
         ...
 
+    def id(self, text: str) -> int:
+        """The token that is this text, such as " girl". Raises ValueError for a text that is not one token."""
+        ...
+
+    def tokens(self, text: str) -> list[str]:
+        """The tokens of a text as strings: what each stands for, with bytes that are no character as \\xf0."""
+        ...
+
     def piece(self, token: int) -> bytes:
         """What one token stands for. Raises ValueError for an id that does not exist."""
         ...
@@ -71,6 +80,45 @@ class Tokenizer(Protocol):
         ...
 
 
+def with_space(tokenizer: Tokenizer, text: str) -> str | None:
+    """The text with a space before it, where that is one token and another one than without: it may be meant."""
+    spaced = tokenizer.encode(f" {text}")[0].tolist()
+    is_other = text[:1].isalnum() and len(spaced) == 1 and spaced != tokenizer.encode(text)[0].tolist()
+    return f" {text}" if is_other else None
+
+
+def _id(self: Tokenizer, text: str) -> int:
+    """The token that is this text, such as " girl" with its space. Raises ValueError for a text that is not one token.
+
+    The error says which tokens it is, and asks for the space where a space is missing.
+    """
+    tokens = self.tokens(text)
+    if len(tokens) != 1:
+        parts = ", ".join(map(repr, tokens[:MOST_TOLD])) + ", …" * (len(tokens) > MOST_TOLD)
+        meant = with_space(self, text)
+        way = f"did you mean {meant!r}?" if meant else "a word within a text often begins with a space"
+        told = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+        raise ValueError(f"{told!r} is {len(tokens)} tokens{': ' * bool(parts)}{parts}; {way}")
+    return int(self.encode(text)[0, 0])
+
+
+def _tokens(self: Tokenizer, text: str) -> list[str]:
+    """The tokens of a text as strings: what each stands for, not yet made visible as the views do it.
+
+    Bytes that are only part of a character are written as \\xf0. CTRL's pieces have their @@. Raises ValueError for
+    what is no text, and as `encode` does.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"text must be one text; got {quoted(text)}")
+    return [self.piece(token).decode(errors="backslashreplace") for token in self.encode(text)[0].tolist()]
+
+
+def _in_short(self: Tokenizer) -> str:
+    """The repr: kind, size, and how texts open."""
+    opens = f"{len(self.codes)} control codes" if self.codes else f"opening token {quoted(self.bos)}"
+    return f"{type(self).__name__} of {self.size} tokens, {opens}"
+
+
 # GPT-2's alphabet for bytes (bytes_to_unicode in openai/gpt-2, src/encoder.py): a printable Latin-1 character stands
 # for its own byte; the other bytes, in order, have the characters from U+0100 on.
 _PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
@@ -82,6 +130,7 @@ class ByteBPE:
     """Byte-level BPE (GPT-2, Radford et al. 2019), run by the `tokenizers` package."""
 
     codes: tuple[str, ...] = ()
+    id, tokens, __repr__ = _id, _tokens, _in_short
 
     def __init__(
         self, bpe: "tokenizers.Tokenizer", special: Mapping[str, str] = NOTHING, bos: str | None = None
@@ -95,11 +144,17 @@ class ByteBPE:
     @overload
     def encode(self, text: list[str]) -> tuple[Tokens, Int[Tensor, "batch"]]: ...
     def encode(self, text: str | list[str]) -> Tokens | tuple[Tokens, Int[Tensor, "batch"]]:
-        """See Tokenizer."""
+        """The tokens of a text, int64 of shape [1, pos]; of a list of texts, one row each and the rows' lengths.
+
+        Short rows are padded on the right with id 0. Raises ValueError for text that is not valid Unicode.
+        """
         return _encode(text, self._ids)
 
     def decode(self, tokens: Tensor | Sequence[int]) -> str:
-        """See Tokenizer. A token may end within a character; bytes that are not UTF-8 decode to U+FFFD."""
+        """The text of one row of tokens, special tokens included. Raises ValueError for an id that does not exist.
+
+        A token may end within a character; bytes that are not UTF-8 decode to U+FFFD.
+        """
         return b"".join(map(self.piece, _row(tokens))).decode(errors="replace")
 
     def piece(self, token: int) -> bytes:
@@ -116,7 +171,7 @@ class ByteBPE:
         """None: any text will do."""
 
     def state(self) -> str:
-        """See Tokenizer."""
+        """All that tokens depend on; tokenizers in which it is the same are the same."""
         return self._bpe.to_str()
 
     def _ids(self, text: str) -> list[int]:
@@ -127,6 +182,7 @@ class Subwords:
     """Any other tokenizer of the `tokenizers` package, as its file has it: of words, of sentencepiece, of letters."""
 
     codes: tuple[str, ...] = ()
+    id, tokens, __repr__ = _id, _tokens, _in_short
 
     def __init__(
         self, raw: "tokenizers.Tokenizer", special: Mapping[str, str] = NOTHING, bos: str | None = None
@@ -140,11 +196,18 @@ class Subwords:
     @overload
     def encode(self, text: list[str]) -> tuple[Tokens, Int[Tensor, "batch"]]: ...
     def encode(self, text: str | list[str]) -> Tokens | tuple[Tokens, Int[Tensor, "batch"]]:
-        """See Tokenizer. Raises ValueError also for a text that the vocabulary cannot spell and has no token for."""
+        """The tokens of a text, int64 of shape [1, pos]; of a list of texts, one row each and the rows' lengths.
+
+        Short rows are padded on the right with id 0. Raises ValueError for text that is not valid Unicode, and for a
+        text that the vocabulary cannot spell and has no token for.
+        """
         return _encode(text, self._ids)
 
     def decode(self, tokens: Tensor | Sequence[int]) -> str:
-        """See Tokenizer. The text is as its own decoder joins it, which need not be the one that was read."""
+        """The text of one row of tokens, special tokens included. Raises ValueError for an id that does not exist.
+
+        The text is as its own decoder joins it, which need not be the one that was read.
+        """
         row = _row(tokens)
         for token in row:
             self.piece(token)
@@ -162,7 +225,7 @@ class Subwords:
         """None: any text will do."""
 
     def state(self) -> str:
-        """See Tokenizer."""
+        """All that tokens depend on; tokenizers in which it is the same are the same."""
         return self._raw.to_str()
 
     def _ids(self, text: str) -> list[int]:
@@ -204,6 +267,7 @@ class WordBPE:
 
     special = NOTHING
     bos: str | None = None  # a control code opens a text
+    id, tokens, __repr__ = _id, _tokens, _in_short
 
     def __init__(self, vocab: dict[str, int], merges: Iterable[Pair], codes: Iterable[str] = _CONTROL_CODES) -> None:
         self._vocab = vocab
@@ -219,11 +283,17 @@ class WordBPE:
     @overload
     def encode(self, text: list[str]) -> tuple[Tokens, Int[Tensor, "batch"]]: ...
     def encode(self, text: str | list[str]) -> Tokens | tuple[Tokens, Int[Tensor, "batch"]]:
-        """See Tokenizer."""
+        """The tokens of a text, int64 of shape [1, pos]; of a list of texts, one row each and the rows' lengths.
+
+        Short rows are padded on the right with id 0. Raises ValueError for text that is not valid Unicode.
+        """
         return _encode(text, self._ids)
 
     def decode(self, tokens: Tensor | Sequence[int]) -> str:
-        """See Tokenizer. One space between words; no white space at either end."""
+        """The text of one row of tokens, special tokens included. Raises ValueError for an id that does not exist.
+
+        One space stands between words, and no white space at either end.
+        """
         return " ".join(map(self._entry, _row(tokens))).replace("@@ ", "").strip()
 
     def piece(self, token: int) -> bytes:
@@ -239,7 +309,7 @@ class WordBPE:
         return f"CTRL was trained on texts that begin with a control code (such as {some}); this one does not."
 
     def state(self) -> str:
-        """See Tokenizer."""
+        """All that tokens depend on; tokenizers in which it is the same are the same."""
         return repr((self._vocab, self._ranks))
 
     def _entry(self, token: int) -> str:

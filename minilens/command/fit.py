@@ -17,10 +17,10 @@ from ..learned.jacobian_fit import fit_jacobian
 from ..model import Model
 from ..traces import RESID_SITES
 from ..views.corpus_record import corpus_record
-from .corpus import Texts, Workers, read_sweep, show_report, with_maps
 from .inputs import Loading, words
 from .options import Command, argument, option
 from .outputs import say, terminal
+from .sweeps import Texts, Workers, read_sweep, show_report, summed, with_maps
 
 DRAWN = ("documents", "cotangents")  # options of jacobian alone
 REPORT = "held-out"  # the folder of the report in that of the fit
@@ -133,7 +133,7 @@ def fit(request: Request) -> None:
     terminal().print(fit_table(lens), end="\n")
     say(f"{request.out} holds the lens: minilens lens TEXT --lens {request.out}")
     if held_out:
-        show_report(corpus_record(request.model, sweep.findings()), request.out / REPORT, request.overwrite)
+        show_report(corpus_record(request.model, summed(sweep)), request.out / REPORT, request.overwrite)
 
 
 COMMAND = Command("fit", "a learned lens for a model, from files of text", Request, fit)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint.tokenizer import Tokenizer
+from ..checkpoint.tokenizer import Tokenizer, with_space
 from ..loading import load
 from ..model import Model
 from ..shapes import Tokens
@@ -203,19 +203,17 @@ def named_token(option: str, text: str, tokenizer: Tokenizer | None) -> int:
     if tokenizer is None:
         raise ValueError(f"{option} needs a token id, such as #464, for a model without a tokenizer; got {text!r}")
     try:
-        tokens = tokenizer.encode(text)[0].tolist()
-        spaced = tokenizer.encode(f" {text}")[0].tolist()
+        tokens, spaced = tokenizer.encode(text)[0].tolist(), with_space(tokenizer, text)
     except ValueError as error:
         raise ValueError(f"{option} cannot be read: {error}") from error
-    lacks_space = text[:1].isalnum() and len(spaced) == 1 and spaced != tokens
-    meant = f"did you mean {f' {text}'!r}?"
+    meant = f"did you mean {spaced!r}?" if spaced else ""
     if len(tokens) != 1:
-        way = meant if lacks_space else "a word within a text often begins with a space."
+        way = meant or "a word within a text often begins with a space."
         parts = labels(tokenizer, tokens)
         raise ValueError(
             f"{option} takes one token, and {text!r} is {len(tokens)}: {parts}; {way} #464 is the token with that id"
         )
-    if lacks_space:
+    if meant:
         say(f"note: {option} {text!r} has no space before it: {meant}")
     return int(tokens[0])
 

@@ -34,7 +34,7 @@ class Command(Generic[R]):
 def option(*flags: str, **how: Any) -> Any:
     """A field that an option gives; without flags, `top_k` is --top-k. how: as for `add_argument`.
 
-    The field's annotation says whether it is a flag (bool), a whole number (int) or a path.
+    The field's annotation says whether it is a flag (bool), a number (int, float) or a path.
     """
     return field(metadata={"flags": flags, "how": how})
 
@@ -60,7 +60,9 @@ def _add(parser: argparse.ArgumentParser, group: "argparse._ActionsContainer", r
             continue
         flags, how = f.metadata["flags"], f.metadata["how"]
         one = (get_args(kind) or (kind,))[0]  # int of int | None, Path of list[Path]
-        typed: dict[str, Any] = {"action": "store_true"} if one is bool else {"type": one} if one in (int, Path) else {}
+        typed: dict[str, Any] = (
+            {"action": "store_true"} if one is bool else {"type": one} if one in (int, float, Path) else {}
+        )
         if flags is None:
             parser.add_argument(f.name, **typed, **how)
         else:

@@ -1,1 +1,1 @@
-"""Measurements on a model: patching, attribution, heads, the geometry of its embeddings."""
+"""Measurements on a model: patching, attribution, heads, circuits, the geometry of its embeddings."""

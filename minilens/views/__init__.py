@@ -12,6 +12,8 @@ VIEWS = {  # the name of a view -> its file
     "as_record": "records",
     "block_view": "walk",
     "diff_view": "diff",
+    "heads_view": "heads",
+    "generation_view": "generation",
     "lens_figure": "lens_figure",
     "lens_page": "lens_page",
     "lens_view": "lens_terminal",

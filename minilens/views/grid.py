@@ -51,7 +51,7 @@ def _write(text: Text, group: list[Cell], columns: range, widths: list[int]) -> 
     for (content, style), cell_width in zip(
         group if is_across else [group[c] for c in columns], [sum(wide)] if is_across else wide, strict=True
     ):
-        text.append(_fit(content, cell_width), style)
+        text.append(fit(content, cell_width), style)
 
 
 def _widths(groups: Sequence[list[Cell]], n_tables: int) -> list[int]:
@@ -73,6 +73,6 @@ def _runs(widths: list[int], room: int) -> list[range]:
     return [*runs, range(first, len(widths))]
 
 
-def _fit(text: str, width: int) -> str:
+def fit(text: str, width: int) -> str:
     """The text in exactly this many terminal cells, cut with an ellipsis where it is longer."""
     return set_cell_size(text, width) if cell_len(text) <= width else set_cell_size(text, width - 1) + "…"

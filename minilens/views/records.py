@@ -1,4 +1,4 @@
-"""A LensTable or a Patching as plain data, for other programs: JSON (schema 1, described in README.md) and CSV."""
+"""Results as plain data, for other programs: JSON (schema 1, described in docs/formats.md) and CSV."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoint.tokenizer import Tokenizer
+from ..instruments.composition import Composition
+from ..instruments.heads import HeadScores, PerHead
 from ..instruments.patching import Patching
 from ..table import LensTable
 from ..vocab import TokenStats
@@ -77,6 +79,20 @@ def patching_record(patching: Patching) -> dict[str, Any]:
         "metric": {site: _numbers(values) for site, values in patching.metric.items()},
         "recovered": {site: _numbers(patching.recovered(site)) for site in patching.metric},
         "can_change": {site: values.tolist() for site, values in patching.can_change.items()},
+    }
+
+
+def heads_record(scores: HeadScores, copying: PerHead, composition: Composition) -> dict[str, Any]:
+    """The same of heads: lists over layers and heads. Of composition the writing head comes first.
+
+    null where it does not come before the reading one.
+    """
+    return {
+        "schema": 1,
+        **{kind: getattr(scores, kind).tolist() for kind in scores._fields},
+        "copying": copying.tolist(),
+        "composition": {kind: _numbers(getattr(composition, kind)) for kind in ("query", "key", "value")},
+        "composition_random": composition.random,
     }
 
 

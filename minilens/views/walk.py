@@ -34,7 +34,11 @@ from .tokens import token_label
 FEW = 8  # numbers of a vector, or keys of a query, that are shown at most
 WIDEST = 8  # terminal cells of a number, and of the token above it
 # The axes of each field, as its annotation names them.
-AXES = {name: shape.dim_str.split() for name, shape in get_type_hints(BlockTrace).items() if name != "layer"}
+AXES = {
+    name: [axis.removeprefix("_") for axis in shape.dim_str.split()]
+    for name, shape in get_type_hints(BlockTrace).items()
+    if name != "layer"
+}
 WORDS = {axis for axes in AXES.values() for axis in axes}
 
 

@@ -26,7 +26,7 @@ from transformers.models.ctrl.tokenization_ctrl import CONTROL_CODES
 import minilens
 from minilens.checkpoint.hub import bundled
 from minilens.checkpoint.settings import CheckpointError
-from minilens.checkpoint.tokenizer import CACHED_LENGTH, Tokenizer, WordBPE
+from minilens.checkpoint.tokenizer import CACHED_LENGTH, Subwords, Tokenizer, WordBPE
 from minilens.checkpoint.tokenizer_files import load_tokenizer
 from minilens.views.tokens import visible
 
@@ -49,6 +49,13 @@ def write_ctrl(folder: Path, vocab: list[str] = CTRL_VOCAB, merges: str = CTRL_M
 
 def ctrl(folder: Path) -> Tokenizer:
     tokenizer = load_tokenizer(finder(folder), "ctrl")
+    assert tokenizer is not None
+    return tokenizer
+
+
+@cache
+def bundled_tokenizer(name: str) -> Tokenizer:
+    tokenizer = minilens.load(name)[1]
     assert tokenizer is not None
     return tokenizer
 
@@ -391,6 +398,72 @@ def test_what_a_caller_may_not_ask(gpt2: Tokenizer, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"shape \[2, 1\].*tokens\[0\]"):
             tokenizer.decode(torch.zeros(2, 1, dtype=torch.int64))
         assert tokenizer.encode("a\0b").shape[1] > 0
+
+
+# ---- One token by its text, and a text's tokens as strings
+
+
+@pytest.mark.parametrize("name", ["tales-gpt2", "tales-gpt-neo", "tales-ctrl"])
+@pytest.mark.parametrize("text", ["Once upon a time\n", "", "\x1b[31m 猫", "e\u0301 <|endoftext|>"])
+def test_the_tokens_of_a_text_as_strings(name: str, text: str) -> None:
+    tokenizer = bundled_tokenizer(name)
+    found = tokenizer.tokens(text)
+    ids = tokenizer.encode(text)[0].tolist()
+    assert [one.encode() for one in found if "\\" not in one] == [
+        tokenizer.piece(token) for token, one in zip(ids, found, strict=True) if "\\" not in one
+    ]
+    if name != "tales-ctrl":  # whose pieces end in @@, and whose white space is lost
+        raw = re.sub(r"\\x([0-9a-f]{2})", lambda found: chr(0xDC00 + int(found[1], 16)), "".join(found))
+        assert raw.encode(errors="surrogateescape").decode() == text
+
+
+def test_half_a_character_is_written_as_its_bytes() -> None:
+    assert bundled_tokenizer("tales-gpt2").tokens(" girl 猫") == [" girl", " ", r"\xe7", r"\x8c", r"\xab"]
+    assert bundled_tokenizer("tales-ctrl").tokens("Links  the girl\n") == ["Lin@@", "ks", "the", "girl@@", "\n"]
+
+
+def test_a_token_by_its_text(tmp_path: Path) -> None:
+    tokenizer = bundled_tokenizer("tales-gpt2")
+    for token in (571, 0, 4000):
+        (text,) = tokenizer.tokens(tokenizer.decode([token]))
+        assert tokenizer.id(text) == token
+    write_ctrl(tmp_path)
+    assert ctrl(tmp_path).id("adapt") == 0
+    assert Subwords(RawTokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))).id("a") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("girl", "'girl' is 2 tokens: 'g', 'irl'; did you mean ' girl'?"),
+        ("", "'' is 0 tokens; a word within a text often begins with a space"),
+        (
+            "a\x1b\n",
+            r"'a\x1b\n' is 3 tokens: 'a', '\x1b', '\n'; a word within a text often begins with a space",
+        ),
+        (
+            "\ud800",
+            "the text is not valid Unicode: character 0 is a lone surrogate, U+D800; remove it or read the text ",
+        ),
+    ],
+)
+def test_no_single_token(text: Any, sentence: str) -> None:
+    with pytest.raises(ValueError) as error:
+        bundled_tokenizer("tales-gpt2").id(text)
+    assert str(error.value).startswith(sentence)
+
+
+def test_an_error_names_some_of_many_tokens() -> None:
+    with pytest.raises(ValueError) as error:
+        bundled_tokenizer("tales-gpt2").id("the cat " * 1000)
+    assert "2001 tokens" in str(error.value) and len(str(error.value)) < 400
+
+
+def test_the_repr_is_a_line(tmp_path: Path) -> None:
+    write_ctrl(tmp_path)
+    assert repr(bundled_tokenizer("tales-gpt2")) == 'ByteBPE of 4096 tokens, opening token "<|endoftext|>"'
+    assert repr(bundled_tokenizer("tales-ctrl")) == "WordBPE of 8000 tokens, 3 control codes"
+    assert repr(ctrl(tmp_path)) == "WordBPE of 7 tokens, opening token None"
 
 
 def test_no_files_no_tokenizer(tmp_path: Path) -> None:

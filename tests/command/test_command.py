@@ -301,6 +301,30 @@ def test_geometry_by_the_definitions(tiny: Tiny, capsys: Capture) -> None:
     assert f"{found.mean_cosine:.4f}" in shown and f"token {found.largest}, #{found.largest}" in shown
 
 
+def test_heads(tiny: Tiny, capsys: Capture) -> None:
+    _, folder = tiny("gpt_neo")
+    model, _ = minilens.load(folder)
+    scores, copying = minilens.head_scores(model, length=9, batch=2, seed=3), minilens.copying_scores(model)
+    composition = minilens.composition(model)
+    asked = ["heads", "--model", folder, "--length", "9", "--batch", "2", "--seed", "3"]
+    record = json.loads(output(capsys, *asked, "--json"))
+    assert record["induction"] == scores.induction.tolist() and record["previous"] == scores.previous.tolist()
+    assert record["copying"] == copying.tolist() and record["composition_random"] == 29**-0.5
+    assert record["composition"]["key"][1][4][2] == composition.key[1, 4, 2].tolist()
+    assert record["composition"]["key"][1][4][1] == [None] * 5
+
+    blocks = {block.split(":")[0]: block.splitlines() for block in output(capsys, *asked).split("\n\n")}
+    assert blocks["copying"][1].split() == ["head", "0", "1", "2", "3", "4"]
+    assert blocks["copying"][2].split() == ["2", *(f"{round(x, 2) + 0.0:.2f}" for x in copying[2].tolist())]
+    assert blocks["duplicate"][-1].split() == ["0", *(f"{x:.2f}" for x in scores.duplicate[0].tolist())]
+    most = composition.value[:2, :, 2].amax((0, 1)) / composition.random
+    assert blocks["value composition"][2].split() == ["2", *(f"{x:.1f}" for x in most.tolist())]
+    assert blocks["value composition"][4].split() == ["0"]
+    a, b, c, d = max(composition.value.isfinite().nonzero().tolist(), key=lambda place: composition.value[tuple(place)])
+    best = composition.value[a, b, c, d] / composition.random
+    assert blocks["strongest"][0].startswith(f"strongest: {a}.{b} to {c}.{d} {best:.1f}, ")
+
+
 def test_the_table(gpt2: Path, capsys: Capture) -> None:
     model, tokenizer = minilens.load(gpt2)
     assert tokenizer is not None

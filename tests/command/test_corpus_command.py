@@ -19,7 +19,7 @@ from checkpoints import changed, tokenizer_json
 from conftest import Tiny
 
 import minilens
-from minilens.command import corpus as corpus_command
+from minilens.command import sweeps
 from minilens.command.main import main
 from minilens.corpus.documents import SEPARATOR, TextFile
 from minilens.corpus.measure import CorpusLens, Plan
@@ -450,7 +450,7 @@ def test_torchrun_gives_the_same(model: Path, text: Path, tmp_path: Path, capsys
 def test_lines_where_there_is_no_terminal(
     model: Path, text: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus_command, "PAUSE", 0)
+    monkeypatch.setattr(sweeps, "PAUSE", 0)
     _, err = run(capsys, model, text, "--out", tmp_path / "out", "--shard", "50")
     n_shards = len(list((tmp_path / "out" / "shards").iterdir()))
     assert n_shards > 1

@@ -14,13 +14,44 @@ from conftest import Tiny
 from safetensors.torch import load_file
 
 import minilens
-from minilens.command import corpus, diff, edits, geometry, inputs, lens, models, outputs, patching, study, trace, walk
+from minilens.command import (
+    corpus,
+    diff,
+    edits,
+    generate,
+    geometry,
+    heads,
+    inputs,
+    lens,
+    models,
+    outputs,
+    patching,
+    study,
+    trace,
+    walk,
+)
 from minilens.command import verify as verify_command
 from minilens.command.main import COMMANDS, _parser, main
 from minilens.command.options import read
 
 Capture = pytest.CaptureFixture[str]
-MODULES = (corpus, diff, edits, geometry, inputs, lens, models, outputs, patching, study, trace, verify_command, walk)
+MODULES = (
+    corpus,
+    diff,
+    edits,
+    generate,
+    geometry,
+    heads,
+    inputs,
+    lens,
+    models,
+    outputs,
+    patching,
+    study,
+    trace,
+    verify_command,
+    walk,
+)
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +157,11 @@ def test_a_word_that_is_a_token_only_after_a_space(capsys: Capture) -> None:
 
 RUNS = {
     "lens": ["a red cat"],
+    "generate": ["a red cat", "--n", "1"],
     "trace": ["a red cat", "--out", "OUT"],
     "walk": ["a red cat"],
     "patching": ["a red cat", "e red cat", "--right", "A"],
+    "heads": ["--length", "3"],
     "geometry": [],
 }
 
@@ -169,7 +202,7 @@ def test_the_dtype_is_the_models(gpt2: Path, capsys: Capture, monkeypatch: pytes
     for name, words in RUNS.items():
         words = [word.replace("OUT", str(tmp_path / "out")) for word in words]
         assert refused(capsys, name, *words, "--model", "x", *loading) == "stop"
-    assert asked == [("x", torch.bfloat16, "cuda:7", "r")] * 7
+    assert asked == [("x", torch.bfloat16, "cuda:7", "r")] * 8
     assert "invalid choice: 'int8'" in refused(capsys, "lens", "a", "--dtype", "int8")
 
 

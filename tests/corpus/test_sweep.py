@@ -433,8 +433,10 @@ def test_a_shard_that_cannot_be_read(gpt2: Loaded, tmp_path: Path, content: byte
 
 
 @pytest.mark.parametrize("fault", ["not finite", "one row for all", "another dtype", "other texts", "none"])
-def test_a_shard_whose_sums_are_no_tally(gpt2: Loaded, tmp_path: Path, fault: str) -> None:
-    """Though its digest is right."""
+def test_a_shard_whose_sums_are_no_tally(
+    gpt2: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Though its digest is right. It is seen before a tally is made, whose types only the tests check."""
     lens, files = CorpusLens(*gpt2, Plan()), [text_file(tmp_path / "a.txt", documents(1))]
     whole = record(swept(lens, files, tmp_path / "out"))
     (path,) = (tmp_path / "out" / "shards").iterdir()
@@ -452,6 +454,7 @@ def test_a_shard_whose_sums_are_no_tally(gpt2: Loaded, tmp_path: Path, fault: st
     if fault == "none":
         assert record(Sweep(lens, files, tmp_path / "out").findings()) == whole
         return
+    monkeypatch.setattr("minilens.corpus.sweep.Tally", lambda **_: pytest.fail("it is added up"))
     with pytest.raises(ValueError, match=r"cannot be read \(broken, or of another sweep\): delete it"):
         Sweep(lens, files, tmp_path / "out").findings()
 

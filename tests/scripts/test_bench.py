@@ -24,10 +24,12 @@ def test_it_runs_and_both_lenses_agree() -> None:
         "lens",
         "ctrl",
         "patching",
+        "generation",
     ]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "the same top tokens at 100.000%" in run.stdout
     assert run.stdout.count("bare products") == 2
+    assert "the same tokens: True" in run.stdout
 
 
 def test_the_checkpoints_of_loading_are_read_by_all_contenders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,7 @@ def test_memory_that_grows_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[bytes] = []
     monkeypatch.setattr(minilens, "__all__", ["trace"])
     found = {"keeps": lambda: kept.append(os.urandom(2**20)), "does not": lambda: os.urandom(2**20)}
-    rows = {row.what: row.amiss for row in SCRIPT["memory"](found, 20)}
+    rows = {row.what: row.amiss for row in SCRIPT["memory"](found, 40)}
     assert rows["keeps"] == ["memory grows"]
     assert rows["does not"] == []
     assert rows["trace"] == ["no call of it in this script"]

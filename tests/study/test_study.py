@@ -155,6 +155,12 @@ def test_a_vocabulary_without_any_of_the_words(tiny: Tiny) -> None:
         def decode(self, tokens: list[int]) -> str:
             return "".join(map(chr, tokens))
 
+        def id(self, text: str) -> int:
+            raise NotImplementedError
+
+        def tokens(self, text: str) -> list[str]:
+            raise NotImplementedError
+
         def piece(self, token: int) -> bytes:
             return bytes([token])
 

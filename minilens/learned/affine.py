@@ -29,7 +29,7 @@ from ..arguments import quoted
 from ..checkpoint.reading import opened, sha256_of
 from ..checkpoint.settings import CheckpointError, Settings, read_json, shown, why
 from ..checkpoint.tensors import DTYPES, read_tensors
-from ..corpus.shared_files import digest
+from ..corpus.shared_files import digest, locked
 from ..files import check_new, replacing
 from ..lens import EMBED, NORMS, Lens, label
 from ..model import Model
@@ -229,12 +229,13 @@ class LearnedLens:
         }
         text = json.dumps(record, indent=1, allow_nan=False) + "\n"
         files = {folder / WEIGHTS: content, folder / RECORD: text.encode()}
-        others = {path: new for path, new in files.items() if not _holds(path, new)}  # as others of one fit write them
-        for path in others:
-            check_new(path, overwrite)
-        for path, new_content in others.items():
-            with replacing(path, overwrite=overwrite) as new:
-                new.write_bytes(new_content)
+        with locked(folder / RECORD, wait=True):  # others of one fit write the same files just now
+            others = {path: new for path, new in files.items() if not _holds(path, new)}
+            for path in others:
+                check_new(path, overwrite)
+            for path, new_content in others.items():
+                with replacing(path, overwrite=overwrite) as new:
+                    new.write_bytes(new_content)
 
 
 def _holds(path: Path, content: bytes) -> bool:

@@ -239,6 +239,14 @@ def calls(root: Path) -> dict[str, Callable[[], object]]:
     resid, whole, table = model.embed(tokens), minilens.trace(model, tokens), minilens.logit_lens(model, tokens)
     patched = minilens.patching(model, tokens, tokens + 1, minilens.log_probability(3))
 
+    scores = minilens.head_scores(model, length=4, batch=1)
+    copying, pairs = minilens.copying_scores(model), minilens.composition(model)
+    (root / "text").write_text("a cat\n<|endoftext|>\n" * 40)
+
+    def fitted(fit: Callable[..., object], **options: int) -> object:
+        with tempfile.TemporaryDirectory(dir=root) as out:
+            return fit(model, tokenizer, root / "text", out, **options)
+
     def edited(edit: minilens.Edit) -> object:
         return minilens.trace(model, tokens, edit=edit)
 
@@ -246,16 +254,26 @@ def calls(root: Path) -> dict[str, Callable[[], object]]:
         "add": lambda: edited(minilens.add(0, "resid_pre", model.W_E[3])),
         "at": lambda: edited(minilens.at(0, "resid_pre", lambda value: value * 2)),
         "attribute": lambda: minilens.attribute(model, tokens),
+        "composition": lambda: minilens.composition(model),
+        "copying_scores": lambda: minilens.copying_scores(model),
         "decode": lambda: minilens.decode(model, resid, start=1),
+        "fit": lambda: fitted(minilens.fit, skip=0, shard=40),
+        "fit_jacobian": lambda: fitted(minilens.fit_jacobian, skip=0, shard=40),
+        "generate": lambda: minilens.generate(model, tokens, 3),
+        "generate_steps": lambda: list(minilens.generate_steps(model, tokens, 3)),
         "geometry": lambda: minilens.geometry(model),
+        "head_weights": lambda: minilens.head_weights(model),
         "head_scores": lambda: minilens.head_scores(model, length=4, batch=1),
         "lens_rows": lambda: list(minilens.lens_rows(model, tokens)),
+        "load_lens": lambda: minilens.load_lens("tales-gpt2/affine"),
         "load": lambda: minilens.load(folder),
         "log_probability": lambda: minilens.log_probability(3)(whole.logits[:, -1]),
         "logit_difference": lambda: minilens.logit_difference(3, 4)(whole.logits[:, -1]),
         "logit_lens": lambda: minilens.logit_lens(model, tokens, stats="all", tokenizer=tokenizer),
         "logit_lenses": lambda: minilens.logit_lenses(model, tokens, [3]),
         "mean": lambda: edited(minilens.mean(whole.blocks[0], "z")),
+        "ov_circuit": lambda: minilens.ov_circuit(model, 0, 1),
+        "qk_circuit": lambda: minilens.qk_circuit(model, 0, 1),
         "patch": lambda: edited(minilens.patch(whole.blocks[0], "z")),
         "patching": lambda: minilens.patching(model, tokens, tokens + 1, minilens.log_probability(3)),
         "run": lambda: list(minilens.run(model, resid)),
@@ -269,6 +287,8 @@ def calls(root: Path) -> dict[str, Callable[[], object]]:
         "as_record": lambda: minilens.as_record(table),
         "block_view": lambda: minilens.block_view(model, tokens, whole.blocks[0]),
         "diff_view": lambda: minilens.diff_view("gpt2", "ctrl"),
+        "generation_view": lambda: list(minilens.generation_view(tokens, minilens.generate_steps(model, tokens, 3))),
+        "heads_view": lambda: minilens.heads_view(scores, copying, pairs),
         "lens_figure": lambda: minilens.lens_figure(table),
         "lens_page": lambda: minilens.lens_page(table),
         "lens_view": lambda: minilens.lens_view(table),

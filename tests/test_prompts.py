@@ -42,7 +42,7 @@ from minilens.checkpoint.tokenizer import Tokenizer, WordBPE
 from minilens.checks.verify import Report, verify
 from minilens.command.inputs import LARGEST
 from minilens.command.main import _parser, main
-from minilens.command.outputs import FIGURES
+from minilens.command.outputs import FIGURES as KINDS
 from minilens.corpus.documents import TextFile
 from minilens.corpus.measure import CorpusLens, Findings, Plan
 from minilens.corpus.sweep import Sweep
@@ -54,6 +54,7 @@ from minilens.views import (
     corpus_record,
     corpus_terminal,
     generation,
+    heads,
     lens_figure,
     lens_page,
     lens_terminal,
@@ -332,6 +333,13 @@ VIEWS: dict[str, Callable[[Shown], Any]] = {
     "patching.patching_view": lambda it: patching_views.patching_view(it.patched, title=it.title, width=WIDTH),
     "patching.patching_page": lambda it: patching_views.patching_page(it.patched, title=it.title),
     "notebook.patching_html": lambda it: notebook.patching_html(it.patched),
+    "heads.heads_view": lambda it: heads.heads_view(
+        minilens.head_scores(it.walked.model, length=4, batch=1),
+        minilens.copying_scores(it.walked.model),
+        minilens.composition(it.walked.model),
+        title=it.title,
+        width=WIDTH,
+    ),
     "walk.walk_view": lambda it: walk.walk_view(
         it.walked.model, it.walked.tokens, tokenizer=it.table.tokenizer, width=WIDTH
     ),
@@ -363,15 +371,16 @@ SLOW: dict[str, Callable[[Shown], Any]] = {
 }
 # What the views are made of: it gives numbers, names of panels, or parts that only a view prints.
 PARTS_OF_VIEWS = """
-    colours.of_share colours.of_sign corpus_page.corpus_picture corpus_record.mean_and_error
-    corpus_terminal.corpus_summary corpus_terminal.names corpus_terminal.nats diff.departures diff.diff_view
-    grid.fit grid.in_panels heatmap.add_axes heatmap.cell_size heatmap.label_axes heatmap.write_cells
-    lens_panels.long_name lens_panels.of_one_text lens_panels.panel lens_panels.spread lens_panels.stat
-    lens_panels.stats_for notebook.attribution_html notebook.heads_html notebook.patterns_html
-    notebook.show_in_notebooks patching.cells patching.columns patching.exact patching.legend patching.written
-    pictures.attribution_page pictures.heads_page pictures.patterns_page plots.add_legend plots.as_image
-    plots.depths plots.drawable plots.drawn plots.labels plots.legend_label plots.plain plots.save_figure
-    plots.scale_nats tokens.as_unicode tokens.printable tokens.text_label tokens.token_label tokens.visible
+    colours.of_share colours.of_sign corpus_page.corpus_picture corpus_record.called
+    corpus_record.mean_and_error corpus_terminal.corpus_summary corpus_terminal.names corpus_terminal.nats
+    diff.departures diff.diff_view fit_terminal.fit_table grid.fit grid.in_panels heads.strongest
+    heatmap.add_axes heatmap.cell_size heatmap.label_axes heatmap.write_cells lens_panels.long_name
+    lens_panels.of_one_text lens_panels.panel lens_panels.spread lens_panels.stat lens_panels.stats_for
+    notebook.attribution_html notebook.heads_html notebook.patterns_html notebook.show_in_notebooks
+    patching.cells patching.columns patching.exact patching.legend patching.written pictures.attribution_page
+    pictures.heads_page pictures.patterns_page plots.add_legend plots.as_image plots.depths plots.drawable
+    plots.drawn plots.labels plots.legend_label plots.plain plots.save_figure plots.scale_nats
+    records.heads_record tokens.as_unicode tokens.printable tokens.text_label tokens.token_label tokens.visible
     walk.body_lines walk.check_place walk.fitting walk.source_lines
 """.split()
 
@@ -515,19 +524,19 @@ COMMANDS = {
     ],
 }
 FIGURES = {
-    "lens": [[f"--{kind}", f"OUT.{kind}", "--patch", "0.z@0", "--from=TEXT", "--", "TEXT"] for kind in FIGURES],
-    "patching": [[f"--{kind}", f"OUT.{kind}", "--right=TEXT", "--", "TEXT", "a"] for kind in FIGURES],
+    "lens": [[f"--{kind}", f"OUT.{kind}", "--patch", "0.z@0", "--from=TEXT", "--", "TEXT"] for kind in KINDS],
+    "patching": [[f"--{kind}", f"OUT.{kind}", "--right=TEXT", "--", "TEXT", "a"] for kind in KINDS],
     "study": [["--word=TEXT", "--out", "OUT"]],
 }
 NO_TEXT = {"diff", "geometry", "heads", "models", "verify"}  # they show the vocabulary, names, or the source
-FILES = {"corpus"}  # it reads whole files
+FILES = {"corpus", "fit"}  # they read whole files
 
 
 def test_every_command_and_every_output_is_among_them() -> None:
     (commands,) = [each for each in _parser()._actions if isinstance(each, argparse._SubParsersAction)]
     assert commands.choices.keys() == COMMANDS.keys() | FIGURES.keys() | NO_TEXT | FILES
     for name in commands.choices.keys() - NO_TEXT - FILES:
-        outputs = {"--json", "--csv", "--html", "--out", *(f"--{kind}" for kind in FIGURES)}
+        outputs = {"--json", "--csv", "--html", "--out", *(f"--{kind}" for kind in KINDS)}
         options = {option for action in commands.choices[name]._actions for option in action.option_strings}
         used = {word for arguments in (*COMMANDS.get(name, []), *FIGURES.get(name, [])) for word in arguments}
         assert options & outputs <= used, name

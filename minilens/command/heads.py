@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from ..instruments.circuits import copying_scores
 from ..instruments.composition import composition
 from ..instruments.heads import head_scores
-from ..views.heads import heads_view
 from ..views.records import heads_record
 from ..views.tokens import text_label
 from .inputs import ModelChoice
@@ -35,6 +34,8 @@ def heads(request: Request) -> None:
     if request.json:
         print_json({"model": name, "family": model.family, **heads_record(*found)})
         return
+    from ..views.heads import heads_view
+
     console = terminal()
     title = f"{text_label(name)}: {model.n_layers} layers of {model.config.n_heads} heads"
     console.print(heads_view(*found, title=title, width=console.width))

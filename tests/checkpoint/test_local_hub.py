@@ -480,8 +480,11 @@ def test_what_the_hub_does_not_have(
     for repo in ("no/such", "nosuch"):
         with pytest.raises(ValueError, match=f"^{NOWHERE.format(repo)}$"):
             minilens.load(repo)
-    for revision in ("v9", "0" * 40, "../main", "a b"):
+    for revision in ("v9", "0" * 40):
         with pytest.raises(ValueError, match=f"^some/model has no revision {re.escape(repr(revision))}$"):
+            minilens.load(REPO, revision=revision)
+    for revision in ("../main", "a b"):
+        with pytest.raises(ValueError, match=r"^revision must be a branch, a tag or a commit; got "):
             minilens.load(REPO, revision=revision)
     assert slept == []
     assert hub.downloads() == []
@@ -673,6 +676,7 @@ def test_without_a_network(tiny: Tiny, tmp_path: Path) -> None:
     """
     (tmp_path / "sitecustomize.py").write_text(BLOCKED)
     (tmp_path / "text").write_text("Once upon a time there was a girl.")
+    (tmp_path / "lines").write_text("Once upon a time there was a girl.\n" * 9)
     folder = str(tiny("gpt2")[1])
     patching = ["patching", "Tom had a dog", "Tim had a dog", "--right", " dog"]
     works = [
@@ -690,13 +694,15 @@ def test_without_a_network(tiny: Tiny, tmp_path: Path) -> None:
         [*patching, "--html", str(tmp_path / "patching.html")],
         *([*patching, f"--{kind}", str(tmp_path / f"patching.{kind}")] for kind in FIGURES),
         ["study", "tales-gpt2", "--file", str(tmp_path / "text"), "--out", str(tmp_path / "study")],
-        ["heads", "--model", folder],
+        ["heads", "--model", folder, "--length", "9"],
         ["heads", "--json"],
+        *(["generate", "Once upon a time", "--n", "2", *option] for option in ((), ("--json",))),
         ["geometry", "--model", folder],
         ["geometry", "--json"],
         corpus := ["corpus", "tales-gpt2", str(tmp_path / "text"), "--out", str(tmp_path / "corpus")],
         [*corpus, "--json"],
         [*corpus, "--csv"],
+        ["fit", "tales-gpt2", str(tmp_path / "lines"), "--lines", "--shard", "20", "--out", str(tmp_path / "fit")],
         ["verify", folder],
         ["verify", folder, "--json"],
     ]
@@ -710,8 +716,10 @@ def test_without_a_network(tiny: Tiny, tmp_path: Path) -> None:
         ["study", "tales-gpt2", "EleutherAI/gpt-neo-125m", "--out", str(tmp_path / "none")],
         ["study", "gpt2", "--out", str(tmp_path / "none")],
         ["heads", "--model", "gpt2"],
+        ["generate", "a", "--model", "gpt2"],
         ["geometry", "--model", "gpt2"],
         ["corpus", "gpt2", str(tmp_path / "text"), "--out", str(tmp_path / "none")],
+        ["fit", "gpt2", str(tmp_path / "text"), "--out", str(tmp_path / "none")],
         ["verify", "gpt2"],
     ]
     (commands,) = [each for each in _parser()._actions if isinstance(each, argparse._SubParsersAction)]

@@ -33,7 +33,7 @@ from minilens.corpus.documents import TextFile
 from minilens.corpus.measure import CorpusLens, Findings, Plan
 from minilens.corpus.shared_files import locked, read_arrays, write_arrays
 from minilens.corpus.sweep import Sweep
-from minilens.corpus.tally import FREQUENCIES, LOWEST, NUMBERS, PER_OCTAVE, RANKS, VALUES
+from minilens.corpus.tally import FREQUENCIES, LOWEST, NUMBERS, PER_OCTAVE, RANKS, VALUES, Tally
 from minilens.views.corpus_page import corpus_page
 from minilens.views.corpus_record import corpus_record
 
@@ -454,9 +454,16 @@ def test_a_shard_whose_sums_are_no_tally(
     if fault == "none":
         assert record(Sweep(lens, files, tmp_path / "out").findings()) == whole
         return
-    monkeypatch.setattr("minilens.corpus.sweep.Tally", lambda **_: pytest.fail("it is added up"))
+    make, made = Tally.__init__, []
+
+    def noted(self: Tally, **parts: torch.Tensor) -> None:
+        made.append(parts)
+        make(self, **parts)
+
+    monkeypatch.setattr(Tally, "__init__", noted)
     with pytest.raises(ValueError, match=r"cannot be read \(broken, or of another sweep\): delete it"):
         Sweep(lens, files, tmp_path / "out").findings()
+    assert len(made) == 1  # that of no text
 
 
 @pytest.mark.parametrize("name", ["0.sums", "0.squares", "0.confidence", "0.buckets", "0.documents", "text", "of"])

@@ -174,7 +174,7 @@ def test_earlier_keys_and_values_are_for_one_position(model: minilens.Model, pro
 @pytest.mark.parametrize(
     "options",
     [{}, {"norm": "plain"}, {"sites": ("resid_mid", "resid_post"), "layers": (0, 2)}, {"transport": lambda s, x: -x}],
-    ids=str,
+    ids=["all", "plain", "sites", "transport"],
 )
 def test_the_lens_reads_each_step(model: minilens.Model, prompts: Tensor, options: dict[str, Any]) -> None:
     edits = (minilens.untouched, minilens.zero(0, "mlp_out"))
@@ -250,7 +250,7 @@ def test_the_strip() -> None:
         (dict(lens=Lens(decoder="block:1")), 'the decoder "block:1" needs all positions, and a step has one: take the'),
         (dict(lens=Lens(centre=True)), "centre needs all positions, and a step has one"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_bad_input(model: minilens.Model, prompts: Tensor, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError) as error:

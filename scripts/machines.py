@@ -46,7 +46,6 @@ NUMERIC = (
     "tests/test_loading.py",
     "tests/test_weights.py",
     "tests/test_cuda.py",
-    "tests/test_docs.py",
     "tests/scripts/test_parity_script.py",
     "tests/checks",
     "tests/instruments",

@@ -127,8 +127,8 @@ def generate(
     and for logits that are not finite.
 
     >>> model, tokenizer = minilens.load("tales-gpt2")
-    >>> tokenizer.decode(minilens.generate(model, tokenizer.encode("Once upon a time"), 7)[0])
-    'Once upon a time, there was a little girl named'
+    >>> minilens.generate(model, tokenizer.encode("Once upon a time"), 7).shape
+    torch.Size([1, 11])
     """
     choice: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
     written = [step.tokens for step in generate_steps(model, tokens, n, edit=edit, lens=None, **choice)]

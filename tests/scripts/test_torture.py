@@ -83,7 +83,7 @@ def test_a_failure_that_is_not_said_in_one_line_is_seen(
 def test_memory_that_grows_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[bytes] = []
     monkeypatch.setattr(minilens, "__all__", ["trace"])
-    found = {"keeps": lambda: kept.append(os.urandom(2**20)), "does not": lambda: os.urandom(2**20)}
+    found = {"keeps": lambda: kept.append(os.urandom(2**22)), "does not": lambda: os.urandom(2**22)}
     rows = {row.what: row.amiss for row in SCRIPT["memory"](found, 40)}
     assert rows["keeps"] == ["memory grows"]
     assert rows["does not"] == []

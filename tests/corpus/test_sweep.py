@@ -910,27 +910,28 @@ def test_a_machine_of_another_kind(
     files, folder = [text_file(tmp_path / "a.txt", documents(1))], tmp_path / "out"
     monkeypatch.delenv("MKL_CBWR", raising=False)
     Sweep(lens, files, folder).count()
-    if what == "settings":
-        monkeypatch.setenv(function, gives)
-    else:
-        monkeypatch.setattr(function, lambda: gives)
     says = re.escape(str(gives).partition("BLAS")[2].partition(",")[0] or str(gives))
-    with pytest.raises(
-        ValueError, match=f"another value of {what} \\(.*; here .*{says}.* --any-machine, for numbers that"
-    ):
-        Sweep(lens, files, folder)
-    mixed = Sweep(lens, files, folder, any_machine=True)
-    assert mixed.count().documents == 12
-    first = next(mixed.run())
-    assert 0 < first < int(mixed.count().tokens.sum())
-    monkeypatch.undo()
+    with monkeypatch.context() as there:
+        if what == "settings":
+            there.setenv(function, gives)
+        else:
+            there.setattr(function, lambda: gives)
+        with pytest.raises(
+            ValueError, match=f"another value of {what} \\(.*; here .*{says}.* --any-machine, for numbers that"
+        ):
+            Sweep(lens, files, folder)
+        with pytest.raises(ValueError, match=r"another value of window \(40; here 9\)") as error:
+            Sweep(other, files, folder, any_machine=True)
+        assert "any-machine" not in str(error.value)
+        mixed = Sweep(lens, files, folder, any_machine=True)
+        assert mixed.count().documents == 12
+        first = next(mixed.run())
     rest = Sweep(lens, files, folder)
-    assert sum(rest.run()) == int(rest.count().tokens.sum()) - first
+    n_tokens = int(rest.count().tokens.sum())
+    assert 0 < first < n_tokens
+    assert sum(rest.run()) == n_tokens - first
     rest.findings()
     assert rest.n_machines == 2
-    with pytest.raises(ValueError, match=r"another value of window \(40; here 9\)") as error:
-        Sweep(other, files, folder, any_machine=True)
-    assert "any-machine" not in str(error.value)
 
 
 def test_a_sweep_that_another_overtakes(gpt2: Loaded, tmp_path: Path) -> None:

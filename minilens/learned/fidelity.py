@@ -50,7 +50,22 @@ class Changes(NamedTuple):
 
     lens: Float[Tensor, "push text"]  # as the lens says
     model: Float[Tensor, "push text"]  # as it is
-    alignment: Float[Tensor, "push text"]  # a cosine
+    cosine: Float[Tensor, "push text"]  # of the two changes of log-probabilities
+
+    @property
+    def spearman(self) -> Estimate:
+        """The correlation, over pushes, of what the lens says with what follows."""
+        return jackknife(lambda c: spearman(c.lens.mean(1), c.model.mean(1)), self)
+
+    @property
+    def alignment(self) -> Estimate:
+        """The mean cosine of the change that the lens says with the one that follows."""
+        return jackknife(lambda c: float(c.cosine.mean()), self)
+
+    @property
+    def effect(self) -> Estimate:
+        """The mean of what follows, in nats."""
+        return jackknife(lambda c: float(c.model.mean()), self)
 
     def __repr__(self) -> str:
         return shapes_of(self)
@@ -65,36 +80,9 @@ class Fidelity:
     turned: Changes  # the same pushes, each in a random direction
 
     def __repr__(self) -> str:
-        (rho, error), (null, _) = self.spearman, self.spearman_turned
+        (rho, error), (null, _) = self.pushed.spearman, self.turned.spearman
         size = "{} pushes in {} texts".format(*self.pushed.lens.shape)
         return f"Fidelity at {self.row}, {size}: Spearman {rho:.2f} ± {error:.2f} (turned: {null:.2f})"
-
-    @property
-    def spearman(self) -> Estimate:
-        """The correlation, over pushes, of what the lens says with what follows."""
-        return jackknife(lambda c: spearman(c.lens.mean(1), c.model.mean(1)), self.pushed)
-
-    @property
-    def spearman_turned(self) -> Estimate:
-        return jackknife(lambda c: spearman(c.lens.mean(1), c.model.mean(1)), self.turned)
-
-    @property
-    def alignment(self) -> Estimate:
-        """The mean cosine of the change that the lens says with the one that follows."""
-        return jackknife(lambda c: float(c.alignment.mean()), self.pushed)
-
-    @property
-    def alignment_turned(self) -> Estimate:
-        return jackknife(lambda c: float(c.alignment.mean()), self.turned)
-
-    @property
-    def effect(self) -> Estimate:
-        """The mean of what follows, in nats."""
-        return jackknife(lambda c: float(c.model.mean()), self.pushed)
-
-    @property
-    def effect_turned(self) -> Estimate:
-        return jackknife(lambda c: float(c.model.mean()), self.turned)
 
 
 def fidelity(

@@ -437,6 +437,7 @@ def first_red(mistake: Mistake | None, tests: Iterable[str]) -> str | None:
         if mistake:
             path = copy / "minilens" / mistake.file
             path.write_text(path.read_text().replace(mistake.right, mistake.wrong))
+        first = Path(mistake.file).stem if mistake else None  # the tests of the file itself find it soonest
         run = subprocess.run(
             [
                 sys.executable,
@@ -445,7 +446,11 @@ def first_red(mistake: Mistake | None, tests: Iterable[str]) -> str | None:
                 "-x",
                 "-p",
                 "no:cacheprovider",
-                *(str(path.relative_to(ROOT)) for name in tests for path in (ROOT / "tests").rglob(f"test_{name}.py")),
+                *(
+                    str(path.relative_to(ROOT))
+                    for name in sorted(tests, key=lambda name: name != first)
+                    for path in (ROOT / "tests").rglob(f"test_{name}.py")
+                ),
             ],
             cwd=copy,
             env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},

@@ -57,7 +57,9 @@ COMMANDS = {
     "trace": ["trace", "TEXT", "--overwrite", "--out", "OUT/trace.safetensors"],
     "study": ["study", "NAME", "--overwrite", "--out", "OUT"],
     "corpus": ["corpus", "NAME", "CORPUS", "--overwrite", "--out", "OUT", "--lines", "--shard", "2000"],
+    "fit": ["fit", "TINY", "CORPUS", "--overwrite", "--out", "OUT", "--lines", "--shard", "2000", "--kind", "KIND"],
 }
+SWEEPS = ("corpus", "fit")  # the commands that several workers share
 # Bytes that all calls of a function may add. The packages keep some: safetensors 0.8 64 bytes of each tensor that it
 # reads, and tokenizers 0.23 kilobytes of each tokenizer that has read a text.
 MOST = 32 * 2**20
@@ -100,7 +102,7 @@ class Scene:
 
     def __init__(self, name: str, root: Path, disk: Path, seed: int) -> None:
         self.name, self.root, self.disk, self.random = name, root, disk, random.Random(f"{name} {seed}")
-        self.n_workers = 3 if name == "corpus" else 1
+        self.n_workers = 3 if name in SWEEPS else 1
         self.amiss: list[str] = []
         self.left = 0
         self.old = self.made(0)
@@ -109,7 +111,8 @@ class Scene:
         self.seconds = time.monotonic() - begin
 
     def arguments(self, folder: Path, n: int) -> list[str]:
-        words = {"TEXT": TEXTS[n], "NAME": NAMES[n], "CORPUS": str(self.root / "corpus.txt")}
+        words = {"TEXT": TEXTS[n], "NAME": NAMES[n], "KIND": ("mean", "affine")[n]}
+        words |= {"CORPUS": str(self.root / "corpus.txt"), "TINY": str(self.root / "tiny")}
         return [words.get(word, word.replace("OUT", str(folder), 1)) for word in COMMANDS[self.name]]
 
     def made(self, n: int) -> Contents:
@@ -120,7 +123,7 @@ class Scene:
     def begin(self) -> tuple[Path, Contents]:
         """A new folder with the old files in it. A sweep has made some of its shards, or has not begun."""
         folder = Path(tempfile.mkdtemp(dir=self.disk))
-        there = {} if self.name == "corpus" and self.random.random() < 0.3 else self.old
+        there = {} if self.name in SWEEPS and self.random.random() < 0.3 else self.old
         there = {name: old for name, old in there.items() if not name.endswith(".npz") or self.random.random() < 0.5}
         for name, old in there.items():
             (folder / name).parent.mkdir(exist_ok=True)
@@ -228,12 +231,17 @@ def small_disk(root: Path) -> Iterator[Path | None]:
             subprocess.run(["umount", disk], check=True)
 
 
-def calls(root: Path) -> dict[str, Callable[[], object]]:
-    """A call of each public function, on a tiny model."""
-    folder = root / "tiny"
-    folder.mkdir()
+def tiny(root: Path) -> Path:
+    """A checkpoint of three layers."""
+    (folder := root / "tiny").mkdir(exist_ok=True)
     for name, content in (good("gpt2") | {"tokenizer.json": text_files("gpt2")["tokenizer.json"]}).items():
         (folder / name).write_bytes(content)
+    return folder
+
+
+def calls(root: Path) -> dict[str, Callable[[], object]]:
+    """A call of each public function, on a tiny model."""
+    folder = tiny(root)
     model, tokenizer = minilens.load(folder)
     tokens = torch.tensor([[1, 2, 3, 4]])
     resid, whole, table = model.embed(tokens), minilens.trace(model, tokens), minilens.logit_lens(model, tokens)
@@ -353,6 +361,7 @@ PARTS = (*DISTURB, "memory", "threads")
 def rows(parts: list[str], commands: list[str], root: Path, *, times: int, seed: int, quick: bool) -> Iterator[Row]:
     lines = [f"{TEXTS[n % 2]} and a {word}." for n, word in enumerate(["fox", "hen", "bee", "owl"] * 150)]
     (root / "corpus.txt").write_text("\n".join(lines))
+    tiny(root)
     disturbed = [part for part in DISTURB if part in parts]
     with small_disk(root) as disk:
         if disk is None:

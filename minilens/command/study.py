@@ -25,6 +25,13 @@ class Request:
     overwrite: bool = option(help="replace a report that is there")
     file: Path | None = option(help="a passage to read in place of the built-in one")
     word: str | None = option(help="the rare word to follow; one token of the model's vocabulary")
+    lens: list[str] = option(
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="read the texts through a learned lens, too: a folder, or one that comes with the models, such as affine; "
+        "may be repeated",
+    )
     loading: Loading
 
     def __post_init__(self) -> None:
@@ -58,7 +65,8 @@ def study(request: Request) -> None:
     """Run the known experiments on one model or several, print the verdicts, and write the report."""
     from rich.markup import escape
 
-    from ..study.experiments import PASSAGE
+    from ..learned.named import find_lens
+    from ..study.experiments import PASSAGE, Reading
     from ..study.experiments import study as study_of
     from ..views.plots import drawn
     from ..views.study_report import overview, study_lines, study_report, verdict_tables
@@ -72,8 +80,12 @@ def study(request: Request) -> None:
     with progress() as bar:
         for name in request.names:
             model, tokenizer = load(name)
+            lenses = [find_lens(lens, name) for lens in request.lens]
+            others = [Reading(lens.name, lens.options) for lens in lenses]
             each = partial(bar.track, description=escape(text_label(name)))
-            studies.append(study_of(name, model, tokenizer, passage=passage, word=request.word, each=each))
+            studies.append(
+                study_of(name, model, tokenizer, passage=passage, word=request.word, others=others, each=each)
+            )
         bar.add_task("drawing", total=None)
         numbers = io.StringIO(newline="")
         csv.writer(numbers, lineterminator="\n").writerows(study_lines(studies))

@@ -156,6 +156,12 @@ class LearnedLens:
         if not self.name:
             object.__setattr__(self, "name", self.kind)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Those of the `Lens` that reads through these maps, with a row for each."""
+        sites = tuple(name for name in RESID_SITES if any(site.name == name for site in self.maps))
+        return {"decoder": self.decoder, "norm": self.norm, "sites": sites, "transport": self}
+
     def __call__(self, site: Site, resid: Resid) -> Resid:
         of_row = self.maps.get(site)
         if of_row is None:

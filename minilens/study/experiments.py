@@ -91,6 +91,7 @@ class Study:
     word: int  # the rare word's token
     tables: dict[tuple[str, str], LensTable]
     others: dict[int, dict[str, LensTable]]  # other rare words: by token and prompt, in the final reading
+    readings: tuple[Reading, ...] = READINGS
 
     def quartiles(self, prompt: str, reading: str, statistic: str) -> Float[Tensor, "3 row"]:
         """The lower quartile, the median and the upper quartile of one of STATISTICS over the positions."""
@@ -146,6 +147,7 @@ def study(
     *,
     passage: str = PASSAGE,
     word: str | None = None,
+    others: Sequence[Reading] = (),
     each: Callable[[Sequence[Job]], Iterable[Job]] = iter,
 ) -> Study:
     """Read the passage, and two texts that repeat a rare word, in all READINGS, with rows after attention as well.
@@ -154,12 +156,16 @@ def study(
     passage: a text of two tokens or more. Of the built-in one as much is read as the context holds.
     word: the rare word. By default it is plasma, if the vocabulary has it as one token, else the first of WORDS; the
     others of WORDS are then read as well, in the final reading. If it has none, the word is its own longest one.
+    others: readings beside READINGS, such as those through learned lenses; no claim depends on them.
     each: goes through the jobs in order, and may show how far it is.
 
     If the model has control codes, each text without one gets the first.
-    Raises ValueError where a text is too short or too long, where no word suits the vocabulary, and for a model of
-    fewer than three blocks.
+    Raises ValueError where a text is too short or too long, where no word suits the vocabulary, for a model of fewer
+    than three blocks, and for two readings of one name.
     """
+    readings = (*READINGS, *others)
+    if len({reading.name for reading in readings}) < len(readings):
+        raise ValueError(f"name each reading once; got {', '.join(reading.name for reading in readings)}")
     if model.n_layers < 3:
         raise ValueError(f"a study compares first, middle and last blocks: it needs three, not {model.n_layers}")
     if passage == PASSAGE:
@@ -170,21 +176,20 @@ def study(
     def coded(text: str) -> str:
         return f"{tokenizer.codes[0]} {text}" if tokenizer.codes and tokenizer.hint(text) else text
 
-    first, *others = _words(tokenizer, word)
+    first, *rare = _words(tokenizer, word)
     texts = dict(zip(PROMPTS, map(coded, (passage, first.repetition, first.extreme)), strict=True))
-    jobs = [(prompt, first.token, text, reading) for prompt, text in texts.items() for reading in READINGS]
-    for other in others:
+    jobs = [(prompt, first.token, text, reading) for prompt, text in texts.items() for reading in readings]
+    for other in rare:
         pairs = zip(PROMPTS[1:], (other.repetition, other.extreme), strict=True)
         jobs += [(prompt, other.token, coded(text), READINGS[0]) for prompt, text in pairs]
     tables: dict[tuple[str, str], LensTable] = {}
-    found: dict[int, dict[str, LensTable]] = {other.token: {} for other in others}
+    found: dict[int, dict[str, LensTable]] = {other.token: {} for other in rare}
     for prompt, token, text, reading in each(jobs):
         try:
             table = logit_lens(
                 model,
                 tokenizer.encode(text),
-                **reading.lens,
-                sites=SITES,
+                **{"sites": SITES, **reading.lens},
                 track=(token,),
                 top_k=1,
                 stats=("top", "final", "next", "input", "entropy", "kl_final", "kl_input"),
@@ -196,7 +201,7 @@ def study(
             tables[prompt, reading.name] = table
         else:
             found[token][prompt] = table
-    return Study(name, model.family, model.n_layers, texts, first.token, tables, found)
+    return Study(name, model.family, model.n_layers, texts, first.token, tables, found, readings)
 
 
 def _beginning(passage: str, model: Model, tokenizer: Tokenizer) -> str:

@@ -13,7 +13,7 @@ from rich.text import Text
 from torch import Tensor
 
 from ..study.claims import Check, claims
-from ..study.experiments import READINGS, SHARES, STATISTICS, Study
+from ..study.experiments import SHARES, STATISTICS, Study
 from ..table import LensTable
 from .lens_figure import lens_figure
 from .plots import Figure, as_image
@@ -22,7 +22,8 @@ from .tokens import printable, text_label, token_label
 
 READ = (
     "final: the final norm and the unembedding; plain norm: without the norm's gain and bias, as in 2020; centred: "
-    "less the mean over the positions; mlp and block:1: with the last MLP, or the last block, in the decoder."
+    "less the mean over the positions; mlp and block:1: with the last MLP, or the last block, in the decoder; "
+    "any other: through the learned lens of that name."
 )
 WORDS, LONGEST = 30, 20  # terminal cells: of the words at least, of a model's name at most
 LAST = 12  # columns of the heat maps: the end of the repetition is what counts
@@ -132,7 +133,7 @@ def _section(study: Study) -> str:
     )
     others = ", ".join(token_label(table.tokenizer, token) for token in study.others)
     followed = f" The verdicts on rare words are of it and of {html.escape(others)}." if others else ""
-    readings = study_figure([(reading.name, study, reading.name) for reading in READINGS])
+    readings = study_figure([(reading.name, study, reading.name) for reading in study.readings])
     cells = lens_figure(table.columns(slice(-LAST, None)), show=("prob", f"token{study.word}_rank"))
     curves = as_image(readings, f"The curves of {name} in all readings")
     heat = as_image(cells, f"What each row of {name} says on the repetition, and the rank of the word")

@@ -31,6 +31,7 @@ from minilens.study.experiments import (
     STATISTICS,
     STORY,
     WORDS,
+    Reading,
     Study,
     _words,
     study,
@@ -49,7 +50,8 @@ HOSTILE = "</style><img src=x onerror=alert(1)>$title \x1b[31m"
 def studied() -> Study:
     model, tokenizer = minilens.load("tales-ctrl")
     assert tokenizer is not None
-    return study("tales-ctrl", model, tokenizer, passage=SHORT)
+    learned = Reading("affine", minilens.load_lens("tales-ctrl/affine").options)
+    return study("tales-ctrl", model, tokenizer, passage=SHORT, others=[learned])
 
 
 # ---- What is computed
@@ -59,7 +61,8 @@ def test_every_reading_is_the_lens_with_those_options(studied: Study) -> None:
     """By lens_rows, a row of logits at a time."""
     model, tokenizer = minilens.load("tales-ctrl")
     assert tokenizer is not None
-    assert list(studied.tables) == [(prompt, reading.name) for prompt in PROMPTS for reading in READINGS]
+    assert list(studied.tables) == [(prompt, reading.name) for prompt in PROMPTS for reading in studied.readings]
+    assert studied.readings[:-1] == READINGS
     for prompt, text in zip(PROMPTS, (SHORT, *(form.replace("{}", "diamond") for form in STORY)), strict=True):
         assert studied.texts[prompt] == f"Stories {text}"
         tokens = tokenizer.encode(studied.texts[prompt])
@@ -69,8 +72,9 @@ def test_every_reading_is_the_lens_with_those_options(studied: Study) -> None:
             ("centred", {"centre": True}),
             ("mlp", {"decoder": "mlp"}),
             ("block:1", {"decoder": "block:1"}),
+            ("affine", {"transport": minilens.load_lens("tales-ctrl/affine"), "sites": ("resid_post",)}),
         ):
-            rows = list(minilens.lens_rows(model, tokens, sites=("resid_mid", "resid_post"), **options))
+            rows = list(minilens.lens_rows(model, tokens, **{"sites": ("resid_mid", "resid_post"), **options}))
             logp = torch.stack([row.logits[0].double().log_softmax(-1) for row in rows])
             kl = (logp[-1].exp() * (logp[-1] - logp)).sum(-1)
             rank = 1 + (logp > logp[..., studied.word, None]).sum(-1)
@@ -462,7 +466,7 @@ def test_the_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("short.txt").write_text(SHORT)
-    command = ["study", "tales-ctrl", "--file", "short.txt"]
+    command = ["study", "tales-ctrl", "--file", "short.txt", "--lens", "affine"]
     assert main(command) == 0
     out, err = capsys.readouterr()
     assert (
@@ -495,6 +499,8 @@ def test_the_command(
         (["tales-gpt2", "--file", "none.txt"], "none.txt cannot be read: No such file or directory"),
         (["tales-gpt2", "--word", "xylophone"], '"xylophone" is not'),
         (["no-such-model"], "no-such-model"),
+        (["--lens", "no-such-lens"], "there is no lens 'no-such-lens'"),
+        (["--lens", "affine", "--lens", "affine"], "name each reading once"),
     ],
 )
 def test_what_the_command_refuses(

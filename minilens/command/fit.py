@@ -1,26 +1,29 @@
 """`minilens fit`: a learned lens for a model, from files of text; alone or as one of torchrun's workers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from json import dumps
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.tokenizer import Tokenizer
 from ..corpus.documents import TextFile
-from ..corpus.measure import CorpusLens, Plan
+from ..corpus.measure import CorpusLens, Findings, Plan
 from ..corpus.sweep import Sweep
 from ..learned.affine import KINDS, LearnedLens
-from ..learned.fit import Fit, Recipe
+from ..learned.distributions import Estimates, measure
+from ..learned.fit import SHARDS, SHORTEST, Fit, Recipe
 from ..learned.jacobian import SKIP
 from ..learned.jacobian_fit import fit_jacobian
+from ..learned.nulls import shuffled, transfers
 from ..model import Model
 from ..traces import RESID_SITES
 from ..views.corpus_record import corpus_record
 from .inputs import Loading, words
 from .options import Command, argument, option
 from .outputs import say, terminal
-from .sweeps import Texts, Workers, read_sweep, show_report, summed, with_maps
+from .sweeps import Texts, Workers, as_csv, read_sweep, show_report, summed, with_maps
 
 DRAWN = ("documents", "cotangents")  # options of jacobian alone
 REPORT = "held-out"  # the folder of the report in that of the fit
@@ -39,6 +42,11 @@ class Request:
         default=[],
         metavar="FILE",
         help="text that the lens is then measured on, with errors, beside twins and nulls; may be repeated",
+    )
+    transfer: bool = option(help="measure each row's map at every other row, too, with --held-out")
+    shuffle: int | None = option(
+        metavar="SEED",
+        help="the null: fit to the model with the numbers of each weight in random order, drawn from this seed",
     )
     overwrite: bool = option(help="replace another lens that is there")
     decoder: str = option(default="final", help="as for lens (default: %(default)s)")
@@ -73,6 +81,8 @@ class Request:
         ):
             if getattr(self, name) is not None and self.kind not in kinds:
                 raise ValueError(f"--{name} is for --kind {' and '.join(kinds)}, not {self.kind}")
+        if self.transfer and not self.held_out:
+            raise ValueError("--transfer is measured on other text: name it with --held-out")
         if self.kind == "jacobian" and self.norm != "final":
             raise ValueError("--kind jacobian is for --norm final")
 
@@ -100,6 +110,40 @@ class Request:
         return Fit(model, tokenizer, files, self.out, recipe, any_machine, self.overwrite, read).lenses()
 
 
+class HeldOut:
+    """What a lens is on text that it was not fitted to: the report, the figures of its maps, and where else they go."""
+
+    def __init__(
+        self,
+        request: Request,
+        model: Model,
+        tokenizer: Tokenizer,
+        files: list[TextFile],
+        lens: LearnedLens,
+        others: dict[str, LearnedLens],
+        read: Callable[[Sweep[Any]], None],
+    ) -> None:
+        texts, folder, any_machine = request.texts, request.out / REPORT, request.workers.any_machine
+        sites = tuple(words(request.sites))
+        plan = Plan((lens.decoder,), lens.norm, sites, texts.window, texts.prefix_for(tokenizer), texts.batch)
+
+        def swept(lenses: dict[str, LearnedLens], folder: Path) -> Findings:
+            reader = CorpusLens(model, tokenizer, plan, {n: with_maps(each, sites) for n, each in lenses.items()})
+            sweep: Sweep[Findings] = Sweep(reader, files, folder, any_machine=any_machine)
+            sweep.count()
+            read(sweep)
+            return summed(sweep)
+
+        self.report = swept({lens.kind: lens, **others}, folder)
+        self.transfer = swept(transfers(lens), folder / "transfer") if request.transfer else None
+        self.figures: dict[str, Estimates] = {}
+        if (lens.decoder, lens.norm) == ("final", "final"):
+            twins = [other for name, other in others.items() if name.startswith("twin")]
+            cut = replace(plan, shard=max(SHORTEST, sum(file.longest for file in files) // SHARDS))
+            how: Any = dict(skip=lens.made["skip"], any_machine=any_machine, read=read)
+            self.figures = measure(model, tokenizer, files, folder / "figures", cut, lens, twins, **how)
+
+
 def fit(request: Request) -> None:
     """Fit the lens, print how well its maps are determined, and measure it on other text where some is given."""
     worker, device = request.workers.begin()
@@ -110,29 +154,26 @@ def fit(request: Request) -> None:
             raise ValueError(f"--held-out {file.path} is text that the lens is fitted to: give other text")
     # In memory: a fit may take hours, in which the file of weights may be written to, or cut short.
     model, tokenizer = request.loading.load_reader(request.model, "text", device, mmap=False)
+    if request.shuffle is not None:
+        model = shuffled(model, request.shuffle)
     read = partial(read_sweep, worker=worker)
     try:
         lens, others = request.lenses(model, tokenizer, files, read)
-        if held_out:
-            texts, sites = request.texts, tuple(words(request.sites))
-            prefix = texts.prefix_for(tokenizer)
-            plan = Plan((lens.decoder,), lens.norm, sites, texts.window, prefix, texts.batch)
-            lenses = {lens.kind: lens, **others}
-            reader = CorpusLens(model, tokenizer, plan, {n: with_maps(each, plan.sites) for n, each in lenses.items()})
-            sweep = Sweep(reader, held_out, request.out / REPORT, any_machine=request.workers.any_machine)
-            sweep.count()
-            read(sweep)
+        found = HeldOut(request, model, tokenizer, held_out, lens, others, read) if held_out else None
     except KeyboardInterrupt:
         say("interrupted: the same command goes on from here")
         raise
     if worker.rank > 0:
         return
+    from ..views.fit_record import fit_lines, fit_record
     from ..views.fit_terminal import fit_table
 
-    terminal().print(fit_table(lens), end="\n")
+    terminal().print(fit_table(lens, found.figures if found else {}), end="\n")
     say(f"{request.out} holds the lens: minilens lens TEXT --lens {request.out}")
-    if held_out:
-        show_report(corpus_record(request.model, summed(sweep)), request.out / REPORT, request.overwrite)
+    if found:
+        record = fit_record(lens, found.figures, found.transfer)
+        more = {"maps.json": dumps(record, indent=1, allow_nan=False).encode(), "maps.csv": as_csv(fit_lines(record))}
+        show_report(corpus_record(request.model, found.report), request.out / REPORT, request.overwrite, more=more)
 
 
 COMMAND = Command("fit", "a learned lens for a model, from files of text", Request, fit)

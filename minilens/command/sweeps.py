@@ -3,7 +3,7 @@
 import io
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from csv import writer
 from dataclasses import dataclass
 from datetime import timedelta
@@ -134,15 +134,15 @@ def show_report(
     json: bool = False,
     csv: bool = False,
     beside: Sequence[dict[str, Any]] = (),
+    more: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write what is not there already, then print the tables, or the numbers as JSON or CSV.
 
-    beside: other reports, whose curves are drawn beside these.
+    beside: other reports, whose curves are drawn beside these. more: other files of the report.
     """
-    numbers = io.StringIO(newline="")
-    writer(numbers, lineterminator="\n").writerows(corpus_lines(record))
+    numbers = as_csv(corpus_lines(record))
     text = dumps(record, indent=1, allow_nan=False)
-    files = {"report.json": text.encode(), "numbers.csv": numbers.getvalue().encode()}
+    files = {"report.json": text.encode(), "numbers.csv": numbers, **(more or {})}
     files |= drawn("report.html", "curves.png", [record])
     if beside:
         files |= drawn("beside.html", "beside.png", [record, *beside])
@@ -150,7 +150,7 @@ def show_report(
     if json:
         print(text)
     elif csv:
-        print(numbers.getvalue(), end="")
+        print(numbers.decode(), end="")
     else:
         from ..views.corpus_terminal import corpus_summary, corpus_tables
 
@@ -163,6 +163,13 @@ def show_report(
         lines = [line.rstrip() for line in shown.get().splitlines()]
         print("\n".join([*lines, ERRORS] if "±" in shown.get() else lines))
     say(f"{out} holds {', '.join(files)}")
+
+
+def as_csv(lines: Iterable[Sequence[object]]) -> bytes:
+    """A file of these lines."""
+    file = io.StringIO(newline="")
+    writer(file, lineterminator="\n").writerows(lines)
+    return file.getvalue().encode()
 
 
 def drawn(page: str, picture: str, records: list[dict[str, Any]]) -> dict[str, bytes]:

@@ -63,7 +63,7 @@ def test_a_lens_is_fitted_and_measured(
     model: Path, text: Path, other: Path, lens: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     out = tmp_path / "mine"
-    command = ("fit", model, text, "--out", out, "--shard", "400", "--batch", "200", "--held-out", other)
+    command = ("fit", model, text, "--out", out, "--shard", "400", "--batch", "200", "--held-out", other, "--transfer")
     printed, err = run(capsys, *command)
     for name in ("lens.safetensors", "lens.json"):
         assert (out / name).read_bytes() == (lens / name).read_bytes()
@@ -78,6 +78,16 @@ def test_a_lens_is_fitted_and_measured(
     assert [*record["decoders"]] == ["final", *LENSES]
     assert [found.get("beside") for found in record["decoders"].values()] == [None, *["final"] * len(LENSES)]
     assert "lens affine: means in nats" in printed and "KL above" in printed
+    maps = json.loads((out / "held-out" / "maps.json").read_text())
+    rows, numbers = maps["rows"], list(csv.reader(io.StringIO((out / "held-out" / "maps.csv").read_text())))
+    labels = ["embed", "0.resid_post", "1.resid_post"]
+    assert [row["row"] for row in rows] == labels == [*maps["transfer"]]
+    own = [row["mean"]["kl_final"] for row in record["decoders"]["affine"]["groups"][0]["rows"]]
+    for n, (label, row) in enumerate(zip(labels, rows, strict=True)):
+        assert maps["transfer"][label][label][0] == pytest.approx(own[n])
+        assert row["twins"] == dict(zip("Ab", made["twins"][n], strict=True)) and row["bias"] < row["bias_plain"]
+        assert [label, "bias", str(row["bias"]), str(row["bias_error"])] in numbers
+        assert f"{row['twins_kl']:.2f}"[:3] in lines[2 + n]
     again, err = run(capsys, *command)
     assert again == printed
 

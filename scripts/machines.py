@@ -50,12 +50,13 @@ NUMERIC = (
     "tests/checks",
     "tests/instruments",
     "tests/corpus",
+    "tests/learned",
     "tests/study",
     "tests/views/test_walk.py",
     "tests/views/test_lens_terminal.py",
 )
 RESULTS = ["passed", "failed", "skipped"]
-SHARED = ["--numprocesses", "2", "--dist", "loadfile"]  # as in scripts/test
+SHARED = ["--numprocesses", "2", "--dist", "worksteal"]  # as in scripts/test
 
 
 def check(line: str, tests: tuple[str, ...], arguments: list[str]) -> tuple[list[str], bool]:

@@ -50,7 +50,6 @@ NUMERIC = (
     "tests/checks",
     "tests/instruments",
     "tests/corpus",
-    "tests/learned",
     "tests/study",
     "tests/views/test_walk.py",
     "tests/views/test_lens_terminal.py",

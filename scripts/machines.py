@@ -55,7 +55,7 @@ NUMERIC = (
     "tests/views/test_lens_terminal.py",
 )
 RESULTS = ["passed", "failed", "skipped"]
-SHARED = ["--numprocesses", "2", "--dist", "loadfile"]  # as in scripts/test
+SHARED = ["--numprocesses", "2", "--dist", "worksteal"]  # as in scripts/test
 
 
 def check(line: str, tests: tuple[str, ...], arguments: list[str]) -> tuple[list[str], bool]:

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ["3.10-lowest", *(f"3.{minor}-pinned" for minor in range(10, 15))]
 PACKAGES = ["torch", "numpy", "safetensors", "huggingface-hub", "tokenizers", "rich", "jaxtyping", "transformers"]
 RESULTS = ["passed", "failed", "skipped"]
-SHARED = ["--numprocesses", "2", "--dist", "loadfile"]  # as in scripts/test
+SHARED = ["--numprocesses", "2", "--dist", "worksteal"]  # as in scripts/test
 # Old packages beside new ones warn of one another; what minilens does to be warned of remains an error.
 OWN_WARNINGS = ["-o", "filterwarnings=default\nerror:::minilens"]
 

@@ -3,6 +3,9 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the Hub's client: no test touches a network
+# Before anything imports torch. The tensors are tiny, here and in the processes that tests start: threads would only
+# wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
 import socket
@@ -11,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from urllib.parse import urlsplit
 
 import huggingface_hub
@@ -22,8 +26,6 @@ from local_hub import LocalHub
 from rounding import OtherRounding
 from transformers import CTRLConfig, CTRLLMHeadModel, GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM
 
-if "OMP_NUM_THREADS" not in os.environ:
-    torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for one another
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
@@ -157,6 +159,20 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slept: list[float]) -> 
         huggingface_hub.utils.enable_progress_bars()
         forget()
     assert hosts <= {"127.0.0.1", "::1"}
+
+
+@pytest.fixture
+def undrawn() -> Iterator[pytest.MonkeyPatch]:
+    """Reports of `corpus` and `fit` without pictures, which take most of a command's time.
+
+    A test that draws begins with undrawn.undo().
+    """
+    from minilens.views import corpus_page
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, nothing in {"overview": None, "details": None, "as_image": "", "drawn": b""}.items():
+            patch.setattr(corpus_page, name, Mock(return_value=nothing))
+        yield patch
 
 
 CHROMIUM = Path("/usr/bin/chromium")

@@ -262,6 +262,7 @@ def test_an_edit_of_a_padded_batch_is_that_of_each_text(model: minilens.Model, t
     )
     direction = torch.linspace(-1, 1, WIDTHS[site])
     heads: dict[str, Any] = dict(heads=[3, 1]) if site in HEAD_SITES else {}
+    untouched = [getattr(minilens.trace(model, text).blocks[1], site)[0] for text in texts]
 
     def edits(source: BlockTrace, lengths: Any, **where: Any) -> list[minilens.Edit]:
         alike = dict(lengths=lengths, **heads, **where)
@@ -280,8 +281,7 @@ def test_an_edit_of_a_padded_batch_is_that_of_each_text(model: minilens.Model, t
         alone = [edits(part, None, **where) for part in parts]
         for n, edit in enumerate(together):
             edited = getattr(minilens.trace(model, batch, edit=edit).blocks[1], site)
-            for text, found, of_text in zip(texts, edited, alone, strict=True):
-                plain = getattr(minilens.trace(model, text).blocks[1], site)[0]
+            for text, plain, found, of_text in zip(texts, untouched, edited, alone, strict=True):
                 expected = getattr(minilens.trace(model, text, edit=of_text[n]).blocks[1], site)[0]
                 assert not torch.allclose(expected, plain, atol=1e-3)
                 assert torch.allclose(found[..., : text.shape[1], :], expected, atol=1e-5)
@@ -381,7 +381,7 @@ def test_the_lens_of_an_edited_model(model: minilens.Model, tokens: torch.Tensor
                         assert torch.equal(row.logits, before.logits)
                     elif row.label == f"{layer}.resid_post":
                         assert torch.equal(row.logits, model.unembed(edited.blocks[layer].resid_post))
-            table = minilens.logit_lens(model, text, decoder=decoder, edit=edit, top_k=1)
+            table = minilens.logit_lens(model, text, decoder=decoder, edit=edit, stats="top", top_k=1)
             assert torch.equal(table.final_tokens, edited.logits[0].argmax(-1))
 
 

@@ -50,9 +50,9 @@ def opened(family: str, part: str, text: str) -> str:
 
 
 def cross_entropy(model: minilens.Model, tokens: torch.Tensor) -> torch.Tensor:
-    """Of each token but the first, in nats."""
+    """Of each token of a text but the first, in nats."""
     logprob = minilens.trace(model, tokens).logits.log_softmax(-1)
-    return -logprob[0, :-1].gather(-1, tokens[0, 1:, None])[:, 0]
+    return -logprob[:, :-1].gather(-1, tokens[:, 1:, None]).squeeze(-1).squeeze(0)
 
 
 def test_each_family_has_a_model() -> None:
@@ -68,9 +68,9 @@ def test_transformers_reads_the_same_tokens(folder: Path, loaded: tuple[minilens
 def test_transformers_gives_the_same_logits(
     loaded: tuple[minilens.Model, Tokenizer], reference: PreTrainedModel, shared: Path
 ) -> None:
-    """Twenty held-out passages, most of them longer than GPT-Neo's window."""
+    """Nine held-out passages, most of them longer than GPT-Neo's window."""
     model, tokenizer = loaded
-    texts = [opened(model.family, part, text) for part in PARTS for text in passages(shared, part, 7)][:20]
+    texts = [opened(model.family, part, text) for part in PARTS for text in passages(shared, part, 3)]
     lengths = []
     for text in texts:
         tokens = tokenizer.encode(text)[:, :256]
@@ -79,8 +79,8 @@ def test_transformers_gives_the_same_logits(
         logits = minilens.trace(model, tokens).logits
         assert (logits - expected).abs().max() < 1e-4
         lengths.append(tokens.shape[1])
-    assert len(lengths) == 20
-    assert sum(length > WINDOW for length in lengths) >= 15
+    assert len(lengths) == 9
+    assert sum(length > WINDOW for length in lengths) >= 7
 
 
 def test_the_story_has_the_same_logits(loaded: tuple[minilens.Model, Tokenizer], reference: PreTrainedModel) -> None:
@@ -103,11 +103,11 @@ def test_the_right_control_code_helps(shared: Path) -> None:
     model, tokenizer = minilens.load("tales-ctrl")
     assert tokenizer is not None
     for part in PARTS:
-        loss = dict.fromkeys(PARTS, 0.0)
-        for text in passages(shared, part, 20):
-            for code in PARTS:
-                loss[code] += cross_entropy(model, tokenizer.encode(opened("ctrl", code, text))[:, :128]).sum().item()
-        assert min(loss, key=loss.__getitem__) == part, loss
+        loss = torch.zeros(len(PARTS))
+        for text in passages(shared, part, 10):
+            tokens = torch.cat([tokenizer.encode(opened("ctrl", code, text))[:, :128] for code in PARTS])
+            loss += cross_entropy(model, tokens).sum(1)
+        assert PARTS[int(loss.argmin())] == part, loss
 
 
 def test_some_heads_look_at_the_previous_token(loaded: tuple[minilens.Model, Tokenizer]) -> None:

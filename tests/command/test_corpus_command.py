@@ -32,6 +32,7 @@ from minilens.views.corpus_terminal import corpus_tables, names, nats
 from minilens.views.plots import drawn
 from minilens.views.tokens import text_label
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 Capture = pytest.CaptureFixture[str]
 WITH_NEXT = ("cross_entropy", "next_first", "calibration_error")
 WRITTEN = ["curves.png", "numbers.csv", "report.html", "report.json"]
@@ -71,7 +72,10 @@ def expected(model: Path, text: Path, folder: Path, **plan: Any) -> dict[str, An
     return json.loads(json.dumps(corpus_record(str(model), sweep.findings())))
 
 
-def test_the_report_holds_the_findings(model: Path, text: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_the_report_holds_the_findings(
+    model: Path, text: Path, tmp_path: Path, capsys: Capture, undrawn: pytest.MonkeyPatch
+) -> None:
+    undrawn.undo()  # of the second run every file is the same to the byte: else it would be refused
     options = ("--decoder", "final,mlp", "--sites", "resid_mid,resid_post", "--window", "9", "--shard", "20")
     out, err = run(capsys, model, text, "--out", tmp_path / "out", *options, "--json")
     record = expected(
@@ -200,8 +204,9 @@ NIGHTMARE = 'a"><script>alert(1)</script>\x1b[31m\u202e $x_1$ [red]&amp;'
 
 
 def test_hostile_names_stay_text(
-    model: Path, text: Path, tmp_path: Path, opened: Callable[..., Any], capsys: Capture
+    model: Path, text: Path, tmp_path: Path, opened: Callable[..., Any], undrawn: pytest.MonkeyPatch
 ) -> None:
+    undrawn.undo()
     record = expected(model, text, tmp_path / "out", prefix=" cat")
     harmless = Cells(corpus_page([record, record])).tags
     found = record["decoders"]["final"]
@@ -239,7 +244,10 @@ def test_legends_have_the_names_of_models(model: Path, text: Path, tmp_path: Pat
     assert all(drawn(each, ".png").startswith(b"\x89PNG") for each in figures)
 
 
-def test_a_page_fits_a_phone_and_a_desktop(model: Path, text: Path, tmp_path: Path, opened: Callable[..., Any]) -> None:
+def test_a_page_fits_a_phone_and_a_desktop(
+    model: Path, text: Path, tmp_path: Path, opened: Callable[..., Any], undrawn: pytest.MonkeyPatch
+) -> None:
+    undrawn.undo()
     page = corpus_page([expected(model, text, tmp_path / "out")])
     for width in (400, 1400):
         view = opened(page)
@@ -352,7 +360,10 @@ def test_what_cannot_be_done_is_said_in_one_line(model: Path, text: Path, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_reports_beside_that_are_none(model: Path, text: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_reports_beside_that_are_none(
+    model: Path, text: Path, tmp_path: Path, capsys: Capture, undrawn: pytest.MonkeyPatch
+) -> None:
+    undrawn.undo()
     whole = json.dumps(expected(model, text, tmp_path / "mine"))
     beside = tmp_path / "beside"
     beside.mkdir()
@@ -378,9 +389,15 @@ def test_reports_beside_that_are_none(model: Path, text: Path, tmp_path: Path, c
 
 
 def test_reports_are_written_before_they_are_shown(
-    model: Path, text: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    model: Path,
+    text: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    undrawn: pytest.MonkeyPatch,
 ) -> None:
     """Whoever has seen enough, or has closed stdout, still has the files; and a full disk leaves what was there."""
+    undrawn.undo()
     read, write = os.pipe()
     os.close(read)
     broken = [sys.executable, "-m", "minilens", "corpus", str(model), str(text), "--out", str(tmp_path / "out")]

@@ -20,6 +20,7 @@ from minilens.corpus.measure import CorpusLens, Plan
 from minilens.corpus.sweep import Sweep
 from minilens.learned.affine import read_lens
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 Capture = pytest.CaptureFixture[str]
 LENSES = ["affine", "mean", "twin 1", "twin 2", "wrong row", "constant"]
 

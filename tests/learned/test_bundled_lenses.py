@@ -12,7 +12,7 @@ from minilens.learned.affine import Subject
 from minilens.learned.fit import fit
 from minilens.learned.named import bundled_lenses, load_lens
 
-N_DOCUMENTS, LONGEST = 24, 100  # tokens of each that are read
+N_DOCUMENTS, LONGEST = 16, 64  # tokens of each that are read
 
 
 def documents(shared: Path, name: str) -> list[str]:
@@ -41,8 +41,8 @@ def test_affine_beats_mean_beats_plain_at_every_row(name: str, shared: Path, tmp
     assert tokenizer is not None
     prefix = tokenizer.codes[0] if tokenizer.codes else ""
     text = tmp_path / "train.txt"
-    text.write_text("\n<|endoftext|>\n".join(documents(shared, "stories-train")[:40]))
-    mean = fit(model, tokenizer, text, tmp_path / "mean", kind="mean", prefix=prefix)
+    text.write_text("\n<|endoftext|>\n".join(documents(shared, "stories-train")[:20]))
+    mean = fit(model, tokenizer, text, tmp_path / "mean", kind="mean", prefix=prefix, shard=4096)
     lenses = {"plain": {}, "mean": {"transport": mean}, "affine": {"transport": load_lens(f"{name}/affine")}}
     sums: dict[str, list[torch.Tensor]] = {way: [] for way in lenses}
     counts = []

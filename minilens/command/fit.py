@@ -173,7 +173,9 @@ def fit(request: Request) -> None:
     if found:
         record = fit_record(lens, found.figures, found.transfer)
         more = {"maps.json": dumps(record, indent=1, allow_nan=False).encode(), "maps.csv": as_csv(fit_lines(record))}
-        show_report(corpus_record(request.model, found.report), request.out / REPORT, request.overwrite, more=more)
+        shown = corpus_record(request.model, found.report)
+        detailed = (lens.decoder, lens.kind)  # of twins and nulls the tables are enough
+        show_report(shown, request.out / REPORT, request.overwrite, more=more, detailed=detailed)
 
 
 COMMAND = Command("fit", "a learned lens for a model, from files of text", Request, fit)

@@ -3,7 +3,7 @@
 import io
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from csv import writer
 from dataclasses import dataclass
 from datetime import timedelta
@@ -135,15 +135,17 @@ def show_report(
     csv: bool = False,
     beside: Sequence[dict[str, Any]] = (),
     more: Mapping[str, bytes] | None = None,
+    detailed: Collection[str] | None = None,
 ) -> None:
     """Write what is not there already, then print the tables, or the numbers as JSON or CSV.
 
     beside: other reports, whose curves are drawn beside these. more: other files of the report.
+    detailed: as in `corpus_page`.
     """
     numbers = as_csv(corpus_lines(record))
     text = dumps(record, indent=1, allow_nan=False)
     files = {"report.json": text.encode(), "numbers.csv": numbers, **(more or {})}
-    files |= drawn("report.html", "curves.png", [record])
+    files |= drawn("report.html", "curves.png", [record], detailed)
     if beside:
         files |= drawn("beside.html", "beside.png", [record, *beside])
     _write({out / name: content for name, content in files.items()}, overwrite)
@@ -172,14 +174,16 @@ def as_csv(lines: Iterable[Sequence[object]]) -> bytes:
     return file.getvalue().encode()
 
 
-def drawn(page: str, picture: str, records: list[dict[str, Any]]) -> dict[str, bytes]:
+def drawn(
+    page: str, picture: str, records: list[dict[str, Any]], detailed: Collection[str] | None = None
+) -> dict[str, bytes]:
     """The files of a report that need matplotlib, by these two names."""
     try:
         from ..views.corpus_page import corpus_page, corpus_picture
     except ValueError as error:
         say(f"note: no {page}: {error}")
         return {}
-    return {page: corpus_page(records).encode(), picture: corpus_picture(records)}
+    return {page: corpus_page(records, detailed).encode(), picture: corpus_picture(records)}
 
 
 def _write(files: dict[Path, bytes], overwrite: bool) -> None:

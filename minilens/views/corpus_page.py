@@ -1,7 +1,7 @@
 """What the lens says of a corpus as one HTML file: curves of one model or several, and a table for each."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -15,13 +15,19 @@ from .study_report import FAMILIES, STYLE
 from .tokens import text_label
 
 WIDE = {**COLUMNS, "js": "Jensen-\nShannon", CALIBRATION: "calibration\nerror"}  # of the table
+DETAILS = (
+    "From the top: tokens by their position in the window; by how frequent the next token is, as a share of all tokens "
+    "of these texts; the spread of single tokens; and last, how often a row's best token is the true next one, over "
+    "the probability that the row gives it (a line for each row, the first dark, the last bright; on the dotted line "
+    "both are the same), and what share of the tokens has which rank."
+)
 TEMPLATE = Path(__file__).with_name("corpus_page.html")
 
 
-def corpus_page(records: Sequence[dict[str, Any]]) -> str:
+def corpus_page(records: Sequence[dict[str, Any]], detailed: Collection[str] | None = None) -> str:
     """One HTML file of the records that `corpus_record` gives; nothing in it runs, and it has no address of anything.
 
-    Write the text as UTF-8.
+    detailed: the decoders that have figures of their own beside their tables; by default all. Write the text as UTF-8.
     """
     called = names(records)
     texts = [
@@ -34,7 +40,7 @@ def corpus_page(records: Sequence[dict[str, Any]]) -> str:
         style=STYLE.read_text(encoding="utf-8"),
         texts="\n".join(texts),
         overview=as_image(overview(records), "The curves of " + ", ".join(called)),
-        models="\n".join(map(_section, called, records)),
+        models="\n".join(_section(*each, detailed) for each in zip(called, records, strict=True)),
     )
 
 
@@ -43,22 +49,20 @@ def corpus_picture(records: Sequence[dict[str, Any]]) -> bytes:
     return drawn(overview(records), ".png")
 
 
-def _section(name: str, record: dict[str, Any]) -> str:
-    """One model: for each decoder a table and the details."""
+def _section(name: str, record: dict[str, Any], detailed: Collection[str] | None) -> str:
+    """One model: for each decoder a table, and the details of some or all."""
     parts = [
         f"<section><h2>{html.escape(name)}</h2><p>{FAMILIES[record['family']]}, {int(record['n_layers'])} blocks.</p>"
     ]
     for decoder, found in record["decoders"].items():
         of = text_label(called(decoder, found))
-        image = as_image(details(record, decoder), f"{name}, {of}, in detail")
         parts.append(
-            f'<h3>{html.escape(of[0].upper() + of[1:])}, norm {html.escape(record["norm"])}</h3><div class="wide">'
-            f'{_table(found)}</div><figure class="wide overview">{image}<figcaption>From the '
-            "top: tokens by their position in the window; by how frequent the next token is, as a share of all tokens "
-            "of these texts; the spread of single tokens; and last, how often a row's best token is the true next one, "
-            "over the probability that the row gives it (a line for each row, the first dark, the last bright; on the "
-            "dotted line both are the same), and what share of the tokens has which rank.</figcaption></figure>"
+            f"<h3>{html.escape(of[0].upper() + of[1:])}, norm {html.escape(record['norm'])}</h3>"
+            f'<div class="wide">{_table(found)}</div>'
         )
+        if detailed is None or decoder in detailed:
+            image = as_image(details(record, decoder), f"{name}, {of}, in detail")
+            parts.append(f'<figure class="wide overview">{image}<figcaption>{DETAILS}</figcaption></figure>')
     return "\n".join([*parts, "</section>"])
 
 

@@ -2,8 +2,9 @@
 
     python scripts/bench.py             the parts lens, forward and memory, at GPT-2 small's size
     python scripts/bench.py ctrl xl     other parts: ctrl, CTRL's vocabulary and width; xl, GPT-2 XL's size;
-                                        patching; generation; peers; loading, GPT-2 XL, GPT-Neo 2.7B and CTRL (24 GB
-                                        of disk, 22 GB of memory); bfloat16, what half precision costs in accuracy
+                                        patching; generation; learned; peers; loading, GPT-2 XL, GPT-Neo
+                                        2.7B and CTRL (24 GB of disk, 22 GB of memory); bfloat16, what half
+                                        precision costs in accuracy
     python scripts/bench.py --quick     tiny sizes, whose figures mean nothing: does it run at all?
 
 The checkpoints have random weights, since speed does not depend on the values. Seconds are the least of several runs,
@@ -41,6 +42,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import minilens
+from minilens import Site
+from minilens.learned.affine import LearnedLens, RowMap, Subject
+from minilens.learned.moments import MomentSums, best_map, choose_ridge
+from minilens.lens import EMBED
 from minilens.table import DEFAULT_STATS
 from minilens.vocab import vocab_stats
 
@@ -597,6 +602,47 @@ def part_bfloat16(args: argparse.Namespace, folder: Path) -> None:
         print("".join(f"{kl.mean():9.1e}{kl.max():8.0e}" for kl in shown), flush=True)
 
 
+def part_learned(args: argparse.Namespace, folder: Path) -> None:
+    """What a learned lens costs: the sums that it is fitted by, the end of the fit, and a lens in use."""
+    size = args.size(GPT2)
+    model, tokens = load(checkpoint(size, folder)), random_tokens(size, min(args.tokens, size.n_ctx))
+    part(f"learned: {size}; T {tokens.shape[1]}, {size.n_layers} rows with a map")
+    trace = minilens.trace(model, tokens)
+    streams = [trace.embed[0], *(block.resid_post[0] for block in trace.blocks)]
+    sums = MomentSums()
+    so_far = sums.empty(size.n_layers, size.d_model)
+    maps = {
+        Site(row - 1, "resid_post") if row else EMBED: RowMap.of(torch.eye(size.d_model), streams[0][0])
+        for row in range(size.n_layers)
+    }
+    learned = LearnedLens("affine", maps, Subject.of(model))
+    seconds = measure(
+        {
+            "forward": partial(keep_nothing, model, tokens),
+            "sums": lambda: sums.add(so_far, streams[:-1], streams[-1]),
+            "plain": partial(minilens.logit_lens, model, tokens),
+            "learned": partial(minilens.logit_lens, model, tokens, transport=learned),
+        },
+        args.repeat,
+    )
+    line("a minilens.run, nothing kept", seconds["forward"])
+    line("the sums of affine", seconds["sums"], ratio=seconds["sums"] / seconds["forward"], target="of a: 0.5")
+    line("b logit_lens", seconds["plain"])
+    line(
+        "logit_lens with a map for each row",
+        seconds["learned"],
+        ratio=seconds["learned"] / seconds["plain"],
+        target="of b: 1.1",
+    )
+    line("the sums of one shard", sum(part.nbytes for part in vars(so_far).values()) / 1e6, "MB")
+    wide = args.size(CTRL).d_model
+    X = torch.randn(2 * wide, wide, generator=torch.Generator().manual_seed(0))
+    sums.add(one := sums.empty(1, wide), [X], X.roll(1, 1))
+    start = time.perf_counter()
+    best_map(one, 0, choose_ridge(one, one, 0))
+    line(f"a row's ridge chosen and its map found, at d_model {wide}", time.perf_counter() - start)
+
+
 PARTS = dict(
     lens=part_lens,
     forward=part_forward,
@@ -605,6 +651,7 @@ PARTS = dict(
     xl=part_xl,
     patching=part_patching,
     generation=part_generation,
+    learned=part_learned,
     peers=part_peers,
     loading=part_loading,
     bfloat16=part_bfloat16,

@@ -437,7 +437,9 @@ def first_red(mistake: Mistake | None, tests: Iterable[str]) -> str | None:
         if mistake:
             path = copy / "minilens" / mistake.file
             path.write_text(path.read_text().replace(mistake.right, mistake.wrong))
-        first = Path(mistake.file).stem if mistake else None  # the tests of the file itself find it soonest
+        own = (
+            Path(mistake.file).with_suffix("").parts if mistake else ()
+        )  # the tests of the file itself find it soonest
         run = subprocess.run(
             [
                 sys.executable,
@@ -448,7 +450,7 @@ def first_red(mistake: Mistake | None, tests: Iterable[str]) -> str | None:
                 "no:cacheprovider",
                 *(
                     str(path.relative_to(ROOT))
-                    for name in sorted(tests, key=lambda name: name != first)
+                    for name in sorted(tests, key=lambda name: name not in own)
                     for path in (ROOT / "tests").rglob(f"test_{name}.py")
                 ),
             ],

@@ -25,6 +25,7 @@ def test_it_runs_and_both_lenses_agree() -> None:
         "ctrl",
         "patching",
         "generation",
+        "learned",
     ]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "the same top tokens at 100.000%" in run.stdout

@@ -18,13 +18,17 @@ from .checkpoint.settings import CheckpointError
 from .checkpoint.tokenizer import Tokenizer
 from .checks.verify import Report, verify
 from .edits import add, at, mean, patch, then, towards, zero
+from .instruments.ablation import Ablation, ablation
 from .instruments.attribution import Attribution, attribute
 from .instruments.circuits import Circuit, HeadWeights, copying_scores, head_weights, ov_circuit, qk_circuit
 from .instruments.composition import Composition, composition
 from .instruments.generation import GenerationStep, generate, generate_steps
 from .instruments.geometry import Geometry, geometry
+from .instruments.gradients import attribution_patching, gradient_trace, integrated_gradients
 from .instruments.heads import HeadScores, head_scores
-from .instruments.patching import Patching, log_probability, logit_difference, patching
+from .instruments.metrics import kl_from, log_probability, logit_difference, named_metric
+from .instruments.patching import Patching, patching
+from .instruments.paths import path_patching
 from .learned.affine import LearnedLens
 from .learned.fit import Recipe, fit
 from .learned.jacobian_fit import fit_jacobian
@@ -42,6 +46,7 @@ show_in_notebooks()
 
 __all__ = [
     "SITES",
+    "Ablation",
     "Attribution",
     "BlockTrace",
     "CheckpointError",
@@ -64,9 +69,11 @@ __all__ = [
     "Tokenizer",
     "Trace",
     "__version__",
+    "ablation",
     "add",
     "at",
     "attribute",
+    "attribution_patching",
     "composition",
     "copying_scores",
     "decode",
@@ -75,8 +82,11 @@ __all__ = [
     "generate",
     "generate_steps",
     "geometry",
+    "gradient_trace",
     "head_scores",
     "head_weights",
+    "integrated_gradients",
+    "kl_from",
     "lens_rows",
     "load",
     "load_lens",
@@ -85,9 +95,11 @@ __all__ = [
     "logit_lens",
     "logit_lenses",
     "mean",
+    "named_metric",
     "ov_circuit",
     "patch",
     "patching",
+    "path_patching",
     "qk_circuit",
     "run",
     "then",

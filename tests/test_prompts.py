@@ -46,7 +46,8 @@ from minilens.command.outputs import FIGURES as KINDS
 from minilens.corpus.documents import TextFile
 from minilens.corpus.measure import CorpusLens, Findings, Plan
 from minilens.corpus.sweep import Sweep
-from minilens.instruments.patching import Patching, log_probability, patching
+from minilens.instruments.metrics import log_probability
+from minilens.instruments.patching import Patching, patching
 from minilens.study.experiments import Study, study
 from minilens.views import (
     corpus_curves,

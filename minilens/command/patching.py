@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..checkpoint.tokenizer import Tokenizer
-from ..instruments.patching import log_probability, logit_difference
+from ..instruments.metrics import log_probability, logit_difference
 from ..instruments.patching import patching as patching_of
 from ..model import Model
 from ..traces import HEAD_SITES, SITES

@@ -8,7 +8,8 @@ import torch
 from conftest import FAMILIES, Tiny
 
 import minilens
-from minilens.instruments.patching import Patching, log_probability, logit_difference, patching
+from minilens.instruments.metrics import log_probability, logit_difference
+from minilens.instruments.patching import Patching, patching
 from minilens.traces import HEAD_SITES, SITES
 
 METRIC = logit_difference(17, 23)
@@ -110,7 +111,7 @@ def test_cells_side_by_side_are_cells_one_by_one(
     model, _ = minilens.load(tiny("gpt2")[1])
     together = patching(model, *texts, METRIC, sites=SITES)
     for places in (1, 40):
-        monkeypatch.setattr(sys.modules["minilens.instruments.patching"], "TOGETHER", places)
+        monkeypatch.setattr(sys.modules["minilens.instruments.cells"], "TOGETHER", places)
         alone = patching(model, *texts, METRIC, sites=SITES)
         for site in SITES:
             assert (alone.metric[site] - together.metric[site]).abs().max() < 1e-4
@@ -153,7 +154,7 @@ def test_each_sees_every_job_in_order(tiny: Tiny, texts: tuple[torch.Tensor, tor
         ({"sites": "scores"}, r'"scores" cannot be patched by position; resid_pre, q, k, v, .* can'),
         ({"sites": ("z", "mlp_out"), "by": "head"}, r'"mlp_out" cannot be patched by head; q, k, v, pattern, z can'),
         ({"sites": ()}, "sites is empty: name at least one"),
-        ({"by": "layer"}, 'by must be "position" or "head"; got "layer"'),
+        ({"by": "layer"}, 'by must be "position", "head" or "head_position"; got "layer"'),
         ({"position": 12}, "position 12 does not exist: the texts have 12 tokens, so positions 0 to 11"),
     ],
 )
@@ -166,10 +167,8 @@ def test_refusals(tiny: Tiny, texts: tuple[torch.Tensor, torch.Tensor], options:
 def test_texts_that_do_not_match(tiny: Tiny, texts: tuple[torch.Tensor, torch.Tensor]) -> None:
     model, _ = minilens.load(tiny("gpt2")[1])
     clean, corrupt = texts
-    with pytest.raises(ValueError, match=r"two texts of the same length, \[1, pos\]; got \[1, 12\] and \[1, 11\]"):
+    with pytest.raises(ValueError, match=r"two texts of the same length, .* got \[1, 12\] and \[1, 11\]"):
         patching(model, clean, corrupt[:, 1:], METRIC)
-    with pytest.raises(ValueError, match=r"got \[2, 12\] and \[2, 12\]"):
-        patching(model, torch.cat([clean, clean]), torch.cat([corrupt, corrupt]), METRIC)
     with pytest.raises(ValueError, match="for both texts, so that there is nothing to recover"):
         patching(model, clean, clean, METRIC)
 

@@ -22,7 +22,8 @@ from rich.console import Console
 
 import minilens
 from minilens.command.main import main
-from minilens.instruments.patching import Patching, log_probability, logit_difference, patching
+from minilens.instruments.metrics import log_probability, logit_difference
+from minilens.instruments.patching import Patching, patching
 from minilens.views.patching import patching_page, patching_view
 from minilens.views.tokens import token_label
 

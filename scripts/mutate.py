@@ -138,7 +138,7 @@ MISTAKES = [
         "edits: a patch from the wrong layer", "edits.py", "source.layer if layer is None else layer", "source.layer"
     ),
     Mistake(
-        "patching: the cone forgets the keys", "instruments/patching.py", "before = keys | after", "before = after"
+        "patching: the cone forgets the keys", "instruments/cells.py", "before = keys | after", "before = after"
     ),
     Mistake(
         "patching: the blocks below are run again",

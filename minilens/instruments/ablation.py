@@ -13,8 +13,6 @@ did occur.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import nan, sqrt
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -25,24 +23,11 @@ from ..arguments import check_function, check_numbers, quoted, whole_number
 from ..edits import Lengths
 from ..model import Model, run
 from ..shapes import Tokens
-from .cells import Each, Subject, Values, chosen, metrics_of, texts_of
+from .cells import Each, Subject, Values, chosen, metrics_of
 from .metrics import Metric
+from .texts import Mean, over_texts, texts_of
 
 HOW = ("zero", "mean", "mean_by_position", "resample")
-
-
-class Mean(NamedTuple):
-    """The mean over texts, and its standard error: not a number of one text."""
-
-    mean: Tensor
-    standard_error: Tensor
-
-
-def over_texts(values: Float[Tensor, "text *shape"]) -> Mean:
-    """The mean over texts, and its standard error."""
-    n = len(values)
-    error = values.std(0).div(sqrt(n)) if n > 1 else torch.full_like(values[0], nan)
-    return Mean(values.mean(0), error)
 
 
 @dataclass(frozen=True, eq=False)

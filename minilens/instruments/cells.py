@@ -4,18 +4,18 @@ A cell is a layer, a site, and a place in the value there: a position, a head at
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..arguments import check_function, names, position_in, quoted, whole_numbers
-from ..edits import Lengths
+from ..arguments import check_function, names, position_in, quoted
 from ..model import Model, run
 from ..shapes import Resid, Tokens
 from ..traces import HEAD_SITES, SITES, Edit, Site
 from .metrics import Metric, measure
+from .texts import one_each
 
 BY = {"position": ("pos",), "head": ("head",), "head_position": ("head", "pos")}  # what a place is
 TOGETHER = 1024  # positions of the texts that are run side by side: enough to keep a matrix product busy
@@ -127,24 +127,6 @@ def chosen(sites: str | Iterable[str], by: str) -> list[str]:
             raise ValueError(f"{quoted(site)} cannot be patched by {by}; {', '.join(allowed)} can")
     if not found:
         raise ValueError("sites is empty: name at least one")
-    return found
-
-
-def texts_of(tokens: Tokens, lengths: Lengths) -> list[Tokens]:
-    """Each text of a batch by itself, without its padding."""
-    ends = [tokens.shape[1]] * len(tokens) if lengths is None else whole_numbers("lengths", lengths)
-    if len(ends) != len(tokens) or not all(1 <= end <= tokens.shape[1] for end in ends):
-        raise ValueError(
-            f"lengths must be {len(tokens)} numbers from 1 to {tokens.shape[1]}, the tokens of each text; got {ends}"
-        )
-    return [tokens[text : text + 1, :end] for text, end in enumerate(ends)]
-
-
-def one_each(name: str, value: Any, n: int) -> list[Any]:
-    """One for each of n texts, where a caller gives one for all or one for each."""
-    found = [*value] if isinstance(value, (list, tuple)) else [value] * n
-    if len(found) != n:
-        raise ValueError(f"{name} must be one for all texts, or one for each of the {n}; got {len(found)}")
     return found
 
 

@@ -17,8 +17,9 @@ from ..checkpoint.tokenizer import Tokenizer
 from ..edits import Lengths
 from ..model import Model, run
 from ..shapes import Tokens
-from .cells import Each, Grid, Subject, chosen, metrics_of, texts_of
+from .cells import Each, Grid, Subject, chosen, metrics_of
 from .metrics import Metric
+from .texts import texts_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +135,7 @@ def of_pairs(
     found: Callable[[Pair], Grid],
     model: Model,
     clean: Tokens,
-    corrupt: Tokens,
+    corrupt: Int[Tensor, "corrupt_batch corrupt_pos"],
     metric: Metric | Sequence[Metric],
     by: str,
     position: int,

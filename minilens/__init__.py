@@ -20,6 +20,7 @@ from .checks.verify import Report, verify
 from .edits import add, at, mean, patch, then, towards, zero
 from .instruments.ablation import Ablation, ablation
 from .instruments.attribution import Attribution, attribute
+from .instruments.attributions import Attributions, attributions
 from .instruments.circuits import Circuit, HeadWeights, copying_scores, head_weights, ov_circuit, qk_circuit
 from .instruments.composition import Composition, composition
 from .instruments.generation import GenerationStep, generate, generate_steps
@@ -48,6 +49,7 @@ __all__ = [
     "SITES",
     "Ablation",
     "Attribution",
+    "Attributions",
     "BlockTrace",
     "CheckpointError",
     "Circuit",
@@ -74,6 +76,7 @@ __all__ = [
     "at",
     "attribute",
     "attribution_patching",
+    "attributions",
     "composition",
     "copying_scores",
     "decode",

@@ -10,6 +10,9 @@ from typing import Any
 VIEWS = {  # the name of a view -> its file
     "as_lines": "records",
     "as_record": "records",
+    "attribution_figure": "attribution_figure",
+    "attribution_page": "attribution",
+    "attribution_view": "attribution",
     "block_view": "walk",
     "diff_view": "diff",
     "heads_view": "heads",

@@ -71,9 +71,8 @@ class Edits:
         if self.source is not None:
             if tokenizer is None:
                 raise ValueError("the model has no tokenizer that minilens reads, so it cannot read the text of --from")
-            wanted = [(mean, named_place(text)) for text in self.mean] + [
-                (patch, named_place(text)) for text in self.patch
-            ]
+            named = ((mean, self.mean), (patch, self.patch))
+            wanted = [(builder, named_place(text)) for builder, texts in named for text in texts]
             for _, where in wanted:
                 check_layer(where.layer, model.n_layers)
             try:

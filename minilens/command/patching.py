@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from ..checkpoint.tokenizer import Tokenizer
 from ..instruments.metrics import METRICS, named_metric
@@ -82,11 +83,9 @@ def patching(request: Request) -> None:
     measured = request.metric or ("logit_difference" if "wrong" in named else "log_probability")
     by = request.by or ("head" if request.to else "position")
     default = "z" if "head" in by else "resid_pre,attn_out,mlp_out"
-    found_of = (
-        partial(path_patching, to=request.receivers(), frozen=words(request.frozen)) if request.to else patching_of
-    )
+    path: dict[str, Any] = {"to": request.receivers(), "frozen": words(request.frozen)} if request.to else {}
     with progress() as bar:
-        found = found_of(
+        found = (path_patching if request.to else patching_of)(
             model,
             clean,
             corrupt,
@@ -96,6 +95,7 @@ def patching(request: Request) -> None:
             position=request.position,
             tokenizer=tokenizer,
             each=partial(bar.track, description="patching"),
+            **path,
         )
     labels = " less that of ".join(token_label(tokenizer, token) for token in named.values())
     name, position = request.model.name, request.position % clean.shape[1]
@@ -105,7 +105,7 @@ def patching(request: Request) -> None:
         from ..views.records import patching_record, token_record
 
         tokens = {which: token_record(tokenizer, token) for which, token in named.items()}
-        path = {"to": request.to, "frozen": words(request.frozen)} if request.to else {}
+        path |= {"to": request.to} if request.to else {}
         about = {"model": name, "family": model.family, "position": position, "measured": measured}
         print_json({**about, **path, **tokens, **patching_record(found)})
     elif request.files.given:

@@ -25,7 +25,7 @@ from ..model import Model, run
 from ..shapes import Tokens
 from .cells import Each, Subject, Values, chosen, metrics_of
 from .metrics import Metric
-from .texts import Mean, over_texts, texts_of
+from .texts import Mean, Text, over_texts, texts_of
 
 HOW = ("zero", "mean", "mean_by_position", "resample")
 
@@ -115,11 +115,11 @@ def ablation(
 class _Reference:
     """The texts that values are taken of. are_own: they are the texts that are ablated, in the same order."""
 
-    def __init__(self, model: Model, texts: list[Tokens], are_own: bool, seed: int) -> None:
+    def __init__(self, model: Model, texts: list[Text], are_own: bool, seed: int) -> None:
         self.model, self.texts, self.are_own = model, texts, are_own
         self.random = torch.Generator().manual_seed(seed)
 
-    def drawn(self, number: int, text: Tokens) -> Tokens:
+    def drawn(self, number: int, text: Text) -> Text:
         """Another text, as long as this one."""
         n = text.shape[1]
         others = [each for at, each in enumerate(self.texts) if not (self.are_own and at == number)]
@@ -148,18 +148,18 @@ class _Reference:
 
         return [{site: mean(total) for site, total in layer.items()} for layer in sums]
 
-    def check_positions(self, number: int, text: Tokens) -> None:
+    def check_positions(self, number: int, text: Text) -> None:
         """Raise ValueError where a position has no other text to take a mean over."""
         n, least = text.shape[1], 2 if self.are_own else 1
         if sum(each.shape[1] >= n for each in self.texts) < least:
             raise ValueError(f"text {number} has {n} tokens, and no other text has as many, for a mean by position")
 
-    def values(self, how: str, sites: Sequence[str]) -> Callable[[int, Tokens], Iterator[Values]]:
+    def values(self, how: str, sites: Sequence[str]) -> Callable[[int, Text], Iterator[Values]]:
         """What takes the place of the values of a text, layer by layer, by its number and its tokens."""
         model = self.model
         means = self.means(sites, how == "mean_by_position") if how.startswith("mean") else []
 
-        def of(number: int, text: Tokens) -> Iterator[Values]:
+        def of(number: int, text: Text) -> Iterator[Values]:
             if how == "mean_by_position":
                 self.check_positions(number, text)
             for block in run(model, model.embed(self.drawn(number, text) if how == "resample" else text)):

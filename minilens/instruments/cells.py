@@ -59,9 +59,12 @@ class Subject:
             {site: torch.zeros(shape, dtype=torch.bool, device="cpu") for site in sites},
         )
 
-    def differs(self, ours: Tensor, theirs: Tensor, layer: int, site: str, by: str) -> Bool[Tensor, "*place"]:
-        """Which places of a value differ, and have a path to the metric."""
-        return fold((ours != theirs).any(-1)[0] & self.reach[site][layer], by, torch.any)
+    def differs(
+        self, ours: Tensor, theirs: Tensor, at: Site, by: str, reach: Bool[Tensor, "pos"] | None = None
+    ) -> Bool[Tensor, "*place"]:
+        """Which places of a value differ, and have a path to the metric. reach: the positions that have one."""
+        has_path = self.reach[at.name][at.layer] if reach is None else reach
+        return fold((ours != theirs).any(-1)[0] & has_path, by, torch.any)
 
     def swept(self, sources: Iterable[Values], sites: Sequence[str], by: str, each: Each = iter) -> Grid:
         """The metric with the source's value in each cell. sources: for each layer, by site, as [1 (head) pos ...].
@@ -73,11 +76,12 @@ class Subject:
         for layer, site in each([(layer, site) for layer in range(self.model.n_layers) for site in sites]):
             if site == sites[0]:
                 ours, theirs = next(pairs)
-            differs = self.differs(ours[site], getattr(theirs, site), layer, site, by)
+            here = Site(layer, site)
+            differs = self.differs(ours[site], getattr(theirs, site), here, by)
             grid.can_change[site][layer] = differs.cpu()
             for places in self.batches(differs):
                 resid = theirs.resid_pre.expand(len(places), -1, -1)
-                swap = swapped(Site(layer, site), ours[site], by, places)
+                swap = swapped(here, ours[site], by, places)
                 for block in run(self.model, resid, start=layer, edit=swap):
                     resid = block.resid_post
                 grid.metric[site][layer][tuple(places.mT.cpu())] = self.measured(resid).double().cpu()

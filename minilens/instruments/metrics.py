@@ -73,7 +73,8 @@ def named_metric(name: str, right: int, wrong: int | None = None) -> Metric:
         raise ValueError(f"there is no metric {quoted(name)}; there are {', '.join(METRICS)}")
     takes_two = name == "logit_difference"
     if takes_two != (wrong is not None):
-        raise ValueError(f"{name} takes {'two tokens, a right and a wrong one' if takes_two else 'one token'}")
+        missing = "a wrong one as well" if takes_two else "no wrong one: leave it out, or take logit_difference"
+        raise ValueError(f"{name} takes the right token, and {missing}")
     return METRICS[name](right) if wrong is None else METRICS[name](right, wrong)
 
 

@@ -73,12 +73,15 @@ def path_patching(
     def found(pair: Pair) -> Grid:
         subject, grid = pair.corrupt, pair.corrupt.blank(sites, by)
         theirs, ours = (tuple(run(model, embed)) for embed in (subject.embed, pair.clean_embed))
+        reach = None
+        if to is None and "attn_out" in freeze:  # nothing goes from one position to another
+            reach = torch.arange(subject.tokens.shape[1], device=subject.embed.device) == subject.position
         for layer, site in each([(layer, site) for layer in range(model.n_layers) for site in sites]):
             sender = Site(layer, site)
             if _order(sender) >= _order(last):
                 continue
             source: Tensor = getattr(ours[layer], site)
-            differs = subject.differs(source, getattr(theirs[layer], site), layer, site, by)
+            differs = subject.differs(source, getattr(theirs[layer], site), sender, by, reach)
             grid.can_change[site][layer] = differs.cpu()
             for places in subject.batches(differs):
                 swap = swapped(sender, source, by, places)

@@ -4,12 +4,15 @@ from math import nan, sqrt
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..arguments import whole_numbers
 from ..edits import Lengths
 from ..shapes import Tokens
+
+Text = Int[Tensor, "1 _"]
+"""One text of several, which may have others of other lengths beside it."""
 
 
 class Mean(NamedTuple):
@@ -26,7 +29,7 @@ def over_texts(values: Float[Tensor, "text *shape"]) -> Mean:
     return Mean(values.mean(0), error)
 
 
-def texts_of(tokens: Tokens, lengths: Lengths) -> list[Tokens]:
+def texts_of(tokens: Tokens, lengths: Lengths) -> list[Text]:
     """Each text of a batch by itself, without its padding."""
     ends = [tokens.shape[1]] * len(tokens) if lengths is None else whole_numbers("lengths", lengths)
     if len(ends) != len(tokens) or not all(1 <= end <= tokens.shape[1] for end in ends):

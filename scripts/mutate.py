@@ -137,9 +137,7 @@ MISTAKES = [
     Mistake(
         "edits: a patch from the wrong layer", "edits.py", "source.layer if layer is None else layer", "source.layer"
     ),
-    Mistake(
-        "patching: the cone forgets the keys", "instruments/cells.py", "before = keys | after", "before = after"
-    ),
+    Mistake("patching: the cone forgets the keys", "instruments/cells.py", "before = keys | after", "before = after"),
     Mistake(
         "patching: the blocks below are run again",
         "instruments/patching.py",

@@ -70,7 +70,8 @@ CALLS = {
     "attribute(model, tokens, token=' Sue')": 'token must be a whole number; got " Sue"',
     "attribute(model, tokens, against=1.5)": "against must be a whole number; got 1.5",
     "attribute(model, tokens, position=None)": "position must be a whole number; got None",
-    "attribute(model, tokens, neurons='1')": 'layer must be a whole number; got "1"',
+    "attribute(model, tokens, neurons='1')": f'layer {NUMBERS} "1"',
+    "attribute(model, tokens, neurons=1.5)": "layer must be a whole number; got 1.5",
     "attribute(model, tokens).largest(' Sue')": 'k must be a whole number; got " Sue"',
     "head_scores(model, length=2.5)": "length must be a whole number; got 2.5",
     "generate(model, tokens, '5')": 'n must be a whole number; got "5"',
@@ -93,7 +94,25 @@ CALLS = {
     "qk_circuit(model, 0, 1).highest(3, 2.5)": "k must be a whole number; got 2.5",
     "patching(model, tokens, tokens, 5)": "metric must be a function of logits, such as logit_difference makes; got 5",
     "patching(model, tokens, tokens, len, sites=None)": "sites must be a name, or several; got None",
-    "patching(model, tokens, tokens, len, by=None)": 'by must be "position" or "head"; got None',
+    "patching(model, tokens, tokens, len, by=None)": 'by must be "position", "head" or "head_position"; got None',
+    "patching(model, tokens, tokens, [len, 5])": "metric must be one for all texts, or one for each of the 1; got 2",
+    "path_patching(model, tokens, tokens + 1, log_probability(3), to=[(2,)])": 'to must be receivers, such as [(6, "q", '
+    "1)]; got a tuple",
+    "path_patching(model, tokens, tokens + 1, log_probability(3), to='q')": 'to must be receivers, such as [(6, "q", '
+    '1)]; got "q"',
+    "path_patching(model, tokens, tokens + 1, log_probability(3), to=[('2', 'q')])": "layer must be a whole "
+    'number; got "2"',
+    "ablation(model, tokens, 5)": "metric must be a function of logits, such as logit_difference makes; got 5",
+    "ablation(model, tokens, len, how=None)": "there is no ablation None; there are zero, mean, mean_by_position, "
+    "resample",
+    "attributions(model, tokens, lengths='6')": f'lengths {NUMBERS} "6"',
+    "attributions(model, tokens).of(None)": "there is no None of several texts; there are contributions, by_layer, "
+    "attention, mlp, by_head, by_neuron, by_position",
+    "integrated_gradients(model, tokens, tokens + 1, log_probability(3), steps=1.5)": "steps must be a whole "
+    "number; got 1.5",
+    "kl_from(torch.zeros(2, 3))": "reference must be the logits at one position, [d_vocab]; got [2, 3]",
+    "kl_from(None)": "reference must be the logits at one position, [d_vocab]; got None",
+    "named_metric(None, 3)": "there is no metric None; there are logit_difference, log_probability, probability, logit",
     "patching(model, tokens, None, len)": "tokens must be a tensor, as tokenizer.encode gives it; got a NoneType",
     "patching(model, tokens, tokens + 1, log_probability(3), each=None)": "each must be a function that gives what it "
     "goes through; got None",

@@ -50,6 +50,8 @@ from minilens.instruments.metrics import log_probability
 from minilens.instruments.patching import Patching, patching
 from minilens.study.experiments import Study, study
 from minilens.views import (
+    attribution,
+    attribution_figure,
     corpus_curves,
     corpus_page,
     corpus_record,
@@ -122,6 +124,12 @@ def patched(tiny: Tiny) -> Patching:
 
 
 @pytest.fixture(scope="module")
+def attributed(tiny: Tiny) -> minilens.Attribution:
+    model, _ = minilens.load(tiny("gpt2")[1])
+    return minilens.attribute(model, torch.arange(N)[None], token=3, against=4)
+
+
+@pytest.fixture(scope="module")
 def walked(tiny: Tiny) -> SimpleNamespace:
     model, _ = minilens.load(tiny("gpt2")[1])
     tokens = torch.arange(N)[None]
@@ -187,6 +195,7 @@ def named(report: Report, name: str) -> Report:
 def everything(
     table: minilens.LensTable,
     patched: Patching,
+    attributed: minilens.Attribution,
     walked: Any,
     written: list[minilens.GenerationStep],
     studied: Study,
@@ -197,6 +206,7 @@ def everything(
     return SimpleNamespace(
         table=table,
         patched=patched,
+        attributed=attributed,
         walked=walked,
         written=written,
         studied=studied,
@@ -331,6 +341,14 @@ VIEWS: dict[str, Callable[[Shown], Any]] = {
     "generation.generation_record": lambda it: generation.generation_record(
         it.walked.tokens, it.written, tokenizer=it.table.tokenizer
     ),
+    "attribution.attribution_view": lambda it: attribution.attribution_view(
+        it.attributed, by="position", title=it.title, width=WIDTH
+    ),
+    "attribution.attribution_page": lambda it: attribution.attribution_page(
+        it.attributed, by="position", title=it.title
+    ),
+    "attribution.attribution_record": lambda it: attribution.attribution_record(it.attributed),
+    "notebook.attribution_html": lambda it: notebook.attribution_html(it.attributed),
     "patching.patching_view": lambda it: patching_views.patching_view(it.patched, title=it.title, width=WIDTH),
     "patching.patching_page": lambda it: patching_views.patching_page(it.patched, title=it.title),
     "notebook.patching_html": lambda it: notebook.patching_html(it.patched),
@@ -351,6 +369,9 @@ VIEWS: dict[str, Callable[[Shown], Any]] = {
 SLOW: dict[str, Callable[[Shown], Any]] = {
     "lens_figure.lens_figure": lambda it: lens_figure.lens_figure(
         it.table, show=["prob", "tracked_rank"], title=it.title
+    ),
+    "attribution_figure.attribution_figure": lambda it: attribution_figure.attribution_figure(
+        it.attributed, by="position", title=it.title
     ),
     "patching_figure.patching_figure": lambda it: patching_figure.patching_figure(it.patched, title=it.title),
     "corpus_terminal.corpus_tables": lambda it: Group(
@@ -377,8 +398,10 @@ PARTS_OF_VIEWS = """
     diff.departures diff.diff_view fit_terminal.fit_table grid.fit grid.in_panels heads.strongest
     heatmap.add_axes heatmap.cell_size heatmap.label_axes heatmap.write_cells lens_panels.long_name
     lens_panels.of_one_text lens_panels.panel lens_panels.spread lens_panels.stat lens_panels.stats_for
-    notebook.attribution_html notebook.heads_html notebook.patterns_html notebook.show_in_notebooks
-    patching.cells patching.columns patching.exact patching.legend patching.written pictures.attribution_page
+    notebook.heads_html notebook.patterns_html notebook.show_in_notebooks
+    attribution.asked attribution.columns attribution.legend attribution.outside attribution.panel attribution.several
+    patching.columns patching.legend patching.panels shaded.exact shaded.in_terminal shaded.page shaded.signed
+    shaded_figure.shaded_figure
     pictures.heads_page pictures.patterns_page plots.add_legend plots.as_image plots.depths plots.drawable
     plots.drawn plots.labels plots.legend_label plots.plain plots.save_figure plots.scale_nats
     records.heads_record tokens.as_unicode tokens.printable tokens.text_label tokens.token_label tokens.visible
@@ -420,14 +443,16 @@ def harmless(it: Shown) -> Shown:
     tables = {key: replaced(each) for key, each in it.studied.tables.items()}
     texts = dict.fromkeys(it.studied.texts, "text")
     studied = replace(it.studied, name="name", tables=tables, texts=texts)
-    patched = replace(it.patched, tokenizer=HARMLESS)
-    return Shown(**{**vars(it), "table": replaced(it.table), "patched": patched, "studied": studied, "title": "title"})
+    patched, attributed = (replace(each, tokenizer=HARMLESS) for each in (it.patched, it.attributed))
+    shown = {"table": replaced(it.table), "patched": patched, "attributed": attributed, "studied": studied}
+    return Shown(**{**vars(it), **shown, "title": "title"})
 
 
 def with_tokens(it: Shown, pieces: dict[int, bytes], title: str) -> Shown:
     letters = Letters(pieces)
-    table, patched = (replace(each, tokenizer=letters) for each in (it.table, it.patched))
-    return Shown(**{**vars(it), "table": table, "patched": patched, "title": title})
+    names = ("table", "patched", "attributed")
+    shown = {name: replace(getattr(it, name), tokenizer=letters) for name in names}
+    return Shown(**{**vars(it), **shown, "title": title})
 
 
 @pytest.mark.parametrize("name", VIEWS)
@@ -517,6 +542,13 @@ COMMANDS = {
     ],
     "trace": [["--patch", "0.z@0", "--from=TEXT", "--out", "OUT.safetensors", "--", "TEXT"]],
     "walk": [["--", "TEXT"]],
+    "attribute": [
+        ["--", "TEXT", "a"],
+        ["--by", "position", "--patch", "0.z@0", "--from=TEXT", "--", "TEXT"],
+        ["--json", "--", "TEXT"],
+        ["--by", "neuron", "--html", "OUT.html", "--", "TEXT"],
+        ["--token=TEXT", "--against", "a", "--", "a"],
+    ],
     "patching": [
         ["--right", "a", "--", "TEXTa", "TEXTb"],
         ["--right=TEXT", "--", "a", "b"],
@@ -526,6 +558,7 @@ COMMANDS = {
 }
 FIGURES = {
     "lens": [[f"--{kind}", f"OUT.{kind}", "--patch", "0.z@0", "--from=TEXT", "--", "TEXT"] for kind in KINDS],
+    "attribute": [[f"--{kind}", f"OUT.{kind}", "--by", "position", "--", "TEXT"] for kind in KINDS],
     "patching": [[f"--{kind}", f"OUT.{kind}", "--right=TEXT", "--", "TEXT", "a"] for kind in KINDS],
     "study": [["--word=TEXT", "--out", "OUT"]],
 }
@@ -562,7 +595,7 @@ def run_with(text: str, name: str, arguments: list[str], model: Path, folder: Pa
         assert status == 2 and stdout == ""
         (error,) = said
         assert error.startswith("minilens: error: ")
-        no_one_token = "--right=TEXT" in arguments and "--right takes one token, and " in error
+        no_one_token = {"--right=TEXT", "--token=TEXT"} & {*arguments} and " takes one token, and " in error
         needs_a_reason = "--track=TEXT" in arguments or no_one_token or not text
         assert needs_a_reason or (not valid and "lone surrogate, U+D" in error)
         return
@@ -571,6 +604,7 @@ def run_with(text: str, name: str, arguments: list[str], model: Path, folder: Pa
     assert not said or name == "study" or ("--csv" in arguments and "note: this is the lens of an edited" in said[0])
     if "--json" in arguments:
         record = json.loads(stdout)
+        record |= record["texts"][0] if name == "attribute" else {}
         tokens = record["clean_tokens"] if name == "patching" else record["tokens"]
         assert_is_text(tokens, text + "a" if name == "patching" else text)
     elif "--csv" in arguments:

@@ -78,7 +78,7 @@ def attribution_patching(
     >>> metric = minilens.logit_difference(tokenizer.id(" Sue"), tokenizer.id(" Tom"))
     >>> estimate = minilens.attribution_patching(model, clean, corrupt, metric, sites="z", by="head_position")
     >>> estimate.recovered("z").shape
-    torch.Size([8, 8, 12])
+    torch.Size([8, 8, 10])
     """
     check_differentiable(model)
     sites = chosen(sites, by)

@@ -119,8 +119,12 @@ def _heard(
         return swap(here, value)
 
     resid = theirs[sender.layer].resid_pre.expand(n, -1, -1)
-    for _ in run(model, resid, start=sender.layer, stop=last + 1, edit=direct):
-        pass
+    listening = {sender.layer, *(site.layer for site in receivers)}
+    for layer in range(sender.layer, last + 1):
+        if layer in listening or len(frozen) < len(WRITES):
+            resid = model.block(layer, resid, direct).resid_post
+        else:  # frozen whole: it writes what it wrote
+            resid = resid + theirs[layer].attn_out + theirs[layer].mlp_out
     return heard
 
 

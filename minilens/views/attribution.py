@@ -121,7 +121,7 @@ def panel(found: Attributions, by: str, label: Callable[[int], str]) -> Panel:
     def cell(value: float, spread: float, mark: str) -> Shaded:
         text = f"{round(value, 2) + 0.0:+.2f}".replace("+0.00", " 0.00")  # + 0.0 makes 0.00 of -0.00
         text = text if isnan(spread) else f"{text}±{spread:.2f}"
-        return Shaded(f" {mark}:{text}" if mark else text, value / scale, exact(value))
+        return Shaded(f" {mark}:{text.strip()}" if mark else text, value / scale, exact(value))
 
     rows = [
         (f"layer {layer}", list(map(cell, *row)))
@@ -157,12 +157,11 @@ def columns(found: Attributions, by: str) -> Columns:
 
 def _neurons(found: Attributions, whole: Float[Tensor, "text layer"]) -> Columns:
     """The largest neurons of each layer by their mean, and the rest of the layer."""
-    try:
-        parts = torch.stack([text.by_neuron for text in found.texts])
-    except AttributeError:
-        parts = whole[..., None]
-    if parts.shape[:2] != whole.shape:
+    first = found.texts[0]
+    split = {layer for layer, label in zip(first.layers, first.labels, strict=True) if ".neuron." in label}
+    if len(split) < whole.shape[1]:
         raise ValueError('by "neuron" takes an attribution of all neurons: attribute(..., neurons=range(n_layers))')
+    parts = torch.stack([text.by_neuron for text in found.texts]).view(*whole.shape, -1)
     best = parts.mean(0).abs().topk(min(NEURONS, parts.shape[-1])).indices  # layer rank
     chosen = parts.gather(-1, best.expand(len(parts), -1, -1))
     of = over_texts(torch.cat([chosen, (whole - chosen.sum(-1))[..., None]], -1))

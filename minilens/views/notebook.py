@@ -7,6 +7,7 @@ A view is imported when it is asked for: `import minilens` stays quick.
 import html
 
 from ..instruments.attribution import Attribution
+from ..instruments.attributions import Attributions
 from ..instruments.heads import HeadScores
 from ..instruments.patching import Patching
 from ..table import LensTable
@@ -44,9 +45,9 @@ def heads_html(scores: HeadScores) -> str:
     return in_frame("Head scores", heads_page(scores))
 
 
-def attribution_html(attribution: Attribution) -> str:
-    """What each head adds, shaded, and the largest parts."""
-    from .pictures import attribution_page
+def attribution_html(attribution: Attribution | Attributions) -> str:
+    """The page of an attribution, by head; it has no script."""
+    from .attribution import attribution_page
 
     return in_frame("Attribution", attribution_page(attribution))
 
@@ -65,6 +66,7 @@ def show_in_notebooks() -> None:
         Patching: patching_html,
         HeadScores: heads_html,
         Attribution: attribution_html,
+        Attributions: attribution_html,
         BlockTrace: patterns_html,
     }
     for kind, page in pages.items():

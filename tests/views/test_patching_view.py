@@ -462,7 +462,7 @@ REFUSALS = [
     ((*TEXTS, "--right", "C", "--wrong", "C"), "the metric is 0 for both texts, so that there is nothing to recover"),
     (("ABC", "ABC", *TOKENS), "the metric is "),
     (TEXTS, "the following arguments are required: --right (see minilens patching --help)"),
-    ((*TEXTS, *TOKENS, "--by", "layer"), 'by must be "position" or "head"; got "layer"'),
+    ((*TEXTS, *TOKENS, "--by", "layer"), 'by must be "position", "head" or "head_position"; got "layer"'),
     ((*TEXTS, *TOKENS, "--sites", ""), '"" cannot be patched by position; resid_pre, q, '),
     (
         (*TEXTS, *TOKENS, "--by", "head", "--sites", "mlp_out"),

@@ -80,10 +80,8 @@ __all__ = [
     "add",
     "at",
     "attribute",
-<<<<<<< HEAD
     "attribution_patching",
     "attributions",
-=======
     "clamp",
     "composition",
     "coordinates",

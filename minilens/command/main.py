@@ -16,6 +16,7 @@ import torch
 from ..checkpoint.settings import CheckpointError
 from ..version import __version__
 from . import (
+    attention,
     attribute,
     corpus,
     diff,
@@ -25,6 +26,7 @@ from . import (
     heads,
     lens,
     models,
+    parts,
     patching,
     study,
     trace,
@@ -34,7 +36,24 @@ from . import (
 from .options import Command, read
 from .outputs import say, with_signs
 
-MODULES = (lens, generate, trace, walk, diff, attribute, patching, study, corpus, fit, heads, geometry, verify, models)
+MODULES = (
+    lens,
+    generate,
+    trace,
+    walk,
+    diff,
+    attention,
+    parts,
+    attribute,
+    patching,
+    study,
+    corpus,
+    fit,
+    heads,
+    geometry,
+    verify,
+    models,
+)
 COMMANDS: tuple[Command[Any], ...] = tuple(module.COMMAND for module in MODULES)
 
 

@@ -9,11 +9,13 @@ import html
 from ..instruments.attribution import Attribution
 from ..instruments.attributions import Attributions
 from ..instruments.heads import HeadScores
+from ..instruments.parts import Parts
 from ..instruments.patching import Patching
 from ..table import LensTable
 from ..traces import BlockTrace
 
 HEIGHT = 720  # CSS pixels
+MOST = 100  # parts that are shown: of neurons there are thousands
 
 
 def in_frame(title: str, page: str, *, sandbox: str = "") -> str:
@@ -52,6 +54,13 @@ def attribution_html(attribution: Attribution | Attributions) -> str:
     return in_frame("Attribution", attribution_page(attribution))
 
 
+def parts_html(parts: Parts) -> str:
+    """The page of parts: of many, those of the largest norm."""
+    from .parts import parts_page
+
+    return in_frame("Parts", parts_page(parts if len(parts.labels) <= MOST else parts.largest(MOST)))
+
+
 def patterns_html(block: BlockTrace) -> str | None:
     """The attention pattern of each head. None on the device "meta", where there are no numbers."""
     from .pictures import patterns_page
@@ -67,6 +76,7 @@ def show_in_notebooks() -> None:
         HeadScores: heads_html,
         Attribution: attribution_html,
         Attributions: attribution_html,
+        Parts: parts_html,
         BlockTrace: patterns_html,
     }
     for kind, page in pages.items():

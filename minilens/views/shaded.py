@@ -123,8 +123,9 @@ def _shaded(cell: Shaded) -> str:
     if not cell.can_change:
         return '<td class="cannot" title="cannot change"></td>'
     way, far = "towards" if cell.shade > 0 else "away", 0.0 if isnan(cell.shade) else min(abs(cell.shade), 1.0)
-    return f'<td class="{way}" style="--far: {far:.1%}" title="{cell.exact}">{cell.text.strip()}</td>'
+    text, more = html.escape(cell.text.strip()), html.escape(cell.exact)
+    return f'<td class="{way}" style="--far: {far:.1%}" title="{more}">{text}</td>'
 
 
 def _number(cell: Shaded) -> str:
-    return f"<td>{cell.exact.rpartition(' ')[2]}</td>"
+    return f"<td>{html.escape(cell.exact.rpartition(' ')[2])}</td>"

@@ -10,9 +10,10 @@ largest difference, relative to the largest number of that kind, which must be b
 is not.
 """
 
+import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ import minilens
 from minilens.checkpoint.hub import bundled
 
 BOUND = 1e-4
-N, K = 40, 5  # tokens of the text, and tokens that are named
+N, SHORT, K = 70, 20, 5  # tokens of the text, of those that are patched, and that are named
 TOKEN, AGAINST = 5, 77  # whose logits are told apart
 LAYER, HEADS = 5, ((0, 3), (5, 1))  # whose neurons and circuits are compared
 RECEIVER, SENDERS = (6, 1), (4, 5)  # of path patching: a head's queries, and the layers whose heads send
@@ -47,7 +48,7 @@ class Reference(Protocol):
     def qk(self, layer: int, head: int) -> Tensor: ...  # ROWS of it
     def ov(self, layer: int, head: int) -> tuple[Tensor, Tensor]: ...  # ROWS of it, and the eigenvalues
     def composition(self, kind: str) -> Tensor: ...  # [layer head layer head]
-    def patched(self) -> dict[str, Tensor]: ...  # by site
+    def patched(self, clean: Tensor, corrupt: Tensor) -> dict[str, Tensor]: ...  # the metric, by site
 
 
 def metric(logits: Tensor) -> Tensor:
@@ -58,12 +59,13 @@ def compared(folder: Path) -> Pairs:
     """Both libraries on one model."""
     model, _ = minilens.load(folder, dtype=torch.float64)
     clean = torch.randint(0, model.W_U.shape[1], (1, N), generator=torch.Generator().manual_seed(2023))
-    corrupt = clean.clone()
-    corrupt[0, [3, 17, 30]] = torch.tensor([11, 42, 300])
-    theirs: Any = (OfTransformers if model.family == "ctrl" else OfTransformerLens)(folder, clean, corrupt)
+    theirs: Any = (OfTransformers if model.family == "ctrl" else OfTransformerLens)(folder, clean)
     yield from parts(model, clean, theirs)
     yield from circuits(model, theirs)
-    yield from patching(model, clean, corrupt, theirs.patched())
+    short = clean[:, :SHORT]
+    corrupt = short.clone()
+    corrupt[0, [3, 11, 17]] = torch.tensor([11, 42, 300])
+    yield from patching(model, short, corrupt, theirs.patched(short, corrupt))
 
 
 def parts(model: Any, clean: Tensor, theirs: Reference) -> Pairs:
@@ -116,7 +118,7 @@ def patching(model: Any, clean: Tensor, corrupt: Tensor, theirs: dict[str, Tenso
 class OfTransformerLens:
     """TransformerLens, on the weights as they are, and folded and centred as its users have them."""
 
-    def __init__(self, folder: Path, clean: Tensor, corrupt: Tensor) -> None:
+    def __init__(self, folder: Path, clean: Tensor) -> None:
         from transformer_lens.model_bridge import TransformerBridge
 
         self.raw, self.folded = (
@@ -124,12 +126,10 @@ class OfTransformerLens:
         )
         self.raw.enable_compatibility_mode(disable_warnings=True, no_processing=True)
         self.folded.enable_compatibility_mode(disable_warnings=True, fold_value_biases=False)
-        (_, self.clean), (_, self.corrupt) = map(self.raw.run_with_cache, (clean, corrupt))
-        _, self.of_folded = self.folded.run_with_cache(clean)
-        self.corrupt_tokens = corrupt
-        self.writes = self.clean.decompose_resid()[:, 0]
-        self.heads = self.clean.stack_head_results()[:, 0].unflatten(0, (self.raw.cfg.n_layers, -1))
-        self.neurons = self.clean.get_neuron_results(LAYER)[0].transpose(0, 1)
+        (_, seen), (_, self.of_folded) = self.raw.run_with_cache(clean), self.folded.run_with_cache(clean)
+        self.writes = seen.decompose_resid()[:, 0]
+        self.heads = seen.stack_head_results()[:, 0].unflatten(0, (self.raw.cfg.n_layers, -1))
+        self.neurons = seen.get_neuron_results(LAYER)[0].transpose(0, 1)
 
     def shares(self, writes: Tensor) -> Tensor:
         return self.of_folded.apply_ln_to_stack(writes[:, None])[:, 0] @ self.folded.W_U
@@ -158,44 +158,55 @@ class OfTransformerLens:
     def composition(self, kind: str) -> Tensor:
         return self.folded.all_composition_scores(kind[0].upper()).scores
 
-    def patched(self) -> dict[str, Tensor]:
+    def patched(self, clean: Tensor, corrupt: Tensor) -> dict[str, Tensor]:
         from transformer_lens import patching as their
 
-        given, caches = (self.raw, self.corrupt_tokens), (self.clean, self.corrupt)
-        paths = [
-            [
-                their.get_act_patch_direct_path(*given, *caches, metric, layer, head, verbose=False)[RECEIVER]
-                for head in range(self.raw.cfg.n_heads)
-            ]
-            for layer in SENDERS
-        ]
+        ours, theirs = (self.raw.run_with_cache(tokens)[1] for tokens in (clean, corrupt))
+        given = self.raw, corrupt, ours
+        paths = [[self.path(layer, n, corrupt, ours, theirs) for n in range(self.raw.cfg.n_heads)] for layer in SENDERS]
         return {
-            "resid_pre": their.get_act_patch_resid_pre(*given, self.clean, metric),
-            "attn_out": their.get_act_patch_attn_out(*given, self.clean, metric),
-            "mlp_out": their.get_act_patch_mlp_out(*given, self.clean, metric),
-            "z": their.get_act_patch_attn_head_out_all_pos(*given, self.clean, metric),
+            "resid_pre": their.get_act_patch_resid_pre(*given, metric),
+            "attn_out": their.get_act_patch_attn_out(*given, metric),
+            "mlp_out": their.get_act_patch_mlp_out(*given, metric),
+            "z": their.get_act_patch_attn_head_out_all_pos(*given, metric),
             "paths": torch.tensor(paths),
         }
+
+    def path(self, layer: int, head: int, corrupt: Tensor, ours: Any, theirs: Any) -> float:
+        """Where the receiver's queries alone hear what a head writes in the clean text."""
+        from transformer_lens.patching import get_act_patch_direct_path
+
+        try:
+            sent = get_act_patch_direct_path(self.raw, corrupt, ours, theirs, metric, layer, head, verbose=False)
+            return float(sent[RECEIVER])
+        except NotImplementedError:  # for GPT-Neo: there with a hook, as its users write it
+            to, receiver = RECEIVER
+            z = f"blocks.{layer}.attn.hook_z"
+            change = (ours[z] - theirs[z])[:, :, head] @ self.raw.W_O[layer, head]
+            read = self.raw.blocks[to].ln1(theirs[f"blocks.{to}.hook_resid_pre"] + change)
+            heard = read @ self.raw.W_Q[RECEIVER] + self.raw.b_Q[RECEIVER]
+
+            def hear(q: Tensor, hook: Any) -> Tensor:
+                return torch.cat([q[:, :, :receiver], heard[:, :, None], q[:, :, receiver + 1 :]], 2)
+
+            return float(metric(self.raw.run_with_hooks(corrupt, fwd_hooks=[(f"blocks.{to}.attn.hook_q", hear)])))
 
 
 class OfTransformers:
     """transformers' CTRL: what hooks on its modules see and change, and the formulas of the papers."""
 
-    def __init__(self, folder: Path, clean: Tensor, corrupt: Tensor) -> None:
+    def __init__(self, folder: Path, clean: Tensor) -> None:
         self.hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
-        self.blocks, self.norm, self.corrupt = self.hf.transformer.h, self.hf.transformer.layernorm, corrupt
+        self.blocks, self.norm = self.hf.transformer.h, self.hf.transformer.layernorm
         self.n_heads, self.d_head = self.hf.config.n_head, self.hf.config.n_embd // self.hf.config.n_head
-        self.clean, self.corrupt_seen = self.seen(clean), self.seen(corrupt)
-        token = self.embed(clean[0])
-        writes = [token, self.clean["0.in"] - token]
-        for layer in range(len(self.blocks)):
-            writes += [self.clean[f"{layer}.attn_out"], self.clean[f"{layer}.mlp_out"]]
-        self.writes = torch.stack(writes)
-        self.heads = torch.stack([self.writes_of(self.clean, layer) for layer in range(len(self.blocks))])
-        out = self.blocks[LAYER].ffn[2]
-        self.neurons = (self.clean[f"{LAYER}.mlp_post"][..., None] * out.weight.mT).transpose(0, 1)
-        weighed = self.norm.weight[:, None] * self.hf.lm_head.weight.mT
-        self.U = centred(centred(weighed, 0), 1)
+        seen, token = self.seen(clean), self.embed(clean[0])
+        layers = range(len(self.blocks))
+        writes = [seen[f"{layer}.{name}"] for layer in layers for name in ("attn_out", "mlp_out")]
+        self.last = seen["last"]
+        self.writes = torch.stack([token, seen["0.in"] - token, *writes])
+        self.heads = torch.stack([self.writes_of(seen, layer) for layer in layers])
+        self.neurons = (seen[f"{LAYER}.mlp_post"][..., None] * self.blocks[LAYER].ffn[2].weight.mT).transpose(0, 1)
+        self.U = centred(centred(self.norm.weight[:, None] * self.hf.lm_head.weight.mT, 0), 1)
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.hf.transformer.w(tokens) * sqrt(self.hf.config.n_embd)
@@ -234,8 +245,7 @@ class OfTransformers:
         return found | {"O": attention.dense.weight.mT.unflatten(0, (self.n_heads, -1))}
 
     def shares(self, writes: Tensor) -> Tensor:
-        last = self.clean["last"]
-        return writes / (last.var(-1, correction=0) + self.norm.eps).sqrt()[:, None] @ self.U
+        return writes / (self.last.var(-1, correction=0) + self.norm.eps).sqrt()[:, None] @ self.U
 
     def attribution(self, writes: Tensor) -> Tensor:
         shares = self.shares(writes)[:, -1]
@@ -272,59 +282,49 @@ class OfTransformers:
         shape = (len(self.blocks), self.n_heads) * 2
         return torch.stack(found).view(shape)
 
-    def patched(self) -> dict[str, Tensor]:
-        n, layers = self.corrupt.shape[1], range(len(self.blocks))
-        found = {}
-        for site, name in (("resid_pre", "in"), ("attn_out", "attn_out"), ("mlp_out", "mlp_out")):
-            found[site] = torch.tensor([[self.run(site, layer, name, place) for place in range(n)] for layer in layers])
-        heads = [slice(head * self.d_head, (head + 1) * self.d_head) for head in range(self.n_heads)]
-        found["z"] = torch.tensor([[self.run("z", layer, "z", head) for head in heads] for layer in layers])
-        found["paths"] = torch.tensor([[self.path(layer, head) for head in range(self.n_heads)] for layer in SENDERS])
-        return found
+    def patched(self, clean: Tensor, corrupt: Tensor) -> dict[str, Tensor]:
+        ours, theirs = self.seen(clean), self.seen(corrupt)
+        columns = torch.arange(self.n_heads * self.d_head).split(self.d_head)  # of each head
+        receiver = self.blocks[RECEIVER[0]]
 
-    def run(self, site: str, layer: int, name: str, where: int | slice) -> float:
-        """The metric of the corrupt text with one value of the clean one."""
-        block = self.blocks[layer]
-        attention = block.multi_head_attention
-        clean = self.clean[f"{layer}.{name}"]
+        def at(layer: int, name: str, of_input: bool, dim: int, where: Tensor) -> float:
+            """The metric with one value of the clean text: at a position, or of a head."""
+            block, value = self.blocks[layer], ours[f"{layer}.{name}"][None].index_select(dim, where)
+            dense = block.multi_head_attention.dense
+            module = {"in": block, "z": dense, "attn_out": dense, "mlp_out": block.ffn}[name]
+            return self.metric_with(corrupt, module, lambda old: old.index_copy(dim, where, value), of_input=of_input)
 
-        def change(value: Tensor) -> Tensor:
-            value = value.clone()
-            part = (0, where) if isinstance(where, int) else (0, slice(None), where)
-            value[part] = clean[part[1:]]
-            return value
+        def path(layer: int, head: int) -> float:
+            """Where the receiver's queries alone hear what a head writes in the clean text."""
+            change = (self.writes_of(ours, layer) - self.writes_of(theirs, layer))[head]
+            W_Q, mine = receiver.multi_head_attention.Wq, columns[RECEIVER[1]]
+            heard = W_Q(receiver.layernorm1(theirs[f"{RECEIVER[0]}.in"] + change))[None, :, mine]
+            return self.metric_with(corrupt, W_Q, lambda old: old.index_copy(2, mine, heard))
 
-        if site in ("resid_pre", "z"):
-            module = block if site == "resid_pre" else attention.dense
+        def grid(name: str, of_input: bool, dim: int, places: Sequence[Tensor]) -> Tensor:
+            layers = range(len(self.blocks))
+            return torch.tensor([[at(layer, name, of_input, dim, where) for where in places] for layer in layers])
+
+        positions = torch.arange(SHORT).split(1)
+        return {
+            "resid_pre": grid("in", True, 1, positions),
+            "attn_out": grid("attn_out", False, 1, positions),
+            "mlp_out": grid("mlp_out", False, 1, positions),
+            "z": grid("z", True, 2, columns),
+            "paths": torch.tensor([[path(layer, head) for head in range(self.n_heads)] for layer in SENDERS]),
+        }
+
+    def metric_with(
+        self, tokens: Tensor, module: Any, change: Callable[[Tensor], Tensor], *, of_input: bool = False
+    ) -> float:
+        """The metric where a module's output, or its input, is changed."""
+        if of_input:
             hook = module.register_forward_pre_hook(lambda _, given: (change(given[0]), *given[1:]))
         else:
-            module = attention.dense if site == "attn_out" else block.ffn
             hook = module.register_forward_hook(lambda _, given, out: change(out))
-        try:
-            return float(metric(self.hf(self.corrupt).logits))
-        finally:
-            hook.remove()
-
-    def path(self, layer: int, head: int) -> float:
-        """The metric of the corrupt text where the receiver alone hears, in its queries, what a head writes in the clean."""
-        to, receiver = RECEIVER
-        block, mine = self.blocks[to], slice(receiver * self.d_head, (receiver + 1) * self.d_head)
-        change = self.writes_of(self.clean, layer)[head] - self.writes_of(self.corrupt_seen, layer)[head]
-        attention = block.multi_head_attention
-        heard = torch.nn.functional.linear(
-            block.layernorm1(self.corrupt_seen[f"{to}.in"] + change), attention.Wq.weight, attention.Wq.bias
-        )
-
-        def hook(_: Any, given: Any, out: Tensor) -> Tensor:
-            out = out.clone()
-            out[0, :, mine] = heard[:, mine]
-            return out
-
-        handle = attention.Wq.register_forward_hook(hook)
-        try:
-            return float(metric(self.hf(self.corrupt).logits))
-        finally:
-            handle.remove()
+        found = float(metric(self.hf(tokens).logits))
+        hook.remove()
+        return found
 
 
 def centred(x: Tensor, dim: int) -> Tensor:
@@ -333,6 +333,7 @@ def centred(x: Tensor, dim: int) -> Tensor:
 
 @torch.no_grad()
 def main(folders: list[str]) -> int:
+    os.environ["TQDM_DISABLE"] = "1"
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore")
     failed = False

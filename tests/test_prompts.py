@@ -47,9 +47,12 @@ from minilens.corpus.documents import TextFile
 from minilens.corpus.measure import CorpusLens, Findings, Plan
 from minilens.corpus.sweep import Sweep
 from minilens.instruments.metrics import log_probability
+from minilens.instruments.parts import Parts, parts
 from minilens.instruments.patching import Patching, patching
 from minilens.study.experiments import Study, study
 from minilens.views import (
+    attention,
+    attention_figure,
     attribution,
     attribution_figure,
     corpus_curves,
@@ -62,6 +65,7 @@ from minilens.views import (
     lens_page,
     lens_terminal,
     notebook,
+    parts_figure,
     patching_figure,
     plots,
     records,
@@ -69,6 +73,7 @@ from minilens.views import (
     study_report,
     walk,
 )
+from minilens.views import parts as parts_views
 from minilens.views import patching as patching_views
 from minilens.views import verify as verify_views
 from minilens.views.tokens import as_unicode, printable, text_label, token_label
@@ -127,6 +132,15 @@ def patched(tiny: Tiny) -> Patching:
 def attributed(tiny: Tiny) -> minilens.Attribution:
     model, _ = minilens.load(tiny("gpt2")[1])
     return minilens.attribute(model, torch.arange(N)[None], token=3, against=4)
+
+
+@pytest.fixture(scope="module")
+def wrote(tiny: Tiny) -> Parts:
+    model, _ = minilens.load(tiny("gpt2")[1])
+    made = parts(model, torch.arange(N)[None], top_k=2)
+    named = {name: getattr(made, name) for name in ("alone", "raised", "lowered")}
+    hostile = {name: each._replace(tokens=each.tokens % N) for name, each in named.items()}
+    return replace(made, final_tokens=made.final_tokens % N, **hostile).largest(2)
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +210,7 @@ def everything(
     table: minilens.LensTable,
     patched: Patching,
     attributed: minilens.Attribution,
+    wrote: Parts,
     walked: Any,
     written: list[minilens.GenerationStep],
     studied: Study,
@@ -207,6 +222,7 @@ def everything(
         table=table,
         patched=patched,
         attributed=attributed,
+        wrote=wrote,
         walked=walked,
         written=written,
         studied=studied,
@@ -352,6 +368,20 @@ VIEWS: dict[str, Callable[[Shown], Any]] = {
     "patching.patching_view": lambda it: patching_views.patching_view(it.patched, title=it.title, width=WIDTH),
     "patching.patching_page": lambda it: patching_views.patching_page(it.patched, title=it.title),
     "notebook.patching_html": lambda it: notebook.patching_html(it.patched),
+    "parts.parts_view": lambda it: parts_views.parts_view(
+        it.wrote, show=["ratio", "lowered"], title=it.title, width=WIDTH
+    ),
+    "parts.parts_page": lambda it: parts_views.parts_page(it.wrote, title=it.title),
+    "parts.parts_record": lambda it: parts_views.parts_record(it.wrote),
+    "attention.attention_view": lambda it: attention.attention_view(
+        it.walked.tokens, it.walked.block, head=1, tokenizer=it.table.tokenizer, title=it.title, width=WIDTH
+    ),
+    "attention.attention_page": lambda it: attention.attention_page(
+        it.walked.tokens, it.walked.block, tokenizer=it.table.tokenizer, title=it.title
+    ),
+    "attention.attention_record": lambda it: attention.attention_record(
+        it.walked.tokens, it.walked.block, head=1, tokenizer=it.table.tokenizer
+    ),
     "heads.heads_view": lambda it: heads.heads_view(
         minilens.head_scores(it.walked.model, length=4, batch=1),
         minilens.copying_scores(it.walked.model),
@@ -374,6 +404,11 @@ SLOW: dict[str, Callable[[Shown], Any]] = {
         it.attributed, by="position", title=it.title
     ),
     "patching_figure.patching_figure": lambda it: patching_figure.patching_figure(it.patched, title=it.title),
+    "parts_figure.parts_figure": lambda it: parts_figure.parts_figure(it.wrote, title=it.title),
+    "notebook.parts_html": lambda it: notebook.parts_html(it.wrote),
+    "attention_figure.attention_figure": lambda it: attention_figure.attention_figure(
+        it.walked.tokens, it.walked.block, tokenizer=it.table.tokenizer, title=it.title
+    ),
     "corpus_terminal.corpus_tables": lambda it: Group(
         *corpus_terminal.corpus_tables(corpus_record.corpus_record(it.title, it.findings))
     ),
@@ -393,6 +428,7 @@ SLOW: dict[str, Callable[[Shown], Any]] = {
 }
 # What the views are made of: it gives numbers, names of panels, or parts that only a view prints.
 PARTS_OF_VIEWS = """
+    attention.panel attention.strongest_keys parts.errors parts.legend parts.panels
     colours.of_share colours.of_sign corpus_page.corpus_picture corpus_record.called
     corpus_record.mean_and_error corpus_terminal.corpus_summary corpus_terminal.names corpus_terminal.nats
     diff.departures diff.diff_view fit_terminal.fit_table grid.fit grid.in_panels heads.strongest
@@ -443,14 +479,14 @@ def harmless(it: Shown) -> Shown:
     tables = {key: replaced(each) for key, each in it.studied.tables.items()}
     texts = dict.fromkeys(it.studied.texts, "text")
     studied = replace(it.studied, name="name", tables=tables, texts=texts)
-    patched, attributed = (replace(each, tokenizer=HARMLESS) for each in (it.patched, it.attributed))
-    shown = {"table": replaced(it.table), "patched": patched, "attributed": attributed, "studied": studied}
-    return Shown(**{**vars(it), **shown, "title": "title"})
+    names = ("patched", "attributed", "wrote")
+    shown = {name: replace(getattr(it, name), tokenizer=HARMLESS) for name in names}
+    return Shown(**{**vars(it), **shown, "table": replaced(it.table), "studied": studied, "title": "title"})
 
 
 def with_tokens(it: Shown, pieces: dict[int, bytes], title: str) -> Shown:
     letters = Letters(pieces)
-    names = ("table", "patched", "attributed")
+    names = ("table", "patched", "attributed", "wrote")
     shown = {name: replace(getattr(it, name), tokenizer=letters) for name in names}
     return Shown(**{**vars(it), **shown, "title": title})
 
@@ -540,6 +576,11 @@ COMMANDS = {
         ["--n", "1", "--patch", "0.z@0", "--from=TEXT", "--", "TEXT"],
         ["--n", "1", "--json", "--", "TEXT"],
     ],
+    "parts": [["--positions=-2:", "--", "TEXT"], ["--layer", "0", "--most", "1", "--json", "--", "TEXT"]],
+    "attention": [
+        ["--layer", "0", "--", "TEXT"],
+        ["--layer", "0", "--head", "1", "--positions", "-1", "--json", "--", "TEXT"],
+    ],
     "trace": [["--patch", "0.z@0", "--from=TEXT", "--out", "OUT.safetensors", "--", "TEXT"]],
     "walk": [["--", "TEXT"]],
     "attribute": [
@@ -556,10 +597,13 @@ COMMANDS = {
         ["--right", "a", "--html", "OUT.html", "--", "TEXTa", "TEXTb"],
     ],
 }
+EVERY_FILE = [word for kind in ("html", *KINDS) for word in (f"--{kind}", f"OUT.{kind}")]
 FIGURES = {
     "lens": [[f"--{kind}", f"OUT.{kind}", "--patch", "0.z@0", "--from=TEXT", "--", "TEXT"] for kind in KINDS],
     "attribute": [[f"--{kind}", f"OUT.{kind}", "--by", "position", "--", "TEXT"] for kind in KINDS],
     "patching": [[f"--{kind}", f"OUT.{kind}", "--right=TEXT", "--", "TEXT", "a"] for kind in KINDS],
+    "parts": [["--positions=-2:", *EVERY_FILE, "--", "TEXT"]],
+    "attention": [["--layer", "0", *EVERY_FILE, "--", "TEXT"]],
     "study": [["--word=TEXT", "--out", "OUT"]],
 }
 NO_TEXT = {"diff", "geometry", "heads", "models", "verify"}  # they show the vocabulary, names, or the source

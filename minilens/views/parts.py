@@ -125,6 +125,7 @@ def panels(found: Parts, show: str | Iterable[str] | None, label: Callable[[int]
                 [(part, row) for part, row in zip(found.labels, _cells(found, name, 0, label), strict=True)],
                 ("output", above),
                 ("input", below),
+                f"{name}: {SHOWN[name]}",
             )
             for name in chosen
         ]

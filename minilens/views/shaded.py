@@ -40,6 +40,7 @@ class Panel(NamedTuple):
     rows: list[tuple[str, list[Shaded]]]  # from the first layer up
     above: tuple[str, list[str]] | None = None  # a name, and the labels of the columns
     below: tuple[str, list[str]] | None = None
+    caption: str = ""  # on the page
 
 
 def signed(value: float) -> str:
@@ -113,9 +114,10 @@ def _table(panel: Panel, shown: Callable[[Shaded], str]) -> str:
     head += across(*panel.above) if panel.above else ""
     foot = f"<tfoot>{across(*panel.below)}</tfoot>" if panel.below else ""
     body = "\n".join(row(name, map(shown, cells)) for name, cells in reversed(panel.rows))
+    caption = f"<caption>{html.escape(panel.caption)}</caption>" if panel.caption else ""
     return (
         f'<div class="wide" role="region" tabindex="0" aria-label="{html.escape(panel.name)}">\n'
-        f"<table><thead>{head}</thead>\n<tbody>\n{body}\n</tbody>{foot}</table></div>"
+        f"<table>{caption}<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>{foot}</table></div>"
     )
 
 

@@ -18,6 +18,8 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, Protocol
 
+os.environ["TQDM_DISABLE"] = "1"  # before tqdm is imported: no bars
+
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -184,7 +186,7 @@ class OfTransformerLens:
             z = f"blocks.{layer}.attn.hook_z"
             change = (ours[z] - theirs[z])[:, :, head] @ self.raw.W_O[layer, head]
             read = self.raw.blocks[to].ln1(theirs[f"blocks.{to}.hook_resid_pre"] + change)
-            heard = read @ self.raw.W_Q[RECEIVER] + self.raw.b_Q[RECEIVER]
+            heard = read @ self.raw.W_Q[RECEIVER]  # without a bias: it has none
 
             def hear(q: Tensor, hook: Any) -> Tensor:
                 return torch.cat([q[:, :, :receiver], heard[:, :, None], q[:, :, receiver + 1 :]], 2)
@@ -333,7 +335,6 @@ def centred(x: Tensor, dim: int) -> Tensor:
 
 @torch.no_grad()
 def main(folders: list[str]) -> int:
-    os.environ["TQDM_DISABLE"] = "1"
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore")
     failed = False

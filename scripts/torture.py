@@ -242,6 +242,7 @@ def calls(root: Path) -> dict[str, Callable[[], object]]:
     patched, attributed = minilens.patching(*pair), minilens.attribute(model, tokens)
 
     scores = minilens.head_scores(model, length=4, batch=1)
+    written = minilens.parts(model, tokens)
     copying, pairs = minilens.copying_scores(model), minilens.composition(model)
     (root / "text").write_text("a cat\n<|endoftext|>\n" * 40)
 
@@ -259,7 +260,9 @@ def calls(root: Path) -> dict[str, Callable[[], object]]:
         "attribute": lambda: minilens.attribute(model, tokens),
         "attribution_patching": lambda: minilens.attribution_patching(*pair),
         "attributions": lambda: minilens.attributions(model, tokens),
+        "clamp": lambda: edited(minilens.clamp(model, 0, "resid_post", 3, 1.0)),
         "composition": lambda: minilens.composition(model),
+        "coordinates": lambda: minilens.coordinates(model, whole.blocks[0], "resid_post", [3, 4]),
         "copying_scores": lambda: minilens.copying_scores(model),
         "decode": lambda: minilens.decode(model, resid, start=1),
         "fit": lambda: fitted(minilens.fit, skip=0, shard=40),
@@ -283,14 +286,17 @@ def calls(root: Path) -> dict[str, Callable[[], object]]:
         "named_metric": lambda: minilens.named_metric("probability", 3)(whole.logits[:, -1]),
         "ov_circuit": lambda: minilens.ov_circuit(model, 0, 1),
         "qk_circuit": lambda: minilens.qk_circuit(model, 0, 1),
+        "parts": lambda: minilens.parts(model, tokens),
         "patch": lambda: edited(minilens.patch(whole.blocks[0], "z")),
         "patching": lambda: minilens.patching(*pair),
         "path_patching": lambda: minilens.path_patching(*pair),
         "run": lambda: list(minilens.run(model, resid)),
+        "swap": lambda: edited(minilens.swap(model, 0, "resid_post", 3, 4)),
         "then": lambda: edited(minilens.then(minilens.zero(0, "z"), minilens.zero(1, "z"))),
         "towards": lambda: edited(minilens.towards(model, 0, "resid_post", 3, 1.0)),
         "trace": lambda: minilens.trace(model, tokens),
         "untouched": lambda: edited(minilens.untouched),
+        "vector_tokens": lambda: minilens.vector_tokens(model, model.W_E[:3]),
         "verify": lambda: minilens.verify(folder),
         "zero": lambda: edited(minilens.zero(0, "z")),
         "as_lines": lambda: list(minilens.as_lines(table)),
@@ -298,6 +304,9 @@ def calls(root: Path) -> dict[str, Callable[[], object]]:
         "attribution_figure": lambda: minilens.attribution_figure(attributed),
         "attribution_page": lambda: minilens.attribution_page(attributed),
         "attribution_view": lambda: minilens.attribution_view(attributed),
+        "attention_figure": lambda: minilens.attention_figure(tokens, whole.blocks[0], head=0),
+        "attention_page": lambda: minilens.attention_page(tokens, whole.blocks[0]),
+        "attention_view": lambda: minilens.attention_view(tokens, whole.blocks[0]),
         "block_view": lambda: minilens.block_view(model, tokens, whole.blocks[0]),
         "diff_view": lambda: minilens.diff_view("gpt2", "ctrl"),
         "generation_view": lambda: list(minilens.generation_view(tokens, minilens.generate_steps(model, tokens, 3))),
@@ -305,6 +314,9 @@ def calls(root: Path) -> dict[str, Callable[[], object]]:
         "lens_figure": lambda: minilens.lens_figure(table),
         "lens_page": lambda: minilens.lens_page(table),
         "lens_view": lambda: minilens.lens_view(table),
+        "parts_figure": lambda: minilens.parts_figure(written),
+        "parts_page": lambda: minilens.parts_page(written),
+        "parts_view": lambda: minilens.parts_view(written),
         "patching_figure": lambda: minilens.patching_figure(patched),
         "patching_page": lambda: minilens.patching_page(patched),
         "patching_view": lambda: minilens.patching_view(patched),

@@ -152,6 +152,15 @@ CALLS = {
     "at(0, 'z', 0)": "fn must be a function of the value that gives a new one; got 0",
     "add(0, 'attn_out', [1.0])": "direction must be a tensor, as wide as the site; got [1.0]",
     "then(zero(0, 'z'), None)": f"each edit {FUNCTION} None",
+    "coordinates(model, trace(model, tokens), 'resid_post', 3)": f"block {BLOCK} a Trace",
+    "coordinates(model, trace(model, tokens).blocks[0], 'resid_post', ' Sue')": f'tokens {NUMBERS} " Sue"',
+    "clamp(None, 0, 'resid_post', 3, 1)": f"{MODEL} None",
+    "clamp(model, 0, 'resid_post', 3, '1')": 'values must be a number, or one for each of 1 tokens; got "1"',
+    "clamp(model, 0, 'resid_post', 3, None)": "values must be a number, or one for each of 1 tokens; got None",
+    "clamp(model, None, 'resid_post', 3, 1)": "layer must be a whole number; got None",
+    "swap(model, 0, 'resid_post', 3, '4')": f"tokens {NUMBERS} a tuple",
+    "swap(model, 0, 'resid_post', 3, 4, lens='affine')": "lens must be a learned lens, as minilens.load_lens gives it; "
+    'got "affine"',
     "towards(model, 0, 'resid_pre', ' Sue', 1.0)": 'token must be a whole number; got " Sue"',
     "towards(model, 0, 'resid_pre', 5, None)": "amount must be a number, such as 0.5; got None",
 }

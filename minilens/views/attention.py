@@ -111,7 +111,7 @@ def panel(
     weights = upcast(block.pattern[0, only])[places].tolist()
     texts = [label(token) for token in tokens[0].tolist()]
     rows = [
-        (f"{place} {texts[place]}", [Shaded(f"{weight:.2f}"[: 4 if key <= place else 0], weight, exact(weight))
+        (f"{place} {texts[place]}", [Shaded(f" {weight:.2f}"[: 5 if key <= place else 0], weight, exact(weight))
         for key, weight in enumerate(row)])
         for place, row in zip(places, weights, strict=True)
     ]  # fmt: skip
@@ -143,7 +143,7 @@ def strongest_keys(
         if key > query or weight == 0:
             return Shaded("", 0.0, "")
         text = f"{weight:.2f}".removeprefix("0")
-        return Shaded(f"{text} {key} {texts[key]}", weight, f"{key} {texts[key]} {exact(weight)}")
+        return Shaded(f" {text} {key} {texts[key]}", weight, f"{key} {texts[key]} {exact(weight)}")
 
     lists = zip(
         places, weights.transpose(0, 1).flatten(1).tolist(), keys.transpose(0, 1).flatten(1).tolist(), strict=True

@@ -151,8 +151,8 @@ def errors(found: Parts) -> str:
 def legend(found: Parts) -> list[str]:
     """What the shading means, and the errors."""
     return [
-        "blue: adds to a logit, along the stream, or large; orange: takes from it, against it",
-        "deepest from a ratio, a cosine or a probability of 1 on; of norms and shares at the largest",
+        "blue: adds to a logit, along the stream, or large; orange: the opposite",
+        "deepest: 1 of ratio, cosine and probability; the largest of norm and share",
         errors(found),
     ]
 
@@ -167,9 +167,9 @@ def _cells(found: Parts, name: str, k: int, label: Callable[[int], str]) -> list
     else:
         of = getattr(found, name)
         values = of.prob[..., k] if name == "alone" else of.share[..., k]
-        texts = [[label(token) for token in row] for row in of.tokens[..., k].tolist()]
+        texts = [[f" {label(token)}" for token in row] for row in of.tokens[..., k].tolist()]
         exacts = [
-            [f"{text} {exact(value)}" for text, value in zip(*both, strict=True)]
+            [f"{text[1:]} {exact(value)}" for text, value in zip(*both, strict=True)]
             for both in zip(texts, values.tolist(), strict=True)
         ]
     largest = 1.0 if name in ("ratio", "cosine", "alone") else float(values.abs().max()) or 1.0

@@ -694,6 +694,15 @@ def test_without_a_network(tiny: Tiny, tmp_path: Path) -> None:
         [*attribute, "--json"],
         [*attribute, "--html", str(tmp_path / "attribute.html")],
         *([*attribute, f"--{kind}", str(tmp_path / f"attribute.{kind}")] for kind in FIGURES),
+        *(
+            [*command, *output]
+            for command in (["parts", "Once upon", "--layer", "0"], ["attention", "Once upon", "--layer", "0"])
+            for output in (
+                [],
+                ["--json"],
+                [word for kind in ("html", *FIGURES) for word in (f"--{kind}", f"{tmp_path}/{command[0]}.{kind}")],
+            )
+        ),
         patching,
         [*patching, "--json"],
         [*patching, "--html", str(tmp_path / "patching.html")],
@@ -722,6 +731,8 @@ def test_without_a_network(tiny: Tiny, tmp_path: Path) -> None:
         ["study", "tales-gpt2", "EleutherAI/gpt-neo-125m", "--out", str(tmp_path / "none")],
         ["study", "gpt2", "--out", str(tmp_path / "none")],
         ["heads", "--model", "gpt2"],
+        ["attention", "a", "--layer", "0", "--model", "gpt2"],
+        ["parts", "a", "--model", "gpt2"],
         ["generate", "a", "--model", "gpt2"],
         ["geometry", "--model", "gpt2"],
         ["corpus", "gpt2", str(tmp_path / "text"), "--out", str(tmp_path / "none")],

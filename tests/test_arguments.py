@@ -158,7 +158,7 @@ CALLS = {
     "clamp(model, 0, 'resid_post', 3, '1')": 'values must be a number, or one for each of 1 tokens; got "1"',
     "clamp(model, 0, 'resid_post', 3, None)": "values must be a number, or one for each of 1 tokens; got None",
     "clamp(model, None, 'resid_post', 3, 1)": "layer must be a whole number; got None",
-    "swap(model, 0, 'resid_post', 3, '4')": f"tokens {NUMBERS} a tuple",
+    "swap(model, 0, 'resid_post', 3, '4')": f"tokens {NUMBERS} (3, '4')",
     "swap(model, 0, 'resid_post', 3, 4, lens='affine')": "lens must be a learned lens, as minilens.load_lens gives it; "
     'got "affine"',
     "towards(model, 0, 'resid_pre', ' Sue', 1.0)": 'token must be a whole number; got " Sue"',

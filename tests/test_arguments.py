@@ -103,8 +103,8 @@ CALLS = {
     "patching(model, tokens, tokens, len, sites=None)": "sites must be a name, or several; got None",
     "patching(model, tokens, tokens, len, by=None)": 'by must be "position", "head" or "head_position"; got None',
     "patching(model, tokens, tokens, [len, 5])": "metric must be one for all texts, or one for each of the 1; got 2",
-    "path_patching(model, tokens, tokens + 1, log_probability(3), to=[(2,)])": 'to must be receivers, such as [(6, "q", '
-    "1)]; got a tuple",
+    "path_patching(model, tokens, tokens + 1, log_probability(3), to=[(2,)])": "to must be receivers, such as "
+    '[(6, "q", 1)]; got (2,)',
     "path_patching(model, tokens, tokens + 1, log_probability(3), to='q')": 'to must be receivers, such as [(6, "q", '
     '1)]; got "q"',
     "path_patching(model, tokens, tokens + 1, log_probability(3), to=[('2', 'q')])": "layer must be a whole "

@@ -23,9 +23,7 @@ SHOWN: dict[str, Callable[[minilens.Model, torch.Tensor], object]] = {
     "heads": lambda model, text: minilens.head_scores(model, length=5),
     "attribution": minilens.attribute,
     "attributions": minilens.attributions,
-    "patching": lambda model, text: minilens.patching(
-        model, text, (text + 1) % 101, minilens.log_probability(3), sites="z"
-    ),
+    "patching": lambda model, text: minilens.patching(model, text, 100 - text, minilens.log_probability(3), sites="z"),
     "ablation": lambda model, text: minilens.ablation(model, text, minilens.log_probability(3), how="zero"),
     "head weights": lambda model, text: minilens.head_weights(model),
     "circuit": lambda model, text: minilens.ov_circuit(model, 1, 2),

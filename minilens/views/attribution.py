@@ -120,7 +120,7 @@ def panel(found: Attributions, by: str, label: Callable[[int], str]) -> Panel:
 
     def cell(value: float, spread: float, mark: str) -> Shaded:
         text = f"{round(value, 2) + 0.0:+.2f}".replace("+0.00", " 0.00")  # + 0.0 makes 0.00 of -0.00
-        text = text if isnan(spread) else f"{text}±{spread:.2f}"
+        text = text if isnan(spread) or mark else f"{text}±{spread:.2f}"  # beside a neuron's number there is no room
         return Shaded(f" {mark}:{text.strip()}" if mark else text, value / scale, exact(value))
 
     rows = [
@@ -195,7 +195,7 @@ def legend(found: Attributions) -> list[str]:
     n = len(found.texts)
     return [
         "blue: to the logit; orange: against it; deepest at the grid's highest",
-        *([f"means of {n} texts ± standard error"] if n > 1 else []),
+        *([f"means of {n} texts, ± standard error where there is room"] if n > 1 else []),
     ]
 
 

@@ -42,16 +42,14 @@ def two(value: float) -> str:
 @pytest.mark.parametrize("by", BY)
 def test_every_view_has_every_number(found: Attributions, by: str) -> None:
     record = json.loads(json.dumps(attribution_record(found, by=by)))
-    mean, error = torch.tensor(record["mean"]), torch.tensor(record["standard_error"])
+    mean, error = (torch.tensor(record[name], dtype=torch.float64) for name in ("mean", "standard_error"))
     in_stream = torch.tensor([0.0, found.of("contributions").mean[found.labels.index("1.resid_mid_edit")], 0.0])
     assert (mean.sum(-1) + in_stream - found.of("by_layer").mean).abs().max() < 1e-6
     assert mean.shape[1] == len(record["columns"]) == {"layer": 2, "head": 7, "position": 14, "neuron": 6}[by]
     if by in ("head", "position"):
         wanted = found.of(f"by_{by}")
-        assert torch.allclose(mean[:, :-2], wanted.mean.float()) and torch.allclose(
-            mean[:, -1], found.of("mlp").mean.float()
-        )
-        assert torch.allclose(error[:, :-2], wanted.standard_error.float())
+        assert torch.allclose(mean[:, :-2], wanted.mean) and torch.allclose(mean[:, -1], found.of("mlp").mean)
+        assert torch.allclose(error[:, :-2], wanted.standard_error)
     marks = record.get("neurons", [[None] * mean.shape[1]] * 3)
     if by == "neuron":
         neurons = found.of("by_neuron").mean
@@ -61,8 +59,9 @@ def test_every_view_has_every_number(found: Attributions, by: str) -> None:
         assert abs(neurons[2]).topk(5).indices.tolist() == marks[2][:-1]
 
     def written(layer: int, column: int) -> str:
-        mark = "" if marks[layer][column] is None else f"{marks[layer][column]}:"
-        return f"{mark}{two(float(mean[layer, column]))}±{error[layer, column]:.2f}"
+        if marks[layer][column] is not None:
+            return f"{marks[layer][column]}:{two(float(mean[layer, column]))}"
+        return f"{two(float(mean[layer, column]))}±{error[layer, column]:.2f}"
 
     lines = shown(found, by).splitlines()
     page = Page(attribution_page(found, by=by, title="<b>Sue"))

@@ -110,9 +110,13 @@ PAGES = {  # of the API, beside its index: name of the page -> its title, and th
     "api-parts": ("Parts and coordinates", "parts Parts vector_tokens VectorTokens coordinates clamp swap"),
     "api-instruments": (
         "Instruments and checks",
-        "attribute Attribution head_scores HeadScores patching Patching "
-        "logit_difference log_probability geometry Geometry verify Report",
+        "attribute Attribution attributions Attributions head_scores HeadScores geometry Geometry verify Report",
     ),
+    "api-patching": (
+        "Patching and ablation",
+        "patching Patching path_patching ablation Ablation logit_difference log_probability kl_from named_metric",
+    ),
+    "api-gradients": ("Gradients", "gradient_trace attribution_patching integrated_gradients"),
 }
 
 

@@ -65,9 +65,10 @@ def named_metric(name: str, right: int, wrong: int | None = None) -> Metric:
 
     Raises ValueError for another name, and for a token too few or too many.
 
-    >>> metric = minilens.named_metric("logit_difference", 3, 5)
-    >>> metric(torch.arange(8.0)[None])
-    tensor([-2.])
+    >>> model, tokenizer = minilens.load("tales-gpt2")
+    >>> metric = minilens.named_metric("probability", tokenizer.id(" time"))
+    >>> float(metric(model(tokenizer.encode("Once upon a"))[:, -1])) > 0.9
+    True
     """
     if name not in METRICS:
         raise ValueError(f"there is no metric {quoted(name)}; there are {', '.join(METRICS)}")

@@ -331,5 +331,5 @@ EXAMPLES = (ablation, attribution, attributions_, gradients, heads, metrics, pat
 
 
 def test_the_examples() -> None:
-    tried = [doctest.testmod(module, extraglobs={"minilens": minilens, "torch": torch}) for module in EXAMPLES]
+    tried = [doctest.testmod(module, extraglobs={"minilens": minilens}) for module in EXAMPLES]
     assert [(result.failed, result.attempted > 0) for result in tried] == [(0, True)] * len(EXAMPLES)

@@ -49,6 +49,8 @@ PRINTS = [
     "lens a --model MODEL --csv",
     "patching a b --right A --model MODEL",
     "patching a b --right A --model MODEL --json",
+    "attribute a --model MODEL",
+    "attribute a --model MODEL --json",
     "generate a --n 2 --model MODEL",
     "generate a --n 2 --model MODEL --json",
     "walk a --model MODEL",

@@ -31,6 +31,34 @@ class Mistake(NamedTuple):
 
 
 MISTAKES = [
+    Mistake(
+        "parts: what an MLP writes compared with the stream before attention",
+        "instruments/parts.py",
+        'block.resid_pre if name == "attn_out" else block.resid_mid',
+        "block.resid_pre",
+        ("parts",),
+    ),
+    Mistake(
+        "parts: the scale of another position",
+        "instruments/parts.py",
+        "scale[here], k",
+        "scale[:1].expand_as(scale[here]), k",
+        ("parts",),
+    ),
+    Mistake(
+        "shares: the norm's mean not subtracted",
+        "instruments/directions.py",
+        "(vectors - vectors.mean(-1, keepdim=True)) / scale",
+        "vectors / scale",
+        ("parts",),
+    ),
+    Mistake(
+        "coordinates: along each token alone",
+        "learned/pushes.py",
+        "torch.linalg.pinv(V)",
+        "V.mT / V.square().sum(1)",
+        ("coordinates",),
+    ),
     Mistake("exact GELU for gelu_new", "ops.py", '"gelu_new": gelu_new', '"gelu_new": F.gelu'),
     Mistake("GPT-Neo: window one too long", "gpt_neo.py", "triu(1 - cfg.window)", "triu(-cfg.window)"),
     Mistake("GPT-Neo: window one too short", "gpt_neo.py", "triu(1 - cfg.window)", "triu(2 - cfg.window)"),

@@ -371,7 +371,7 @@ VIEWS: dict[str, Callable[[Shown], Any]] = {
     "parts.parts_view": lambda it: parts_views.parts_view(
         it.wrote, show=["ratio", "lowered"], title=it.title, width=WIDTH
     ),
-    "parts.parts_page": lambda it: parts_views.parts_page(it.wrote, title=it.title),
+    "parts.parts_page": lambda it: parts_views.parts_page(it.wrote, show=["cosine", "alone"], title=it.title),
     "parts.parts_record": lambda it: parts_views.parts_record(it.wrote),
     "attention.attention_view": lambda it: attention.attention_view(
         it.walked.tokens, it.walked.block, head=1, tokenizer=it.table.tokenizer, title=it.title, width=WIDTH

@@ -159,7 +159,7 @@ class LearnedLens:
     @property
     def options(self) -> dict[str, Any]:
         """Those of the `Lens` that reads through these maps, with a row for each."""
-        sites = tuple(name for name in RESID_SITES if any(site.name == name for site in self.maps))
+        sites = tuple(name for name in ROW_SITES if any(site.name == name for site in self.maps))
         return {"decoder": self.decoder, "norm": self.norm, "sites": sites, "transport": self}
 
     def __call__(self, site: Site, resid: Resid) -> Resid:

@@ -531,7 +531,7 @@ MISTAKES = [
         "if not nested and _n_bytes(",
         ("published",),
     ),
-    Mistake("fidelity: a swap of nothing", "learned/pushes.py", "c.flip(-1) - c", "c - c", ("fidelity",)),
+    Mistake("fidelity: a swap of nothing", "learned/pushes.py", "self.read(h).flip(-1)", "self.read(h)", ("fidelity",)),
     Mistake(
         "fidelity: the null is no null",
         "learned/pushes.py",
@@ -542,7 +542,7 @@ MISTAKES = [
     Mistake(
         "fidelity: the vocabulary's mean stays",
         "learned/pushes.py",
-        " - to_logits.mean(1, keepdim=True) if centred",
+        " - model.W_U.mean(1, keepdim=True, dtype=W_U.dtype) if centred",
         " if centred",
         ("fidelity",),
     ),

@@ -590,7 +590,7 @@ def run(commands: list[list[str]], home: Path, before: str = "", **environment: 
         env={**kept, **settings},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert (ran.returncode, ran.stderr) == (0, "")
     return [Ran(*result) for result in json.loads(ran.stdout)]

@@ -20,7 +20,7 @@ from . import diagnosis
 from .compare import tells
 from .lines import LineResult, Lines, raised
 from .program import Program, line_in, read_program
-from .reference import Reference, as_class, cloned, reference_of, value_of, with_window
+from .reference import WINDOW, Reference, as_class, cloned, reference_of, shortened, value_of
 
 TOGETHER = "all together"
 CLOSE = 1e-3  # of the largest logit: float32 through all blocks
@@ -128,10 +128,10 @@ def _function(
 def _together(student: Program, reference: Reference) -> LineResult:
     """The student's own model, run as it stands on float32 weights, as it would be used."""
     torch.set_default_dtype(torch.float32)
-    weights = with_window(load(reference.name)[0])
-    real = value_of(as_class(reference.program.model, weights).lens(reference.tokens))  # type: ignore[attr-defined]
+    weights = shortened(load(reference.name)[0], window=WINDOW)
+    real = value_of(as_class(reference.program.model, weights).lens(reference.tokens))
     try:
-        mine = value_of(as_class(student.model, weights).lens(reference.tokens))  # type: ignore[attr-defined]
+        mine = value_of(as_class(student.model, weights).lens(reference.tokens))
     except (Exception, SystemExit) as error:
         return LineResult(line_in(error, student.path) or 0, TOGETHER, "wrong", raised(error))
     finally:

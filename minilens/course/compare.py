@@ -21,7 +21,21 @@ def bound(*values: Tensor) -> float:
 
 def same(mine: Any, real: Tensor) -> bool:
     """Whether these are the same numbers, up to rounding."""
-    return not tells(mine, real, "")
+    if not isinstance(mine, Tensor) or mine.shape != real.shape or mine.is_complex():
+        return False
+    off, limit = _off(mine, real)
+    return bool((off <= limit).all())  # not where one of the two is NaN
+
+
+def _off(mine: Tensor, real: Tensor) -> tuple[Tensor, float]:
+    """By how much each number differs, and by how much rounding may make it differ."""
+    limit = bound(mine, real)
+    mine, real = mine.detach().double(), real.double()
+    if real.ndim > 1 and real.isneginf().any():
+        is_hidden = real.isneginf() & (mine < mine.amax(-1, keepdim=True) - HIDDEN)  # -1e9 is as good as -inf
+        mine = mine.masked_fill(is_hidden, -math.inf)
+    size = real.masked_fill(~real.isfinite(), 0).abs().max().item()
+    return (mine - real).masked_fill((mine == real) | (mine.isnan() & real.isnan()), 0).abs(), limit * size
 
 
 def tells(mine: Any, real: Tensor, axes: str) -> str:
@@ -39,25 +53,20 @@ def tells(mine: Any, real: Tensor, axes: str) -> str:
         return f"has the shape {list(mine.shape)}, and should have [{want}]"
     if mine.is_complex():
         return "is complex, and should be real"
-    limit = bound(mine, real)
-    mine, real = mine.detach().double(), real.double()
     if mine.isnan().any():
         first = tuple(mine.isnan().nonzero()[0].tolist())
         return f"is NaN at {int(mine.isnan().sum())} of {mine.numel()} places, first at {_place(names, first)}"
-    if real.ndim > 1 and real.isneginf().any():
-        is_hidden = real.isneginf() & (mine < mine.amax(-1, keepdim=True) - HIDDEN)  # -1e9 is as good as -inf
-        mine = mine.masked_fill(is_hidden, -math.inf)
-    off = (mine - real).masked_fill(mine == real, 0).abs()
-    size = real.masked_fill(real.isinf(), 0).abs().max().item()
-    wrong = off > limit * size
+    off, limit = _off(mine, real)
+    wrong = off > limit
     if not wrong.any():
         return ""
+    mine, real = mine.detach().double(), real.double()
     worst = tuple(int(n) for n in torch.unravel_index(off.argmax(), off.shape))
     by = off.max().item()
     amount = f", by up to {by:.3g}" if math.isfinite(by) else ""
     how_many = f"{int(wrong.sum())} of {wrong.numel()} places{_only(wrong, names)}"
     numbers = f"it is {mine[worst].item():.4g}, and the model's is {real[worst].item():.4g}"
-    return f"differs at {how_many}{amount}: at {_place(names, worst)} {numbers}{_factor(mine, real, limit)}"
+    return f"differs at {how_many}{amount}: at {_place(names, worst)} {numbers}{_factor(mine, real)}"
 
 
 def _place(names: list[str], index: tuple[int, ...]) -> str:
@@ -75,12 +84,11 @@ def _only(wrong: Tensor, names: list[str]) -> str:
     return f", only at {', '.join(told)}" if told else ""
 
 
-def _factor(mine: Tensor, real: Tensor, limit: float) -> str:
+def _factor(mine: Tensor, real: Tensor) -> str:
     """The number that all of the model's would have to be multiplied with, if there is one."""
     is_number = real.isfinite() & (real != 0)
     if not is_number.any() or not torch.equal(mine.isinf(), real.isinf()):
         return ""
     factor = (mine[is_number] / real[is_number]).median().item()
-    size = real[is_number].abs().max().item() * max(1, abs(factor))
-    is_all = bool(((mine - factor * real)[real.isfinite()].abs() <= limit * size).all())
+    is_all = same(mine, factor * real)
     return f"; each number is {factor:.6g} times the model's" if is_all and factor not in (0, 1) else ""

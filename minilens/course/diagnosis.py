@@ -31,10 +31,16 @@ def of_calls(reference: Reference, part: str, calls: Sequence[tuple[tuple[Any, .
         first = (model,) if part in reference.program.methods else ()
         try:
             if all(_is(mine, value_of(names[part](*first, *cloned(args)))) for args, mine in calls):
-                found.add(mistake.what)
+                found.add((mistake.where == part, mistake.what))
         except Exception:  # a change that does not go with this family's shapes
             continue
-    return found.pop() if len(found) == 1 else ""
+    return _only(found)
+
+
+def _only(found: set[tuple[bool, str]]) -> str:
+    """The one explanation: of the line itself, rather than of what it calls."""
+    own = {what for is_own, what in found if is_own} or {what for _, what in found}
+    return own.pop() if len(own) == 1 else ""
 
 
 def _is(mine: Any, wrong: Any) -> bool:
@@ -71,20 +77,22 @@ def of_statement(reference: Reference, lines: Sequence[tuple[Block, Mapping[str,
     lines: what one line of the student's gives in some blocks, by name. own: the statements of the solution that this
     line may do in one with its own, since the student's file gives none of their values.
     """
-    found: set[str] | None = None
+    found: set[tuple[bool, str]] | None = None
     for block, written in lines:
         here = set(_matches(reference, block, written, own))
         found = here if found is None else found & here
     if not found:
         return _another(reference, lines)
-    return found.pop() if len(found) == 1 else ""
+    return _only(found)
 
 
-def _matches(reference: Reference, block: Block, written: Mapping[str, Written], own: set[int]) -> Iterator[str]:
+def _matches(
+    reference: Reference, block: Block, written: Mapping[str, Written], own: set[int]
+) -> Iterator[tuple[bool, str]]:
     """The mistakes that give these values in one block."""
     last = max(each.at for each in written.values())
     for first in sorted(own | {each.at for each in written.values()}):
-        for what, names in _changed_statements(reference, block, first) if first <= last else ():
+        for mistake, names in _changed_statements(reference, block, first) if first <= last else ():
             try:
                 for at in range(first + 1, last + 1):
                     if at in own or at == last:
@@ -94,10 +102,10 @@ def _matches(reference: Reference, block: Block, written: Mapping[str, Written],
             except Exception:
                 continue
             if all(_is(each.value, names.get(name)) for name, each in written.items()):
-                yield what
+                yield mistake.where not in reference.program.functions, mistake.what
 
 
-def _changed_statements(reference: Reference, block: Block, at: int) -> Iterator[tuple[str, Names]]:
+def _changed_statements(reference: Reference, block: Block, at: int) -> Iterator[tuple[Mistake, Names]]:
     """A statement of `block` with each known mistake, in it or in what it calls: the names after it."""
     program, statement = reference.program, reference.statements[at]
     text = program.text(statement.node)
@@ -119,7 +127,7 @@ def _changed_statements(reference: Reference, block: Block, at: int) -> Iterator
             exec(changed, names)
         except Exception:  # a change that does not go with this family's shapes
             continue
-        yield mistake.what, names
+        yield mistake, names
 
 
 def _another(reference: Reference, lines: Sequence[tuple[Block, Mapping[str, Written]]]) -> str:

@@ -94,11 +94,9 @@ def _family(name: str) -> ModuleType:
     return family
 
 
-def model_class(family: ModuleType) -> type[Model]:
+def model_class(family: ModuleType) -> type[Any]:
     """The class of a family's model."""
-    models: list[Any] = [each for _, each in inspect.getmembers(family, inspect.isclass) if hasattr(each, "unembed")]
-    found: type[Model] = models[0]
-    return found
+    return next(each for _, each in inspect.getmembers(family, inspect.isclass) if hasattr(each, "unembed"))
 
 
 def _file(family: ModuleType, lines: ModuleType, shown: Callable[[str], str], told: str, path: str) -> str:

@@ -59,7 +59,7 @@ class Lines:
         self.last = {name: at for at, name in mine}
 
     def results(self) -> Iterator[LineResult]:
-        """What became of each statement, in the first layer and in the last."""
+        """What became of each statement, in all layers."""
         runs = [self._outcomes(block) for block in self.reference.blocks]
         for at in sorted({at for run in runs for at in run}):
             outcomes = [(block, run[at]) for block, run in zip(self.reference.blocks, runs, strict=True) if at in run]

@@ -76,9 +76,6 @@ IN_BLOCK: dict[tuple[str, str], dict[str, str]] = {
     ("scores", "scores.masked_fill(~visible, -torch.inf)"): {
         "scores.masked_fill(visible, -torch.inf)": "What is visible is hidden, and what is hidden visible: ~visible.",
         "scores.masked_fill(~visible, 0)": "Hidden scores are 0; they must be -inf, for exp(0) is 1.",
-        "scores * visible": "Hidden scores are multiplied by 0; they must be -inf, for exp(0) is 1.",
-        "scores.masked_fill(~visible, 1e-9)": "Hidden scores are 1e-9; that is a small number, not a large negative "
-        "one.",
         "scores.masked_fill(~visible, torch.inf)": "Hidden scores are +inf; they must be -inf.",
         "scores.masked_fill(~visible.mT, -torch.inf)": "The mask is transposed: positions see what comes after them.",
         "scores + visible": "The mask is added as 0 and 1; hidden scores must be -inf.",
@@ -145,7 +142,6 @@ IN_BLOCK: dict[tuple[str, str], dict[str, str]] = {
         "linear(ln2_out, w.W_out.mT, w.b_in)": "The matrix is W_out, transposed; it must be W_in.",
     },
     ("mlp_post", "mlp_pre.relu()"): {
-        "gelu_new(mlp_pre)": "This is a GELU; CTRL has a ReLU.",
         "F.gelu(mlp_pre, approximate='tanh')": "This is a GELU (tanh); CTRL has a ReLU.",
         "F.gelu(mlp_pre)": "This is a GELU; CTRL has a ReLU.",
         "F.silu(mlp_pre)": "This is SiLU; CTRL has a ReLU.",

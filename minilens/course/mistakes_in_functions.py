@@ -8,7 +8,6 @@ IN_FUNCTIONS: dict[tuple[str, str], dict[str, str]] = {
         "F.layer_norm(resid, norm.w.shape, norm.w, norm.b, 1e-5)": "The epsilon is 1e-5, and not the one given.",
         "F.layer_norm(resid, norm.w.shape, norm.w, norm.b, 1e-6)": "The epsilon is 1e-6, and not the one given.",
         "F.layer_norm(resid, norm.w.shape, norm.w, norm.b, 1e-8)": "The epsilon is 1e-8, and not the one given.",
-        "F.layer_norm(resid, norm.w.shape, norm.w, norm.b, 1e-12)": "The epsilon is 1e-12, and not the one given.",
         "F.layer_norm(resid, norm.w.shape, norm.w, None, eps)": "The bias of the norm is forgotten.",
         "F.layer_norm(resid, norm.w.shape, None, norm.b, eps)": "The gain of the norm is forgotten.",
         "F.layer_norm(resid, norm.w.shape, None, None, eps)": "Gain and bias of the norm are forgotten.",
@@ -176,13 +175,12 @@ IN_FUNCTIONS: dict[tuple[str, str], dict[str, str]] = {
         "self.W_pos[: n + 1]": "There is one position too many.",
         "self.W_pos[:n].flip(0)": "The positions are in reverse order.",
         "self.W_pos[:1].expand(n, -1)": "Every place has the vector of position 0.",
-        "torch.zeros_like(self.W_pos[:n])": "The positions are 0; they are learned, in W_pos.",
     },
-    ("positions", "[:n]"): {
-        "[1 : n + 1]": "The positions are off by one: they count from 0.",
-        "[:n] * self.config.d_model**0.5": "The positions are scaled; only the embedding is.",
-        "[:n].flip(0)": "The positions are in reverse order.",
-        "": "There are more than n positions.",
+    ("positions", "[:n].to(self.W_E)"): {
+        "[1 : n + 1].to(self.W_E)": "The positions are off by one: they count from 0.",
+        "[:n].to(self.W_E) * self.config.d_model**0.5": "The positions are scaled; only the embedding is.",
+        "[:n].to(self.W_E).flip(0)": "The positions are in reverse order.",
+        ".to(self.W_E)": "There are more than n positions.",
     },
     ("final_norm", "layer_norm(resid, self.ln_final, self.ln_final_eps)"): {
         "resid": "The norm does nothing: what goes in comes out.",
@@ -196,7 +194,6 @@ IN_FUNCTIONS: dict[tuple[str, str], dict[str, str]] = {
         "linear(resid, self.W_U, self.b_U)": "The final norm is missing.",
         "linear(self.final_norm(self.final_norm(resid)), self.W_U, self.b_U)": "The final norm is taken twice.",
         "linear(self.final_norm(resid), self.W_U)": "The bias b_U is forgotten.",
-        "linear(resid, self.W_U)": "Final norm and bias b_U are missing.",
         "linear(self.final_norm(resid), self.W_U, self.b_U).softmax(-1)": "These are probabilities; logits are wanted, "
         "before softmax.",
         "linear(self.final_norm(resid), self.W_U, self.b_U).log_softmax(-1)": "These are log-probabilities; logits are "
@@ -205,8 +202,6 @@ IN_FUNCTIONS: dict[tuple[str, str], dict[str, str]] = {
         "sqrt(d_model); only CTRL's embedding is.",
         "linear(self.final_norm(resid), self.W_U, self.b_U) / self.config.d_model**0.5": "The logits are divided by "
         "sqrt(d_model).",
-        "linear(self.final_norm(resid), self.W_U * self.config.d_model**0.5, self.b_U)": "The unembedding is scaled by "
-        "sqrt(d_model); only the embedding is.",
         "linear(self.final_norm(resid), self.W_U, self.b_U)[:, -1:]": "These are the logits at the last position; they "
         "are wanted at all.",
         "linear(self.final_norm(resid), self.W_U, self.b_U)[:, -1]": "These are the logits at the last position; they "

@@ -9,7 +9,6 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 from ..loading import FAMILIES
-from ..model import Model
 from .exercise import model_class
 
 Names = dict[str, Any]
@@ -27,9 +26,9 @@ class Program:
     """What a file defines, once it has been run: its functions and its model's methods, with their sources."""
 
     path: str
-    source: str
+    lines: list[str]  # of its source
     values: Names  # of the module
-    model: type[Model]
+    model: type[Any]
     family: str
     functions: dict[str, ast.FunctionDef]
     methods: dict[str, ast.FunctionDef]
@@ -49,9 +48,9 @@ class Program:
         """The values under the names that the parameters of a part have in this file."""
         return dict(zip((arg.arg for arg in self.parts[name].args.args), values, strict=False))
 
-    def text(self, node: ast.AST) -> str:
+    def text(self, node: ast.stmt) -> str:
         """The source of a statement or a part, from the left margin on."""
-        return dedent(ast.get_source_segment(self.source, node, padded=True) or "")
+        return dedent("\n".join(self.lines[node.lineno - 1 : node.end_lineno]))
 
     def run(self, node: ast.stmt, names: Names) -> None:
         """Run one statement with these names, to which it adds."""
@@ -78,7 +77,9 @@ def read_program(source: str, path: str) -> Program:
         model = values.get(node.name) if isinstance(node, ast.ClassDef) else None
         for family, module in FAMILIES.items():
             if isinstance(node, ast.ClassDef) and isinstance(model, type) and issubclass(model, model_class(module)):
-                return Program(path, source, values, model, family, _functions(tree.body), _functions(node.body))
+                return Program(
+                    path, source.splitlines(), values, model, family, _functions(tree.body), _functions(node.body)
+                )
     raise ValueError(
         f"{Path(path).name} has no class for a model, such as `class MyGPT2(GPT2)`: minilens exercise writes one"
     )

@@ -23,7 +23,8 @@ TEXTS = (
 )
 LENGTH = 12  # tokens of each text: another number than batch, heads, d_head and d_model
 WINDOW = 5  # of GPT-Neo here, so that these texts are longer
-MOST_CALLS = 12  # of one function, that are noted
+BLOCKS = 2  # of the model that are run, for speed; in GPT-Neo the second is local
+MOST_CALLS = 6  # of one function, that are noted
 AXES = {
     name: " ".join(axis.removeprefix("_") for axis in shape.dim_str.split())
     for name, shape in get_type_hints(BlockTrace).items()
@@ -55,7 +56,7 @@ class Reference:
     name: str  # of the model
     tokens: shapes.Tokens
     calls: dict[str, list[Call]]  # of each function and method but `block`
-    blocks: tuple[Block, ...]  # the first and the last
+    blocks: tuple[Block, ...]
 
     def axes(self, part: str) -> str:
         """The names of the axes of what a function gives."""
@@ -67,14 +68,9 @@ class Reference:
         return f"row {axes}" if part == "lens" else axes
 
 
-def tensors(model: Model) -> dict[str, Any]:
-    """The fields of a model, to make one of another class of them."""
-    return {f.name: getattr(model, f.name) for f in fields(model)}  # type: ignore[arg-type]  # a dataclass
-
-
-def as_class(model: type[Model], weights: Model) -> Model:
+def as_class(model: type[Any], weights: Model) -> Any:
     """A model of this class with the weights of another."""
-    return model(**tensors(weights))
+    return model(**{f.name: getattr(weights, f.name) for f in fields(weights)})  # type: ignore[arg-type]  # a dataclass
 
 
 def value_of(result: Any) -> Any:
@@ -86,12 +82,12 @@ def value_of(result: Any) -> Any:
 @lru_cache(maxsize=3)
 @torch.no_grad()
 def reference_of(family: str) -> Reference:
-    """The solution of a family, run on the bundled model of that family."""
+    """The solution of a family, run on the first blocks of the bundled model of that family."""
     name = f"tales-{family.replace('_', '-')}"
     loaded, tokenizer = load(name, dtype=torch.float64)
     assert tokenizer is not None
     tokens = torch.cat([tokenizer.encode(text)[:, :LENGTH] for text in TEXTS])
-    loaded = with_window(loaded)
+    loaded = shortened(loaded, n_layers=BLOCKS, window=WINDOW)
     program = read_program(solution(family), f"{family}.py")
     model = as_class(program.model, loaded)
     calls: dict[str, list[Call]] = {part: [] for part in program.parts}
@@ -99,27 +95,27 @@ def reference_of(family: str) -> Reference:
     methods = {part: _noting(calls[part], vars(program.model)[part], 1) for part in program.methods}
     plain = dict(program.values)
     program.values.update(noted)
-    as_class(type("Noted", (program.model,), methods), loaded).lens(tokens)  # type: ignore[attr-defined]
+    as_class(type("Noted", (program.model,), methods), loaded).lens(tokens)
     program.values.update({part: plain[part] for part in noted})
     statements = tuple(program.statements())
     blocks = []
     resid = model.embed(tokens)
     for layer in range(model.n_layers):
-        if layer in (0, model.n_layers - 1):
-            names = {**program.values, **program.arguments("block", (model, layer, resid))}
-            before = [dict(names)]
-            for statement in statements:
-                program.run(statement.node, names)
-                before.append(dict(names))
-            blocks.append(Block(layer, tuple(before)))
+        names = {**program.values, **program.arguments("block", (model, layer, resid))}
+        before = [dict(names)]
+        for statement in statements:
+            program.run(statement.node, names)
+            before.append(dict(names))
+        blocks.append(Block(layer, tuple(before)))
         resid = model.block(layer, resid).resid_post
     return Reference(program, statements, model, name, tokens, calls, tuple(blocks))
 
 
-def with_window(model: Model) -> Model:
-    """The model with a short window, where its family has one."""
-    config: Any = model.config
-    return replace(model, config=replace(config, window=WINDOW)) if hasattr(config, "window") else model  # type: ignore[type-var]
+def shortened(model: Any, **config: Any) -> Any:
+    """The model with other settings, as far as its family has them, and with as many blocks as they say."""
+    config = {name: value for name, value in config.items() if hasattr(model.config, name)}
+    changed = replace(model, config=replace(model.config, **config))
+    return replace(changed, blocks=model.blocks[: changed.n_layers])
 
 
 def _noting(calls: list[Call], function: Callable[..., Any], skip: int) -> Callable[..., Any]:

@@ -13,7 +13,9 @@ class Request:
     """What `minilens check` is asked for. Raises ValueError for a limit that is none."""
 
     path: Path = argument(metavar="FILE", help="the file that `minilens exercise` began; its code is run")
-    limit: float = option(default=30.0, metavar="SECONDS", help="how long its code may run (default: %(default)s)")
+    limit: float = option(
+        default=30.0, metavar="SECONDS", help="how long one of its lines may run (default: %(default)s)"
+    )
 
     def __post_init__(self) -> None:
         if not (isfinite(self.limit) and 0 < self.limit <= 86_400):
@@ -26,7 +28,7 @@ def check(request: Request) -> int:
     from ..views.course import check_view
 
     checked = check_apart(request.path, request.limit)
-    terminal().print(check_view(checked, request.path.read_text(encoding="utf-8-sig")))
+    terminal().print(check_view(checked))
     return 0 if checked.is_right else 1
 
 

@@ -1,9 +1,9 @@
 """A student's file beside the family: each line run with the right inputs, and held against what the model gives.
 
 Functions come first, on the arguments with which the solution calls them. Then `block` is run one statement at a time.
-After each statement the names that it gives have the model's values again. So a wrong line does not make the next one
-wrong, a line that is not written yet is filled in, and each mistake is found at its own line. Where every line is
-right, the whole is run as it stands.
+What calls a function that is wrong, or not written yet, gets the solution's. After each statement the names that it
+gives have the model's values. So each mistake is found at its own line. Where every line is right, the whole is run as
+it stands.
 """
 
 from collections.abc import Callable, Iterator
@@ -57,11 +57,12 @@ def _checked(source: str, path: str) -> Iterator[LineResult]:
     parts = {part: student.part(part) for part in reference.program.parts}
     weights = list(_tensors(reference.model))
     versions = [each._version for each in weights]
+    replaced = set(reference.program.functions)  # by those of the solution, until they are known to be right
     for part, function in parts.items():
         if function is None:
             results = [LineResult(0, part, "missing", f"there is no function {part}")]
         else:
-            with _forced(student, reference) as model:
+            with _forced(student, reference, replaced) as model:
                 if part == "block":
                     results = list(Lines(student, reference, model).results())
                 else:
@@ -71,7 +72,10 @@ def _checked(source: str, path: str) -> Iterator[LineResult]:
             reference_of.cache_clear()  # its weights are others now
             yield LineResult(student.parts[part].lineno, part, "wrong", "it writes into the weights of the model")
             return
-        is_right = is_right and all(result.verdict == "right" for result in results)
+        if all(result.verdict == "right" for result in results):
+            replaced.discard(part)
+        else:
+            is_right = False
         yield from results
     if is_right:
         yield _together(student, reference)
@@ -89,11 +93,11 @@ def _tensors(whole: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _forced(student: Program, reference: Reference) -> Iterator[Model]:
-    """Within, the student's lines call the solution's functions, and the model that they get has its methods."""
+def _forced(student: Program, reference: Reference, replaced: set[str]) -> Iterator[Any]:
+    """Within, these functions are the solution's, and so are all methods of the model that is given."""
     program = reference.program
     before = dict(student.values)
-    student.values.update({part: program.values[part] for part in program.functions})
+    student.values.update({part: program.values[part] for part in replaced})
     methods = {part: vars(program.model)[part] for part in program.methods}
     try:
         yield as_class(type(student.model.__name__, (student.model,), methods), reference.model)

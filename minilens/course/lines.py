@@ -112,7 +112,7 @@ class Lines:
                 for name in assigned
                 if (at, name) in self.places and (name not in free or self.last[name] == at)
             }
-            result = LineResult(node.lineno, ", ".join(assigned), "right")
+            result = LineResult(node.lineno, ", ".join(due or assigned), "right")
             written: dict[str, Written] = {}
             try:
                 self.student.run(node, names)

@@ -15,12 +15,9 @@ STYLES = {"right": "green", "wrong": "bold red", "missing": "red", "not written"
 MOST_PRINTED = 20  # lines
 
 
-def check_view(checked: Checked, source: str) -> Group:
-    """The lines of a checked file, in their order, and below each wrong one what is wrong with it.
-
-    source: the text of the file.
-    """
-    lines = source.splitlines()
+def check_view(checked: Checked) -> Group:
+    """The lines of a checked file in their order, and below them, for each wrong one, what is wrong with it."""
+    lines = checked.source.splitlines()
     table = Table.grid(padding=(0, 2, 0, 0))
     for result in sorted(checked.results, key=lambda result: (result.line == 0, result.line)):
         table.add_row(

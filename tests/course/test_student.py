@@ -7,6 +7,7 @@ import pytest
 
 from minilens.command.main import main
 from minilens.course.exercise import HINTS, exercise, solution
+from minilens.course.glossary import glossary
 from minilens.loading import FAMILIES
 
 
@@ -85,3 +86,32 @@ def test_an_exercise_has_a_blank_and_a_hint_for_each_line(family: str) -> None:
 def test_each_hint_has_its_line() -> None:
     text = "".join(exercise(family) for family in FAMILIES)
     assert [hint for hints in HINTS.values() for hint in hints if hint not in text] == []
+
+
+# ---- The glossary
+
+
+@pytest.mark.parametrize(
+    "word, told",
+    [
+        ("logit", "logit (the model)\n  a token's score as the next one"),
+        ("Logits", "logit (the model)\n"),
+        ("kl", "KL(p ‖ q) (information)\n"),
+        ("resid_mid", "resid_mid, mid (places in a block)\n"),
+        ("  residual  Stream", "residual stream, resid (the model)\n"),
+        ("neurons", "MLP (the model)\n"),  # found in what it means
+    ],
+)
+def test_a_word_is_looked_up(word: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["glossary", word]) == 0
+    assert told in capsys.readouterr().out
+
+
+def test_all_words_are_shown_and_an_unknown_one_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["glossary"]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for entry in glossary() for word in entry.words) and len(glossary()) > 40
+    assert main(["glossary", "logtis"]) == 2
+    assert capsys.readouterr().err == 'minilens: error: the glossary has no "logtis": did you mean logit?\n'
+    assert main(["glossary", "\x1b[2J"]) == 2
+    assert "\x1b" not in capsys.readouterr().err

@@ -41,5 +41,5 @@ rows = [model.unembed(model.block(n, resid).resid_post)[0].log_softmax(-1) for n
 answer_6_3 = torch.stack([(output.exp() * (output - row)).sum(-1).mean() for row in rows])
 # %% text
 # One text proves little. `minilens corpus tales-gpt-neo FILE --out FOLDER` does the same on files, with standard
-# errors. `minilens study` puts the findings of 2021 as numbers, on any model: the small one does not share all of GPT-Neo's
-# trouble. Does your hypothesis still stand?
+# errors. `minilens study` puts the findings of 2021 as numbers, on any model. The small one does not share all of
+# GPT-Neo's trouble. Does your hypothesis still stand?

@@ -39,7 +39,27 @@ from . import (
 from .options import Command, read
 from .outputs import say, with_signs
 
-MODULES = (lens, generate, trace, walk, diff, attention, parts, attribute, patching, study, corpus, fit, heads, geometry, verify, models, exercise, check, glossary)
+MODULES = (
+    lens,
+    generate,
+    trace,
+    walk,
+    diff,
+    attention,
+    parts,
+    attribute,
+    patching,
+    study,
+    corpus,
+    fit,
+    heads,
+    geometry,
+    verify,
+    models,
+    exercise,
+    check,
+    glossary,
+)
 COMMANDS: tuple[Command[Any], ...] = tuple(module.COMMAND for module in MODULES)
 
 

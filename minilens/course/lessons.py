@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checkpoint.tokenizer import Tokenizer
 from ..edits import patch, zero
-from ..instruments.patching import logit_difference
+from ..instruments.metrics import logit_difference
 from ..lens import lens_rows
 from ..loading import load
 from ..model import Model, decode, trace

@@ -431,6 +431,7 @@ PARTS_OF_VIEWS = """
     attention.panel attention.strongest_keys parts.errors parts.legend parts.panels
     colours.of_share colours.of_sign corpus_page.corpus_picture corpus_record.called
     corpus_record.mean_and_error corpus_terminal.corpus_summary corpus_terminal.names corpus_terminal.nats
+    course.check_view course.summary course.wrong_lines
     diff.departures diff.diff_view fit_terminal.fit_table grid.fit grid.in_panels heads.strongest
     heatmap.add_axes heatmap.cell_size heatmap.label_axes heatmap.write_cells lens_panels.long_name
     lens_panels.of_one_text lens_panels.panel lens_panels.spread lens_panels.stat lens_panels.stats_for
@@ -606,7 +607,7 @@ FIGURES = {
     "attention": [["--layer", "0", *EVERY_FILE, "--", "TEXT"]],
     "study": [["--word=TEXT", "--out", "OUT"]],
 }
-NO_TEXT = {"diff", "geometry", "heads", "models", "verify"}  # they show the vocabulary, names, or the source
+NO_TEXT = {"check", "diff", "exercise", "geometry", "glossary", "heads", "models", "verify"}  # names, or the source
 FILES = {"corpus", "fit"}  # they read whole files
 
 

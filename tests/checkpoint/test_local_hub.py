@@ -703,6 +703,9 @@ def test_without_a_network(tiny: Tiny, tmp_path: Path) -> None:
                 [word for kind in ("html", *FIGURES) for word in (f"--{kind}", f"{tmp_path}/{command[0]}.{kind}")],
             )
         ),
+        ["exercise", "gpt2", str(tmp_path / "my_gpt2.py"), "--solution"],
+        ["check", str(tmp_path / "my_gpt2.py")],
+        ["glossary", "logit"],
         patching,
         [*patching, "--json"],
         [*patching, "--html", str(tmp_path / "patching.html")],

@@ -62,6 +62,7 @@ PRINTS = [
     "verify MODEL",
     "verify MODEL --json",
     "models",
+    "glossary KL",
     "--version",
     "--help",
     "lens --help",

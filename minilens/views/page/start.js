@@ -1,0 +1,72 @@
+// ---- The state in the address
+
+function stateWords() {
+  const words = new URLSearchParams({ tab: state.tab, colour: statistic().key, at: `${state.label}@${state.position}` });
+  if (!state.subblocks) words.set("subblocks", "off");
+  if (state.pins.length) words.set("pins", state.pins.map(({ token, position }) => `${token}@${position}`).join(" "));
+  if (attention) words.set("attention", `${state.layer}.${state.head}@${state.query}.${state.key}`);
+  return words;
+}
+
+// A little later, since browsers refuse to change the address many times a second.
+function keepState() {
+  clearTimeout(keepState.timer);
+  keepState.timer = setTimeout(() => {
+    try {
+      history.replaceState(null, "", `#${stateWords()}`);
+    } catch {
+      // A frame in a notebook has no address of its own: the view is not kept there.
+    }
+  }, 100);
+}
+
+function readState() {
+  const words = new URLSearchParams(location.hash.slice(1));
+  state.tab = Number(words.get("tab"));
+  state.colour = words.get("colour") ?? "";
+  state.subblocks = words.get("subblocks") !== "off";
+  const [name, position] = (words.get("at") ?? "").split("@");
+  state.label = name;
+  state.position = Number(position);
+  const pins = (words.get("pins") ?? "").split(" ").filter((text) => /^\d+@\d+$/.test(text));
+  state.pins = [...new Set(pins)].map((text, style) => {
+    const [token, at] = text.split("@").map(Number);
+    return { token, position: at, style };
+  });
+  const [layer, head, query, key] = /^(\d+)\.(\d+)@(\d+)\.(\d+)$/.exec(words.get("attention") ?? "")?.slice(1).map(Number) ?? [];
+  Object.assign(state, { layer, head, query: query ?? null, key: key ?? 0 });
+}
+
+// What a record does not have is not looked at.
+function keepWithin() {
+  state.tab = data.tables[state.tab] ? state.tab : 0;
+  if (!attention) return;
+  state.layer = attention.layers.includes(state.layer) ? state.layer : attention.layers[0];
+  state.head = headsOf(state.layer)[state.head] ? state.head : 0;
+  state.query = state.query < textLength ? state.query : null;
+}
+
+
+// ---- Records. A source is a function that gives them to `draw`: here it is the file itself, and a page with a script
+// more puts another in its place.
+
+function draw(record) {
+  data = { ...file, ...record };
+  attention = data.attention;
+  find("#attention").hidden = !attention;
+  if (attention) measureAttention();
+  makeTabs();
+  keepWithin();
+  show();
+}
+
+let source = () => draw(file);
+
+function start() {
+  find("h1").textContent = file.title || "Logit lens";
+  document.title = file.title || "Logit lens";
+  writeShades();
+  readState();
+  listen();
+  source();
+}

@@ -100,12 +100,7 @@ class Engine {
       const row = x.shape.length === 3 ? (head * n + n - 1) * width : (n - 1) * width;
       return [name, { shape: x.shape, numbers: Array.from(x.data.slice(row, row + Math.min(width, ["scores", "pattern"].includes(name) ? width : few))) }];
     }));
-  }
-
-  decode(tokens) {
-    return this.tokenizer.decode(tokens);
-  }
-}
+  }}
 
 // The best token, or one drawn from exp(logit / temperature) of the k best, and of those that tie with the last of them.
 function choose(logits, temperature, top_k) {

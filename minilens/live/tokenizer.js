@@ -84,6 +84,11 @@ class ByteBPE {
     return new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(bytes));
   }
 
+  // The text with tokens written after it.
+  continued(text, tokens) {
+    return text + this.decode(tokens);
+  }
+
   hint() {
     return null;
   }
@@ -120,6 +125,10 @@ class WordBPE {
 
   decode(tokens) {
     return tokens.map((token) => this.entries[token]).join(" ").replaceAll("@@ ", "").trim();
+  }
+
+  continued(text, tokens) {
+    return `${text} ${this.decode(tokens)}`;
   }
 
   // Advice for a text that the model was not trained for.

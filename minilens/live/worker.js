@@ -35,14 +35,14 @@ const CALLS = {
   *write({ question, how }) { return yield* engine.write(question, how); },
   *walk({ layer, position, head, few }) { return engine.walk(layer, position, head, few); },
   *encode({ text }) { return engine.tokens(text); },
-  *decode({ tokens }) { return engine.decode(tokens); },
+  *continued({ text, tokens }) { return engine.tokenizer.continued(text, tokens); },
 };
 
 onmessage = async ({ data: { id, call, given } }) => {
   if (call === "ask" || call === "write" || call === "stop") newest = id;
-  if (call === "stop") return;
+  if (call === "stop") return postMessage({ id, answer: null });
   try {
-    await carryOut(CALLS[call] && id, CALLS[call](given));
+    await carryOut(id, CALLS[call](given));
   } catch (error) {
     postMessage({ id, refused: error instanceof Refusal ? error.message : `The page cannot compute this: ${error.message}` });
   }

@@ -1,7 +1,13 @@
 // ---- Attention: one head, with a row for each query and a column for each key
 
 let attention; // of the record; null where it has none
-const CELL = 14; // pixels
+const [SMALLEST, LARGEST] = [14, 40]; // pixels of a cell: as many as there is room for
+let CELL = SMALLEST;
+const SCALES = {
+  root: { text: "by its root", of: Math.sqrt, ends: ["0", "1; half way 0.25"] },
+  row: { text: "beside the query\u2019s strongest", of: (weight, strongest) => weight / strongest, ends: ["0", "the strongest of the row"] },
+  weight: { text: "as it is", of: (weight) => weight, ends: ["0", "1"] },
+};
 const LETTER = 6.7; // pixels of a letter in a label
 const LONGEST = 12; // letters of a label
 const STRONGEST = 8; // keys in the table
@@ -36,6 +42,9 @@ function measureAttention() {
   DIGITS = String(textLength - 1).length * LETTER;
   const letters = Math.max(0, ...tokens.map((token) => width(cut(label(token)))));
   ROOM = Math.ceil(DIGITS + LETTER + letters * LETTER) + 8;
+  const { clientWidth } = find("#attention");
+  const room = Math.min(clientWidth - (clientWidth > 900 ? 400 : 0), 0.78 * window.innerHeight) - ROOM - 2;
+  CELL = within(SMALLEST, Math.floor(room / textLength), LARGEST);
   SIZE = ROOM + textLength * CELL + 2;
   const options = (values) => values.map((value) => element("option", { value, text: value }));
   Object.assign(find("#picture").firstElementChild.style, { width: `${SIZE}px`, height: `${SIZE}px` });
@@ -72,11 +81,13 @@ function drawHead(canvas, view) {
 
 function drawCells(pen, [firstRow, endRow], [firstColumn, endColumn], { cell, mark }) {
   const side = cell - gapOf(cell);
+  const shade = SCALES[find("#scale").value].of;
   for (let query = firstRow; query < endRow; query += 1) {
+    const strongest = weightAt(query, strongestKey(query)) || 1;
     for (let key = firstColumn; key < Math.min(endColumn, query + 1); key += 1) {
       const weight = weightAt(query, key);
       if (weight === null) continue;
-      pen.fillStyle = `rgb(${STEPS[stepOf(weight)]})`;
+      pen.fillStyle = `rgb(${STEPS[stepOf(shade(weight, strongest))]})`;
       pen.fillRect(key * cell, query * cell, side, side);
     }
   }
@@ -135,6 +146,12 @@ function showWeight(query, key) {
     ` from query ${query} `, token(query), ` to key ${key} `, token(key), `, layer ${state.layer}, head ${state.head}`);
 }
 
+function strongestKey(query) {
+  let best = 0;
+  for (let key = 1; key <= query; key += 1) if (weightAt(query, key) > weightAt(query, best)) best = key;
+  return best;
+}
+
 function showStrongest() {
   const seen = Array.from({ length: state.query + 1 }, (_, key) => ({ key, weight: weightAt(state.query, key) }))
     .filter(({ weight }) => weight !== null).sort((a, b) => b.weight - a.weight).slice(0, STRONGEST);
@@ -143,9 +160,9 @@ function showStrongest() {
   find("#strongest").replaceChildren(textTable(caption, ["Key", "Token", "Weight"], lines));
 }
 
-// Where a choice in the grid has moved the query, the key stays as far as the query can see it.
+// Where a choice in the grid has moved the query, the key is the strongest one.
 function showCell() {
-  state.query ??= state.position;
+  if (state.query === null) [state.query, state.key] = [state.position, strongestKey(state.position)];
   state.key = Math.min(state.key, state.query);
   bringIntoSight();
   drawPicture();
@@ -207,7 +224,55 @@ function chooseHead(layer, head) {
   Object.assign(state, { layer, head });
   showHead();
   showCell();
+  markHead();
+  source.changed();
   keepState();
+}
+
+
+// ---- All heads, each as a small picture
+
+const SMALL = 48; // pixels
+
+function showHeads() {
+  const lines = attention.layers.map((layer) => element("div", {}, element("span", { text: layer }), ...headsOf(layer).map((_, head) => {
+    const name = `layer ${layer}, head ${head}`;
+    const button = element("button", { type: "button", "data-head": `${layer}.${head}`, "aria-label": name, title: name, onclick: () => chooseHead(layer, head) });
+    button.append(element("canvas", { width: SMALL, height: SMALL }));
+    return button;
+  })));
+  if (find("#heads").childElementCount !== lines.length) find("#heads").replaceChildren(...lines);
+  clearTimeout(showHeads.timer);
+  showHeads.timer = setTimeout(drawHeads, 60); // the grid first
+  markHead();
+}
+
+function markHead() {
+  find("#heads").querySelectorAll("button").forEach((button) => {
+    button.setAttribute("aria-pressed", button.dataset.head === `${state.layer}.${state.head}`);
+  });
+}
+
+// A pixel shows the strongest of the weights that fall on it.
+function drawHeads() {
+  const colours = STEPS.map((colour) => [...colour, 255]);
+  const n = Math.min(SMALL, textLength);
+  find("#heads").querySelectorAll("button").forEach((button) => {
+    const [layer, head] = button.dataset.head.split(".").map(Number);
+    const weights = codesOf(headsOf(layer)[head]);
+    const strongest = new Float32Array(n * n);
+    for (let query = 0, at = 0; query < textLength; query += 1) {
+      const y = Math.floor((query * n) / textLength);
+      for (let key = 0; key <= query; key += 1, at += 1) {
+        const x = Math.floor((key * n) / textLength);
+        if (weights[at] !== attention.hidden) strongest[y * n + x] = Math.max(strongest[y * n + x], weights[at]);
+      }
+    }
+    const canvas = Object.assign(button.firstElementChild, { width: n, height: n });
+    const image = new ImageData(n, n);
+    strongest.forEach((weight, at) => { if (at % n <= at / n) image.data.set(colours[stepOf(Math.sqrt(weight / attention.steps))], 4 * at); });
+    canvas.getContext("2d").putImageData(image, 0, 0);
+  });
 }
 
 // After the last head of a layer comes the first of the next layer, and after the last of all the first of all.
@@ -237,9 +302,21 @@ function listenToAttention() {
   // A screen reader speaks of weights while somebody is here, and not with every move in the grid.
   find("#attention").addEventListener("focusin", () => find("#weight").setAttribute("aria-live", "polite"));
   find("#attention").addEventListener("focusout", () => find("#weight").setAttribute("aria-live", "off"));
-  window.addEventListener("resize", drawPicture);
+  window.addEventListener("resize", () => {
+    if (!attention) return;
+    measureAttention();
+    showHead();
+    showCell();
+  });
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawPicture);
-  find("#attention .legend").replaceChildren("0", scaleBar(), "1", element("span", { text: "blank: not seen" }));
+  find("#scale").append(...Object.entries(SCALES).map(([value, { text }]) => element("option", { value, text })));
+  find("#scale").addEventListener("change", () => { showScale(); drawPicture(); });
+  showScale();
+}
+
+function showScale() {
+  const [low, high] = SCALES[find("#scale").value].ends;
+  find("#attention .legend").replaceChildren(low, scaleBar(), high, element("span", { text: "blank: not seen" }));
 }
 
 // All of the head on one page.

@@ -102,7 +102,10 @@ function show() {
   find("#scroller").replaceChildren(grid.made);
   find("#scroller").scrollTo(scrollLeft, scrollTop);
   showPins();
-  if (attention) showHead();
+  if (attention) {
+    showHead();
+    showHeads();
+  }
   setFocus(focused(), { move: false });
 }
 

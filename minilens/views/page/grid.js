@@ -139,6 +139,7 @@ function setFocus({ r, c }, { move = true } = {}) {
   showPanel(r, c);
   showNumbers();
   if (attention) showCell();
+  source.changed();
   if (move) grid.stop.focus();
   keepState();
 }

@@ -1,10 +1,11 @@
 // ---- The state in the address
 
 function stateWords() {
-  const words = new URLSearchParams({ tab: state.tab, colour: statistic().key, at: `${state.label}@${state.position}` });
+  const words = new URLSearchParams({ tab: state.tab, colour: table ? statistic().key : state.colour, at: `${state.label}@${state.position}` });
   if (!state.subblocks) words.set("subblocks", "off");
   if (state.pins.length) words.set("pins", state.pins.map(({ token, position }) => `${token}@${position}`).join(" "));
   if (attention) words.set("attention", `${state.layer}.${state.head}@${state.query}.${state.key}`);
+  for (const [name, word] of Object.entries(source.words())) words.set(name, word);
   return words;
 }
 
@@ -47,8 +48,10 @@ function keepWithin() {
 }
 
 
-// ---- Records. A source is a function that gives them to `draw`: here it is the file itself, and a page with a script
-// more puts another in its place.
+// ---- Records. A source gives them to `draw`, keeps words of its own in the address, and hears what is looked at. Here
+// it is the file itself; another script puts its own functions in their place.
+
+const source = { start: () => draw(file), words: () => ({}), changed: () => {} };
 
 function draw(record) {
   data = { ...file, ...record };
@@ -60,13 +63,11 @@ function draw(record) {
   show();
 }
 
-let source = () => draw(file);
-
 function start() {
   find("h1").textContent = file.title || "Logit lens";
   document.title = file.title || "Logit lens";
   writeShades();
   readState();
   listen();
-  source();
+  source.start();
 }

@@ -34,6 +34,7 @@ const CALLS = {
   *ask({ question }) { return yield* engine.answer(question); },
   *write({ question, how }) { return yield* engine.write(question, how); },
   *walk({ layer, position, head, few }) { return engine.walk(layer, position, head, few); },
+  *logits() { return Array.from(engine.table.logits); },
   *encode({ text }) { return engine.tokens(text); },
   *continued({ text, tokens }) { return engine.tokenizer.continued(text, tokens); },
 };

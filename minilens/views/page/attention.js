@@ -43,7 +43,8 @@ function measureAttention() {
   const letters = Math.max(0, ...tokens.map((token) => width(cut(label(token)))));
   ROOM = Math.ceil(DIGITS + LETTER + letters * LETTER) + 8;
   const { clientWidth } = find("#attention");
-  const room = Math.min(clientWidth - (clientWidth > 900 ? 400 : 0), 0.78 * window.innerHeight) - ROOM - 2;
+  const beside = clientWidth > 900 ? heads[0].length * 57 + 450 : 0; // the other heads, and the panel
+  const room = Math.min(clientWidth - beside, 0.78 * window.innerHeight) - ROOM - 2;
   CELL = within(SMALLEST, Math.floor(room / textLength), LARGEST);
   SIZE = ROOM + textLength * CELL + 2;
   const options = (values) => values.map((value) => element("option", { value, text: value }));

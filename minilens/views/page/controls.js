@@ -77,6 +77,24 @@ function showLegend() {
   find("#legend").replaceChildren(element("span", { class: "printed", text: what }), ...parts);
 }
 
+function showSize() {
+  const { style } = document.documentElement;
+  if (state.size) style.setProperty("--size", `${state.size}px`);
+  else style.removeProperty("--size");
+  find("#size").value = state.size || 12;
+}
+
+// The address holds what is looked at: whoever opens it sees the same.
+async function copyLink() {
+  try {
+    history.replaceState(null, "", `#${stateWords()}`);
+    await navigator.clipboard.writeText(location.href);
+    find("#copied").textContent = "copied";
+  } catch {
+    find("#copied").textContent = "the browser does not let a page copy: the address bar has it";
+  }
+}
+
 function recolour() {
   repaint();
   showLegend();
@@ -89,9 +107,11 @@ function show() {
   showTabs();
   showIntro();
   showColours();
+  const isFirst = !grid && state.position === null;
   const inside = table.labels.some((_, r) => isInside(r));
   find("#subblocks").hidden = !inside;
   find("#subblocks input").checked = state.subblocks;
+  showSize();
   const { scrollLeft, scrollTop } = find("#scroller");
   grid = makeGrid([...table.positions.keys()]);
   paint(grid);
@@ -100,7 +120,7 @@ function show() {
   markPins(grid);
   listenToGrid(grid.made);
   find("#scroller").replaceChildren(grid.made);
-  find("#scroller").scrollTo(scrollLeft, scrollTop);
+  find("#scroller").scrollTo(isFirst ? 1e6 : scrollLeft, scrollTop); // the text's end
   showPins();
   if (attention) {
     showHead();
@@ -123,6 +143,12 @@ function listen() {
     showPins();
     setFocus(focused(), { move: false });
   });
+  find("#size").addEventListener("input", ({ target }) => { state.size = Number(target.value); showSize(); keepState(); });
+  find("#link").addEventListener("click", copyLink);
+  const isSmall = window.matchMedia("(max-width: 50rem), (max-height: 34rem)"); // or zoomed in
+  const fold = () => document.querySelectorAll(".fold").forEach((each) => { each.open = !isSmall.matches; });
+  isSmall.addEventListener("change", fold);
+  fold();
   find("#numbers").addEventListener("toggle", showNumbers);
   find("#numbers select").addEventListener("change", ({ target }) => {
     setFocus({ r: focused().r, c: target.selectedIndex }, { move: false });

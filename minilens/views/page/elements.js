@@ -4,7 +4,7 @@ const find = (selector) => document.querySelector(selector);
 
 // What is looked at, all of it in the address's hash. Rows are named by label and columns by position in the text, so
 // that a view means the same in every tab.
-const state = { tab: 0, colour: "", subblocks: true, label: "", position: 0, pins: [], layer: 0, head: 0, query: null, key: 0 };
+const state = { tab: 0, colour: "", subblocks: true, label: "", position: 0, pins: [], size: 0, layer: 0, head: 0, query: null, key: 0 };
 let data = file; // the record that is drawn
 let table; // the one of the open tab
 let statistics; // what it holds

@@ -122,7 +122,7 @@ function whereIs(cell) {
 function focused() {
   const r = table.labels.indexOf(state.label);
   const c = table.positions.indexOf(state.position);
-  return { r: r >= 0 && isShown(r) ? r : lastRow(), c: Math.max(c, 0) };
+  return { r: r >= 0 && isShown(r) ? r : lastRow(), c: c < 0 ? table.positions.length - 1 : c }; // what comes after the text
 }
 
 // The grid is one stop of the tab key: only the focused cell can be reached.

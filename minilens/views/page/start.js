@@ -3,6 +3,7 @@
 function stateWords() {
   const words = new URLSearchParams({ tab: state.tab, colour: table ? statistic().key : state.colour, at: `${state.label}@${state.position}` });
   if (!state.subblocks) words.set("subblocks", "off");
+  if (state.size) words.set("size", state.size);
   if (state.pins.length) words.set("pins", state.pins.map(({ token, position }) => `${token}@${position}`).join(" "));
   if (attention) words.set("attention", `${state.layer}.${state.head}@${state.query}.${state.key}`);
   for (const [name, word] of Object.entries(source.words())) words.set(name, word);
@@ -26,9 +27,11 @@ function readState() {
   state.tab = Number(words.get("tab"));
   state.colour = words.get("colour") ?? "";
   state.subblocks = words.get("subblocks") !== "off";
+  const size = Number(words.get("size") ?? file.size);
+  state.size = size >= 9 && size <= 32 ? size : 0;
   const [name, position] = (words.get("at") ?? "").split("@");
   state.label = name;
-  state.position = Number(position);
+  state.position = position === undefined ? null : Number(position);
   const pins = (words.get("pins") ?? "").split(" ").filter((text) => /^\d+@\d+$/.test(text));
   state.pins = [...new Set(pins)].map((text, style) => {
     const [token, at] = text.split("@").map(Number);

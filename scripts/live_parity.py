@@ -42,7 +42,6 @@ TEXTS = [
     "supercalifragilisticexpialidocious" * 3,
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'sss'ttt 'S 'T ''s",
     "Books The king had three sons. The eldest was clever, and the youngest was a simpleton. " * 5,
-    *4,
     "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16") + "\U0010ffff \ufffe \ue000 private",
 ]
 WAYS: list[dict[str, Any]] = [
@@ -59,20 +58,21 @@ ASK = """async (question) => {
 
 
 class Page:
-    """A page in the browser that computes, and the model that it holds."""
+    """A page that computes, and the model that it holds. A browser's page is to open `html` before it is asked."""
 
-    def __init__(self, page: Any, name: str, folder: Path) -> None:
-        self.page, self.name = page, name
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.model, tokenizer = minilens.load(name)
         assert tokenizer
         self.tokenizer = tokenizer
         self.lenses = {each: minilens.load_lens(f"{name}/{each}") for each in bundled_lenses(name)}
-        path = folder / f"{name}.html"
-        path.write_text(
-            live_page(self.model, tokenizer, lenses=list(self.lenses.values()), title=name), encoding="utf-8"
-        )
-        page.goto(path.as_uri())
+        self.html = live_page(self.model, tokenizer, lenses=list(self.lenses.values()), title=name)
+
+    def of(self, page: Any) -> "Page":
+        """The same, opened in a browser."""
         page.wait_for_selector("#asks[data-answered]")
+        self.page = page
+        return self
 
     def ask(self, text: str, **question: Any) -> dict[str, Any]:
         """What the page answers to a question."""
@@ -177,7 +177,11 @@ def main(names: list[str]) -> int:
     with sync_playwright() as driver, TemporaryDirectory() as folder:
         browser = driver.chromium.launch(executable_path=CHROMIUM)
         for name in names:
-            page = Page(browser.new_page(), name, Path(folder))
+            page, tab = Page(name), browser.new_page()
+            path = Path(folder, "live.html")
+            path.write_text(page.html, encoding="utf-8")
+            tab.goto(path.as_uri())
+            page.of(tab)
             found: dict[str, float] = {}
             for at, text in enumerate(TEXTS):
                 for way in WAYS if at < 3 else WAYS[:1]:
@@ -191,7 +195,7 @@ def main(names: list[str]) -> int:
             assert page.written(text, 40) == wanted, "the page writes other tokens"
             print(f"{name}: {len(TEXTS)} texts, {', '.join(f'{kind} {value:.1e}' for kind, value in found.items())}")
             worst = {kind: max(worst.get(kind, 0.0), value) for kind, value in found.items()}
-            page.page.close()
+            tab.close()
         browser.close()
     print(f"the largest of all: {max(worst.values()):.1e}; the bound: {BOUND}")
     return int(max(worst.values()) > BOUND)

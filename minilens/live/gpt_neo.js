@@ -35,7 +35,9 @@ class GPTNeo {
     v = at("v", split_heads(v, cfg.n_heads)); // head pos d_head
     let scores = attention_scores(q, k); // head query key
     let visible = causal_mask(resid, k); // query key
-    if (cfg.is_local[layer]) visible = within_window(visible, resid, k, cfg.window); // nothing further back
+    if (cfg.is_local[layer]) {
+      visible = within_window(visible, resid, k, cfg.window); // nothing further back than the window
+    }
     scores = masked_fill(scores, visible);
     const pattern = at("pattern", softmax(scores)); // head query key
     const z = at("z", weighted(pattern, v)); // head pos d_head

@@ -43,7 +43,7 @@ function measureAttention() {
   const letters = Math.max(0, ...tokens.map((token) => width(cut(label(token)))));
   ROOM = Math.ceil(DIGITS + LETTER + letters * LETTER) + 8;
   const { clientWidth } = find("#attention");
-  const beside = clientWidth > 900 ? heads[0].length * 57 + 450 : 0; // the other heads, and the panel
+  const beside = clientWidth > 900 ? heads[0].length * 57 + 340 : 0; // the other heads, and the panel
   const room = Math.min(clientWidth - beside, 0.78 * window.innerHeight) - ROOM - 2;
   CELL = within(SMALLEST, Math.floor(room / textLength), LARGEST);
   SIZE = ROOM + textLength * CELL + 2;
@@ -175,7 +175,7 @@ function showCell() {
 function moveCell(query, key) {
   [state.query, state.key] = [query, key];
   const c = table.positions.indexOf(query);
-  if (c >= 0) return setFocus({ r: focused().r, c }, { move: false });
+  if (c >= 0) return setFocus({ r: focused().r, c }, { move: false, query });
   showCell();
   keepState();
 }
@@ -248,10 +248,21 @@ function showHeads() {
   markHead();
 }
 
+// They are one stop of the tab key.
 function markHead() {
   find("#heads").querySelectorAll("button").forEach((button) => {
-    button.setAttribute("aria-pressed", button.dataset.head === `${state.layer}.${state.head}`);
+    const isChosen = button.dataset.head === `${state.layer}.${state.head}`;
+    button.setAttribute("aria-pressed", isChosen);
+    button.tabIndex = isChosen ? 0 : -1;
   });
+}
+
+function moveInHeads(event) {
+  const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: headsOf(state.layer).length, ArrowUp: -headsOf(state.layer).length }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  stepHead(step);
+  find("#heads [aria-pressed=true]").focus();
 }
 
 // A pixel shows the strongest of the weights that fall on it.
@@ -287,6 +298,7 @@ function listenToAttention() {
   const picture = find("#picture");
   find("#layer").addEventListener("change", ({ target }) => chooseHead(Number(target.value), state.head));
   find("#head").addEventListener("change", ({ target }) => chooseHead(state.layer, Number(target.value)));
+  find("#heads").addEventListener("keydown", moveInHeads);
   find("#previous").addEventListener("click", () => stepHead(-1));
   find("#next").addEventListener("click", () => stepHead(1));
   picture.addEventListener("keydown", moveInPicture);

@@ -126,13 +126,13 @@ function focused() {
 }
 
 // The grid is one stop of the tab key: only the focused cell can be reached.
-function setFocus({ r, c }, { move = true } = {}) {
+function setFocus({ r, c }, { move = true, query = c === focused().c ? state.query : null } = {}) {
   grid.stop?.setAttribute("tabindex", "-1");
   grid.stop?.removeAttribute("aria-describedby");
   grid.stop = grid.cells[r][c];
   grid.stop.tabIndex = 0;
   grid.stop.setAttribute("aria-describedby", "summary");
-  if (c !== focused().c) state.query = null; // the picture of attention follows
+  state.query = query; // the picture of attention follows
   state.label = table.labels[r];
   state.position = table.positions[c];
   find("#summary").textContent = summary(r, c);

@@ -17,7 +17,11 @@ from minilens.views import VIEWS
 PACKAGE = Path(__file__).parents[1] / "minilens"
 MADE_BY = "<!-- Made by scripts/docs.py: change the source, then run it with --write. -->"
 WIDTH = 110  # of a signature
-LOADING = ("revision", "ignore_key", "device", "dtype")  # options that most commands have, told once
+# Options that several commands have, told once: the title -> which they are.
+TOLD_ONCE = {
+    "How the text is given": ("file", "ids", "bos"),
+    "How the model is loaded": ("revision", "ignore_key", "device", "dtype"),
+}
 
 
 def command_page() -> str:
@@ -30,20 +34,23 @@ def command_page() -> str:
         "`minilens COMMAND --help` prints the same. What is in brackets may be left out.",
     ]
     parts.append(" · ".join(f"[{name}](#minilens-{name})" for name in texts))
-    loading: dict[str, str] = {}
+    once: dict[str, dict[str, str]] = {title: {} for title in TOLD_ONCE}
     for name, parser in commands.choices.items():
         usage = [_spelled(action) for action in parser._actions if not action.option_strings or action.required]
         parts.append(f"## minilens {name}\n`minilens {' '.join([name, *usage, '[options]'])}`: {texts[name]}.")
         options = {action.dest: action for action in parser._actions[1:]}
-        shared = [options.pop(dest) for dest in LOADING if dest in options]
-        loading |= {action.dest: _row(parser, action) for action in shared}
-        rows = [_row(parser, action) for action in options.values()]
-        if shared:
-            names = ", ".join(f"`{action.option_strings[0]}`" for action in shared)
-            rows.append(f"| {names} | [how the model is loaded](#how-the-model-is-loaded) |")
+        links = []
+        for title, names in TOLD_ONCE.items():
+            if len(shared := [options[dest] for dest in names if dest in options]) > 1:
+                once[title] |= {action.dest: _row(parser, options.pop(action.dest)) for action in shared}
+                spelled = ", ".join(f"`{action.option_strings[0]}`" for action in shared)
+                anchor = title.lower().replace(" ", "-")
+                links.append(f"| {spelled} | [{title[0].lower()}{title[1:]}](#{anchor}) |")
+        rows = [_row(parser, action) for action in options.values()] + links
         if rows:
             parts.append("\n".join(["| | |", "|---|---|", *rows]))
-    parts += ["## How the model is loaded", "\n".join(["| | |", "|---|---|", *loading.values()])]
+    for title, told in once.items():
+        parts += [f"## {title}", "\n".join(["| | |", "|---|---|", *told.values()])]
     return "\n\n".join(parts) + "\n"
 
 

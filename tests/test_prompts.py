@@ -375,7 +375,7 @@ PARTS_OF_VIEWS = """
     corpus_record.mean_and_error corpus_terminal.corpus_summary corpus_terminal.names corpus_terminal.nats
     diff.departures diff.diff_view fit_terminal.fit_table grid.fit grid.in_panels heads.strongest
     heatmap.add_axes heatmap.cell_size heatmap.label_axes heatmap.write_cells lens_panels.long_name
-    lens_panels.of_one_text lens_panels.panel lens_panels.spread lens_panels.stat lens_panels.stats_for
+    lens_panels.of_one_text lens_panels.panel lens_panels.spread lens_panels.stat lens_panels.stats_for one_file.as_json one_file.one_file
     notebook.attribution_html notebook.heads_html notebook.patterns_html notebook.show_in_notebooks
     patching.cells patching.columns patching.exact patching.legend patching.written pictures.attribution_page
     pictures.heads_page pictures.patterns_page plots.add_legend plots.as_image plots.depths plots.drawable
@@ -514,6 +514,7 @@ COMMANDS = {
         ["--n", "1", "--patch", "0.z@0", "--from=TEXT", "--", "TEXT"],
         ["--n", "1", "--json", "--", "TEXT"],
     ],
+    "live": [["--html", "OUT.html", "--text=TEXT"]],
     "trace": [["--patch", "0.z@0", "--from=TEXT", "--out", "OUT.safetensors", "--", "TEXT"]],
     "walk": [["--", "TEXT"]],
     "patching": [
@@ -553,7 +554,7 @@ def run_with(text: str, name: str, arguments: list[str], model: Path, folder: Pa
     out = folder / "out"
     words = [word.replace("TEXT", text).replace("OUT", str(out)) for word in arguments]
     options = [] if name == "study" else ["--overwrite"] if f"{out}" in " ".join(words) else []
-    head = [name, str(model), "--overwrite"] if name == "study" else [name, "--model", str(model), *options]
+    head = [name, str(model), "--overwrite"] if name in ("study", "live") else [name, "--model", str(model), *options]
     status, stdout, stderr = ran(*head, *words)
     valid = not re.search("[\ud800-\udfff]", text)
     said = [line for line in stderr.splitlines() if not re.search(" has no space before it: did you mean ", line)]

@@ -38,7 +38,7 @@ def live(request: Request) -> None:
     lenses = [find_lens(name, request.model) for name in request.lens or bundled_lenses(request.model)]
     page = live_page(model, tokenizer, lenses=lenses, title=request.model, text=request.text)
     write({request.html: page.encode()}, overwrite=request.overwrite)
-    say(f"{request.html} is written, {len(page) / 1e6:.0f} MB: open it in a browser")
+    say(f"{request.html} is written")
 
 
 COMMAND = Command("live", "a page that computes what is typed into it", Request, live)

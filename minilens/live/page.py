@@ -37,12 +37,13 @@ def live_page(
     ones, to choose beside the logit lens. text: what it opens with.
 
     The browser sends nothing from the page and loads nothing for it. Write the text as UTF-8. Raises ValueError for a
-    model above 60 MB, for weights that float16 cannot hold, for a tokenizer that the page does not run, and for a lens
-    of another model.
+    model above 60 MB, for weights that float16 cannot hold, for a tokenizer that the page does not run, for a lens of
+    another model, and for text that is not valid Unicode.
     """
     about, numbers = packed(model, tokenizer, lenses)
     if text is None:
         text = " ".join([*tokenizer.codes[:1], OPENING])
+    tokenizer.encode(text)  # which says whether it can be read
     method: Any = type(model).block
     record = {
         "title": printable(title),

@@ -17,11 +17,8 @@ from minilens.views import VIEWS
 PACKAGE = Path(__file__).parents[1] / "minilens"
 MADE_BY = "<!-- Made by scripts/docs.py: change the source, then run it with --write. -->"
 WIDTH = 110  # of a signature
-# Options that several commands have, told once: the title -> which they are.
-TOLD_ONCE = {
-    "How the text is given": ("file", "ids", "bos"),
-    "How the model is loaded": ("revision", "ignore_key", "device", "dtype"),
-}
+FIGURES = ("png", "svg", "pdf")  # told in one row
+LOADING = ("revision", "ignore_key", "device", "dtype")  # options that most commands have, told once
 
 
 def command_page() -> str:
@@ -34,23 +31,23 @@ def command_page() -> str:
         "`minilens COMMAND --help` prints the same. What is in brackets may be left out.",
     ]
     parts.append(" · ".join(f"[{name}](#minilens-{name})" for name in texts))
-    once: dict[str, dict[str, str]] = {title: {} for title in TOLD_ONCE}
+    loading: dict[str, str] = {}
     for name, parser in commands.choices.items():
         usage = [_spelled(action) for action in parser._actions if not action.option_strings or action.required]
         parts.append(f"## minilens {name}\n`minilens {' '.join([name, *usage, '[options]'])}`: {texts[name]}.")
         options = {action.dest: action for action in parser._actions[1:]}
-        links = []
-        for title, names in TOLD_ONCE.items():
-            if len(shared := [options[dest] for dest in names if dest in options]) > 1:
-                once[title] |= {action.dest: _row(parser, options.pop(action.dest)) for action in shared}
-                spelled = ", ".join(f"`{action.option_strings[0]}`" for action in shared)
-                anchor = title.lower().replace(" ", "-")
-                links.append(f"| {spelled} | [{title[0].lower()}{title[1:]}](#{anchor}) |")
-        rows = [_row(parser, action) for action in options.values()] + links
+        shared = [options.pop(dest) for dest in LOADING if dest in options]
+        loading |= {action.dest: _row(parser, action) for action in shared}
+        figures = [options.pop(dest) for dest in FIGURES if dest in options]
+        rows = [_row(parser, action) for action in options.values()]
+        if figures:
+            rows.append(f"| {', '.join(f'`{_named(action)}`' for action in figures)} | draw it; needs matplotlib |")
+        if shared:
+            names = ", ".join(f"`{action.option_strings[0]}`" for action in shared)
+            rows.append(f"| {names} | [how the model is loaded](#how-the-model-is-loaded) |")
         if rows:
             parts.append("\n".join(["| | |", "|---|---|", *rows]))
-    for title, told in once.items():
-        parts += [f"## {title}", "\n".join(["| | |", "|---|---|", *told.values()])]
+    parts += ["## How the model is loaded", "\n".join(["| | |", "|---|---|", *loading.values()])]
     return "\n\n".join(parts) + "\n"
 
 

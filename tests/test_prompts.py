@@ -375,7 +375,8 @@ PARTS_OF_VIEWS = """
     corpus_record.mean_and_error corpus_terminal.corpus_summary corpus_terminal.names corpus_terminal.nats
     diff.departures diff.diff_view fit_terminal.fit_table grid.fit grid.in_panels heads.strongest
     heatmap.add_axes heatmap.cell_size heatmap.label_axes heatmap.write_cells lens_panels.long_name
-    lens_panels.of_one_text lens_panels.panel lens_panels.spread lens_panels.stat lens_panels.stats_for one_file.as_json one_file.one_file
+    lens_panels.of_one_text lens_panels.panel lens_panels.spread lens_panels.stat lens_panels.stats_for
+    one_file.as_json one_file.one_file
     notebook.attribution_html notebook.heads_html notebook.patterns_html notebook.show_in_notebooks
     patching.cells patching.columns patching.exact patching.legend patching.written pictures.attribution_page
     pictures.heads_page pictures.patterns_page plots.add_legend plots.as_image plots.depths plots.drawable

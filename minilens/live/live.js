@@ -259,7 +259,7 @@ function listenToAsker() {
     showChoices();
     ask();
   });
-  find("#both").after(element("div", { id: "beside" }));
+  find("#printed").after(element("div", { id: "beside" }));
   find("#numbers").before(element("details", { id: "walk" }, element("summary", { text: "The block that wrote this row, line by line with its source" }), element("div")));
   find("#attention .controls").append(element("button", { type: "button", id: "silence" }));
   find("#silence").addEventListener("click", () => toggleEdit({ kind: "zero", layer: state.layer, head: state.head }));

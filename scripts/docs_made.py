@@ -17,7 +17,7 @@ from minilens.views import VIEWS
 PACKAGE = Path(__file__).parents[1] / "minilens"
 MADE_BY = "<!-- Made by scripts/docs.py: change the source, then run it with --write. -->"
 WIDTH = 110  # of a signature
-FIGURES = ("png", "svg", "pdf")  # told in one row
+FIGURES = ("png", "svg", "pdf", "dpi")  # told in one row
 LOADING = ("revision", "ignore_key", "device", "dtype")  # options that most commands have, told once
 
 
@@ -41,7 +41,8 @@ def command_page() -> str:
         figures = [options.pop(dest) for dest in FIGURES if dest in options]
         rows = [_row(parser, action) for action in options.values()]
         if figures:
-            rows.append(f"| {', '.join(f'`{_named(action)}`' for action in figures)} | draw it; needs matplotlib |")
+            names = ", ".join(f"`{_named(action)}`" for action in figures)
+            rows.append(f"| {names} | draw it, a PNG with 150 pixels an inch or as many as you say; needs matplotlib |")
         if shared:
             names = ", ".join(f"`{action.option_strings[0]}`" for action in shared)
             rows.append(f"| {names} | [how the model is loaded](#how-the-model-is-loaded) |")

@@ -375,6 +375,7 @@ PARTS_OF_VIEWS = """
     corpus_record.mean_and_error corpus_terminal.corpus_summary corpus_terminal.names corpus_terminal.nats
     diff.departures diff.diff_view fit_terminal.fit_table grid.fit grid.in_panels heads.strongest
     heatmap.add_axes heatmap.cell_size heatmap.label_axes heatmap.write_cells lens_panels.long_name
+    lens_page.attention_record lens_page.table_record
     lens_panels.of_one_text lens_panels.panel lens_panels.spread lens_panels.stat lens_panels.stats_for
     one_file.as_json one_file.one_file
     notebook.attribution_html notebook.heads_html notebook.patterns_html notebook.show_in_notebooks
@@ -530,7 +531,7 @@ FIGURES = {
     "patching": [[f"--{kind}", f"OUT.{kind}", "--right=TEXT", "--", "TEXT", "a"] for kind in KINDS],
     "study": [["--word=TEXT", "--out", "OUT"]],
 }
-NO_TEXT = {"diff", "geometry", "heads", "models", "verify"}  # they show the vocabulary, names, or the source
+NO_TEXT = {"diff", "geometry", "heads", "models", "serve", "verify"}  # they show the vocabulary, names, or the source
 FILES = {"corpus", "fit"}  # they read whole files
 
 

@@ -15,11 +15,43 @@ import torch
 
 from ..checkpoint.settings import CheckpointError
 from ..version import __version__
-from . import corpus, diff, fit, generate, geometry, heads, lens, live, models, patching, study, trace, verify, walk
+from . import (
+    corpus,
+    diff,
+    fit,
+    generate,
+    geometry,
+    heads,
+    lens,
+    live,
+    models,
+    patching,
+    serve,
+    study,
+    trace,
+    verify,
+    walk,
+)
 from .options import Command, read
 from .outputs import say, with_signs
 
-MODULES = (lens, live, generate, trace, walk, diff, patching, study, corpus, fit, heads, geometry, verify, models)
+MODULES = (
+    lens,
+    live,
+    serve,
+    generate,
+    trace,
+    walk,
+    diff,
+    patching,
+    study,
+    corpus,
+    fit,
+    heads,
+    geometry,
+    verify,
+    models,
+)
 COMMANDS: tuple[Command[Any], ...] = tuple(module.COMMAND for module in MODULES)
 
 

@@ -10,29 +10,6 @@ let steps = []; // of what the model wrote
 let began = 0; // when the question was asked that waits for its answer
 
 
-// ---- The worker. Each question has a number; of those that change the grid the newest alone counts.
-
-const worker = new Worker(URL.createObjectURL(new Blob([find("#engine").textContent], { type: "text/javascript" })));
-const waiting = new Map();
-let newest = 0;
-
-function call(name, given, { step = () => {} } = {}) {
-  newest += 1;
-  const id = newest;
-  worker.postMessage({ id, call: name, given });
-  return new Promise((done, failed) => waiting.set(id, { done, failed, step }));
-}
-
-worker.onmessage = ({ data: { id, answer, step, refused } }) => {
-  const { done, failed, step: tell } = waiting.get(id);
-  if (step) return tell(step);
-  waiting.delete(id);
-  if (refused) failed(new Error(refused));
-  else done(answer); // undefined where a newer question has come
-};
-worker.onerror = ({ message }) => say(`The page cannot compute this: ${message}`, true);
-
-
 // ---- Questions and answers
 
 const question = () => ({ ...asked, other: asked.other || null, sites: ROWS[asked.rows][1] });
@@ -172,7 +149,7 @@ async function showWalk() {
   if (!find("#walk").open || !table) return;
   const { r, c } = focused();
   const layer = r === 0 ? 0 : Number(table.labels[r].split(".")[0]);
-  const found = await call("walk", { layer, position: table.positions[c], head: state.head, few: FEW });
+  const found = await call("walk", { question: question(), layer, position: table.positions[c], head: state.head, few: FEW });
   const few = ({ numbers }) => (numbers.length > FEW ? [...numbers.slice(0, FEW).map(decimal), "\u2026"] : numbers.map(decimal)).join("  ");
   const lines = live.source.flatMap(({ number, source, gives }) => [
     element("tr", {}, element("td", { text: number }), element("td", { text: source })),
@@ -275,8 +252,7 @@ source.start = async () => {
   readAsked();
   showChoices();
   window.addEventListener("hashchange", () => { readAsked(); showChoices(); ask(); });
-  await call("load", { about: JSON.parse(find("#model").textContent), base64: find("#weights").textContent });
-  find("#weights").remove();
+  await load();
   ask();
 };
 start();

@@ -14,7 +14,6 @@ from ..learned.affine import LearnedLens
 from ..lens import Lens, label
 from ..model import Model
 from ..ops import ACTIVATIONS
-from ..views.tokens import token_label
 
 MOST = 60_000_000  # bytes of weights in float16; base64 makes a page of 80 MB of them
 ROWS = ("W_E", "W_pos")  # read row by row; every other matrix maps x to x @ W, and is written column by column
@@ -52,7 +51,6 @@ def packed(model: Model, tokenizer: Tokenizer, lenses: Sequence[LearnedLens] = (
         "config": _config(model),
         "parts": [{"name": name, "shape": list(tensor.shape), "columns": _is_map(name)} for name, tensor in tensors],
         "tokenizer": tokenizer_record(tokenizer),
-        "labels": [token_label(tokenizer, token) for token in range(model.W_U.shape[1])],
         "lenses": [{"name": lens.name, "decoder": lens.decoder, "norm": lens.norm} for lens in lenses],
     }
     return about, b"".join(_half(name, tensor) for name, tensor in tensors)

@@ -12,7 +12,7 @@ from ..model import Model
 from ..views.colours import CIVIDIS
 from ..views.lens_panels import ENDS
 from ..views.one_file import as_json, one_file
-from ..views.tokens import printable
+from ..views.tokens import printable, token_label
 from ..views.walk import source_lines
 from .packed import packed
 
@@ -41,6 +41,28 @@ def live_page(
     another model, and for text that is not valid Unicode.
     """
     about, numbers = packed(model, tokenizer, lenses)
+    engine = "\n".join(['"use strict";', *((HERE / f"{name}.js").read_text(encoding="utf-8") for name in ENGINE)])
+    holds = [
+        f'<script type="application/json" id="model">{as_json(about)}</script>',
+        f'<script type="text/plain" id="engine">{engine}</script>',
+        f'<script type="text/plain" id="weights">{b64encode(numbers).decode()}</script>',
+    ]
+    return asking_page("ask_worker", model, tokenizer, lenses, title, text, holds="\n".join(holds))
+
+
+def asking_page(
+    source: str,
+    model: Model,
+    tokenizer: Tokenizer,
+    lenses: Sequence[LearnedLens],
+    title: str,
+    text: str | None,
+    **parts: str,
+) -> str:
+    """The page that asks a source, the script of that name, for what it draws. parts: more of it, as for `one_file`.
+
+    Raises ValueError for text that is not valid Unicode.
+    """
     if text is None:
         text = " ".join([*tokenizer.codes[:1], OPENING])
     tokenizer.encode(text)  # which says whether it can be read
@@ -49,29 +71,23 @@ def live_page(
         "title": printable(title),
         "scale": CIVIDIS,
         "ends": ENDS,
-        "tokens": about.pop("labels"),
+        "tokens": [token_label(tokenizer, token) for token in range(model.W_U.shape[1])],
         "tables": [],
         "attention": None,
         "live": {
             "text": text,
-            "n_ctx": about["config"]["n_ctx"],
-            "n_layers": about["config"]["n_layers"],
-            "n_heads": about["config"]["n_heads"],
-            "lenses": about["lenses"],
+            "n_ctx": model.config.n_ctx,
+            "n_layers": model.n_layers,
+            "n_heads": model.config.n_heads,
+            "lenses": [{"name": lens.name, "decoder": lens.decoder, "norm": lens.norm} for lens in lenses],
             "file": f"minilens/{Path(inspect.getfile(method)).name}",
             "source": [line._asdict() for line in source_lines(method)],
         },
     }
-    engine = "\n".join(['"use strict";', *((HERE / f"{name}.js").read_text(encoding="utf-8") for name in ENGINE)])
-    holds = [
-        f'<script type="application/json" id="model">{as_json(about)}</script>',
-        f'<script type="text/plain" id="engine">{engine}</script>',
-        f'<script type="text/plain" id="weights">{b64encode(numbers).decode()}</script>',
-    ]
     return one_file(
         record,
         style=(HERE / "live.css").read_text(encoding="utf-8"),
-        script=(HERE / "live.js").read_text(encoding="utf-8"),
+        script="\n".join((HERE / f"{name}.js").read_text(encoding="utf-8") for name in (source, "live")),
         asks=(HERE / "live.html").read_text(encoding="utf-8"),
-        holds="\n".join(holds),
+        **parts,
     )

@@ -52,14 +52,14 @@ def lens_page(
     tables = of_one_text(tables)
     if not all(table.stats for table in tables):
         raise ValueError("lens_page has nothing to show of a table without any statistic")
-    attention = _attention(tables, tokens, patterns)
+    attention = attention_record(tables, tokens, patterns)
     named = set(attention["tokens"] if attention else ()).union(*map(_tokens, tables))
     record = {
         "title": printable(title),
         "scale": CIVIDIS,
         "ends": ENDS,
         "tokens": {token: token_label(tables[0].tokenizer, token) for token in sorted(named)},
-        "tables": [_table(table) for table in tables],
+        "tables": [table_record(table) for table in tables],
         "attention": attention,
     }
     page = one_file(record)
@@ -73,7 +73,7 @@ def lens_page(
     return page
 
 
-def _table(table: LensTable) -> dict[str, Any]:
+def table_record(table: LensTable) -> dict[str, Any]:
     """All that the table holds; top, the standings and the other statistics only where they are there."""
     stats = sorted(table.stats.items(), key=lambda item: (*STATS, item[0]).index(item[0]))  # a set has made their order
     standings = {name: _standing(value) for name, value in stats if isinstance(value, TokenStats) and name != "tracked"}
@@ -117,7 +117,7 @@ def _tracked(tracked: TokenStats) -> list[dict[str, Any]]:
     return [_standing(TokenStats(*(part[..., t] for part in tracked))) for t in range(tracked.rank.shape[-1])]
 
 
-def _attention(
+def attention_record(
     tables: Sequence[LensTable], tokens: Tokens | None, blocks: Iterable[BlockTrace] | None
 ) -> dict[str, Any] | None:
     """The patterns of these blocks; no more of them than are known to be too many for a page."""

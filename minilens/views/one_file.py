@@ -12,18 +12,27 @@ SCRIPTS = ("elements", "statistics", "grid", "panel", "pins", "attention", "numb
 
 
 def one_file(
-    record: dict[str, Any], *, style: str = "", script: str = "start();", asks: str = "", holds: str = ""
+    record: dict[str, Any],
+    *,
+    style: str = "",
+    script: str = "start();",
+    asks: str = "",
+    holds: str = "",
+    connects: str = "'none'",
 ) -> str:
     """The page that draws a record.
 
     style: more of it. script: what runs at the end of the page's own. asks: HTML above the grid. holds: script elements
-    with more data. The browser runs this script and no other, since the page names its hash.
+    with more data. connects: where the page may send questions, by default nowhere.
+
+    The browser runs this script and no other, since the page names its hash.
     """
     scripts = [(PARTS / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
     whole = "\n".join(['\n"use strict";\n', *scripts, script])
     puts = {
         "STYLE": (PARTS / "page.css").read_text(encoding="utf-8") + style,
         "HASH": f"'sha256-{b64encode(sha256(whole.encode()).digest()).decode()}'",
+        "CONNECTS": connects,
         "ASKS": asks,
         "DATA": as_json(record),
         "HOLDS": holds,

@@ -725,7 +725,11 @@ def test_without_a_network(tiny: Tiny, tmp_path: Path) -> None:
         ["verify", "gpt2"],
     ]
     (commands,) = [each for each in _parser()._actions if isinstance(each, argparse._SubParsersAction)]
-    assert commands.choices.keys() == {name for name, *_ in works} == {name for name, *_ in fails} | {"diff", "models"}
+    assert (
+        commands.choices.keys() - {"serve"}
+        == {name for name, *_ in works}
+        == {name for name, *_ in fails} | {"diff", "models"}
+    )
     for name, parser in commands.choices.items():
         outputs = {option for action in parser._actions for option in action.option_strings} & OUTPUTS
         assert outputs <= {word for command in works if command[0] == name for word in command}

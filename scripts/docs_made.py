@@ -28,10 +28,12 @@ def command_page() -> str:
     parts = [
         MADE_BY,
         "# The command",
-        "`minilens COMMAND --help` prints the same. What is in brackets may be left out.",
+        "`minilens COMMAND --help` prints the same. What is in brackets may be left out. "
+        "[How the model is loaded](#how-the-model-is-loaded) stands at the end.",
     ]
     parts.append(" · ".join(f"[{name}](#minilens-{name})" for name in texts))
     loading: dict[str, str] = {}
+    takers: list[str] = []
     for name, parser in commands.choices.items():
         usage = [_spelled(action) for action in parser._actions if not action.option_strings or action.required]
         parts.append(f"## minilens {name}\n`minilens {' '.join([name, *usage, '[options]'])}`: {texts[name]}.")
@@ -44,11 +46,12 @@ def command_page() -> str:
             names = ", ".join(f"`{_named(action)}`" for action in figures)
             rows.append(f"| {names} | draw it, a PNG with 150 pixels an inch or as many as you say; needs matplotlib |")
         if shared:
-            names = ", ".join(f"`{action.option_strings[0]}`" for action in shared)
-            rows.append(f"| {names} | [how the model is loaded](#how-the-model-is-loaded) |")
+            only = "" if len(shared) == len(LOADING) else f" ({', '.join(_named(action) for action in shared)})"
+            takers.append(f"{name}{only}")
         if rows:
             parts.append("\n".join(["| | |", "|---|---|", *rows]))
-    parts += ["## How the model is loaded", "\n".join(["| | |", "|---|---|", *loading.values()])]
+    told = f"## How the model is loaded\nOptions of {', '.join(takers)}:"
+    parts += [told, "\n".join(["| | |", "|---|---|", *loading.values()])]
     return "\n\n".join(parts) + "\n"
 
 

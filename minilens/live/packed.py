@@ -37,7 +37,7 @@ def packed(model: Model, tokenizer: Tokenizer, lenses: Sequence[LearnedLens] = (
     if size > MOST:
         raise ValueError(
             f"the weights take {size / 1e6:.0f} MB in float16, and a page that computes holds at most "
-            f"{MOST / 1e6:.0f} MB: take a smaller model, or write pages of single texts with `minilens lens --html`"
+            f"{MOST / 1e6:.0f} MB: take a smaller model, or `minilens serve`, which computes in Python"
         )
     for at, lens in enumerate(lenses):
         lens.check_fits(Lens(lens.decoder, lens.norm), model, list(lens.maps))
@@ -108,8 +108,7 @@ def tokenizer_record(tokenizer: Tokenizer) -> dict[str, Any]:
         and is_split
     ):
         raise ValueError(
-            "the page runs GPT-2's tokenizer and CTRL's, and this checkpoint has another one: write pages of single "
-            "texts with `minilens lens --html`"
+            "the page runs GPT-2's tokenizer and CTRL's, and this checkpoint has another one: `minilens serve` takes it"
         )
     merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
     vocab = {**model["vocab"], **{token["content"]: token["id"] for token in added}}

@@ -16,6 +16,7 @@ from conftest import Tiny
 
 import minilens
 from minilens.views.lens_page import table_record
+from minilens.views.tokens import token_label
 
 pytest.importorskip("starlette", reason="starlette is not there (the extra serve)")
 pytest.importorskip("uvicorn", reason="uvicorn is not there (the extra serve)")
@@ -121,6 +122,30 @@ def test_the_page_and_its_answers(served: tuple[int, Slow]) -> None:
     assert found["z"]["numbers"] == pytest.approx(block.z[0, 1, 4, :5].tolist())
     given = {"text": "once", "tokens": steps}
     assert json.loads(asked(port, f"/{TOKEN}/continued", given)[1])["answer"].startswith("once")
+
+
+def test_the_page_in_a_browser(served: tuple[int, Slow], browser: Any) -> None:
+    port, answerer = served
+    page, broken = browser.new_page(), []
+    page.on("console", lambda message: broken.append(message.text))
+    page.on("pageerror", lambda error: broken.append(str(error)))
+    page.goto(f"http://127.0.0.1:{port}/{TOKEN}/#text=once%20upon")
+    page.wait_for_selector("#asks[data-answered]")
+    page.locator("#text").fill("once upon a time")
+    page.wait_for_selector("#asks[data-answered='2']")
+    tokens = answerer.tokenizer.encode("once upon a time")
+    best = minilens.logit_lens(answerer.model, tokens).top.tokens[..., 0].flip(0).flatten().tolist()
+    labels = [token_label(answerer.tokenizer, token) for token in best]
+    assert page.locator("#scroller td").all_text_contents() == labels
+    page.locator("#writing summary").click()
+    page.locator("#n").fill("2")
+    page.locator("#write").click()
+    page.wait_for_selector("#asks[data-answered='3']")
+    written = minilens.generate(answerer.model, tokens, 2)[0, -2:].tolist()
+    found = [text.split("\n")[0] for text in page.locator("#strip li").all_inner_texts()]
+    assert found == [token_label(answerer.tokenizer, token) for token in written]
+    page.close()
+    assert [text for text in broken if "favicon" not in text] == []
 
 
 def test_only_the_page_itself_is_let_in(served: tuple[int, Slow]) -> None:

@@ -17,7 +17,7 @@ from minilens.views import VIEWS
 PACKAGE = Path(__file__).parents[1] / "minilens"
 MADE_BY = "<!-- Made by scripts/docs.py: change the source, then run it with --write. -->"
 WIDTH = 110  # of a signature
-FIGURES = ("png", "svg", "pdf", "dpi")  # told in one row
+FIGURES = ("html", "png", "svg", "pdf", "dpi")  # told in one row
 LOADING = ("revision", "ignore_key", "device", "dtype")  # options that most commands have, told once
 
 
@@ -40,11 +40,11 @@ def command_page() -> str:
         options = {action.dest: action for action in parser._actions[1:]}
         shared = [options.pop(dest) for dest in LOADING if dest in options]
         loading |= {action.dest: _row(parser, action) for action in shared}
-        figures = [options.pop(dest) for dest in FIGURES if dest in options]
+        figures = [options.pop(dest) for dest in FIGURES if dest in options] if "png" in options else []
         rows = [_row(parser, action) for action in options.values()]
         if figures:
             names = ", ".join(f"`{_named(action)}`" for action in figures)
-            rows.append(f"| {names} | draw it, a PNG with 150 pixels an inch or as many as you say; needs matplotlib |")
+            rows.append(f"| {names} | a page, or figures with matplotlib, a PNG with 150 pixels an inch or DPI |")
         if shared:
             only = "" if len(shared) == len(LOADING) else f" ({', '.join(_named(action) for action in shared)})"
             takers.append(f"{name}{only}")

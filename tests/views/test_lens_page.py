@@ -627,7 +627,8 @@ def test_the_view_comes_back_from_the_address(opened: Opener, tables: list[minil
     assert first.locator("#pins").inner_text() == second.locator("#pins").inner_text()
     assert state(first) == state(second)
     second.evaluate("location.hash = '#tab=0&colour=prob'")
-    second.wait_for_function("document.querySelector('#colour').value === 'prob'")
+    while second.locator("#colour").input_value() != "prob":
+        second.wait_for_timeout(20)
     assert second.locator("#pins").is_hidden()
 
 
@@ -928,7 +929,7 @@ def test_the_head_comes_back_from_the_address(opened: Opener, attention: Attenti
     assert (second.locator("#layer").input_value(), second.locator("#head").input_value()) == ("1", "3")
     assert state(second) == state(first)
     second.evaluate("location.hash = '#attention=2.0@24.24'")
-    second.wait_for_function("document.querySelector('#layer').value === '2'")
+    second.get_by_role("heading", name="Attention: layer 2, head 0").wait_for()
     assert " from query 24 " in second.locator("#weight").inner_text()
 
 
@@ -974,7 +975,8 @@ def test_attention_on_paper_in_the_dark_and_in_a_narrow_window(opened: Opener, a
     }""".replace("COPY", COPY)
     dark_text = page.evaluate(label)
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function(f"({label})() > {dark_text + 30}")  # drawn anew, in light letters
+    while page.evaluate(label) <= dark_text + 30:  # drawn anew, in light letters
+        page.wait_for_timeout(20)
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print")
     assert page.locator("#paper canvas").is_visible() and page.locator("#picture").is_hidden()

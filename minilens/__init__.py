@@ -18,14 +18,22 @@ from .checkpoint.settings import CheckpointError
 from .checkpoint.tokenizer import Tokenizer
 from .checks.verify import Report, verify
 from .edits import add, at, mean, patch, then, towards, zero
+from .instruments.ablation import Ablation, ablation
 from .instruments.attribution import Attribution, attribute
+from .instruments.attributions import Attributions, attributions
 from .instruments.circuits import Circuit, HeadWeights, copying_scores, head_weights, ov_circuit, qk_circuit
 from .instruments.composition import Composition, composition
+from .instruments.directions import VectorTokens, vector_tokens
 from .instruments.generation import GenerationStep, generate, generate_steps
 from .instruments.geometry import Geometry, geometry
+from .instruments.gradients import attribution_patching, gradient_trace, integrated_gradients
 from .instruments.heads import HeadScores, head_scores
-from .instruments.patching import Patching, log_probability, logit_difference, patching
+from .instruments.metrics import kl_from, log_probability, logit_difference, named_metric
+from .instruments.parts import Parts, parts
+from .instruments.patching import Patching, patching
+from .instruments.paths import path_patching
 from .learned.affine import LearnedLens
+from .learned.coordinates import clamp, coordinates, swap
 from .learned.fit import Recipe, fit
 from .learned.jacobian_fit import fit_jacobian
 from .learned.named import load_lens
@@ -42,7 +50,9 @@ show_in_notebooks()
 
 __all__ = [
     "SITES",
+    "Ablation",
     "Attribution",
+    "Attributions",
     "BlockTrace",
     "CheckpointError",
     "Circuit",
@@ -57,17 +67,24 @@ __all__ = [
     "LensRow",
     "LensTable",
     "Model",
+    "Parts",
     "Patching",
     "Recipe",
     "Report",
     "Site",
     "Tokenizer",
     "Trace",
+    "VectorTokens",
     "__version__",
+    "ablation",
     "add",
     "at",
     "attribute",
+    "attribution_patching",
+    "attributions",
+    "clamp",
     "composition",
+    "coordinates",
     "copying_scores",
     "decode",
     "fit",
@@ -75,8 +92,11 @@ __all__ = [
     "generate",
     "generate_steps",
     "geometry",
+    "gradient_trace",
     "head_scores",
     "head_weights",
+    "integrated_gradients",
+    "kl_from",
     "lens_rows",
     "load",
     "load_lens",
@@ -85,15 +105,20 @@ __all__ = [
     "logit_lens",
     "logit_lenses",
     "mean",
+    "named_metric",
     "ov_circuit",
+    "parts",
     "patch",
     "patching",
+    "path_patching",
     "qk_circuit",
     "run",
+    "swap",
     "then",
     "towards",
     "trace",
     "untouched",
+    "vector_tokens",
     "verify",
     "zero",
 ]

@@ -53,6 +53,23 @@ def position_in(text: str, value: Any, n: int) -> int:
     return found % n
 
 
+def positions_in(text: str, value: Any, n: int) -> list[int]:
+    """One or several positions in a text of n tokens, counted from 0; None is all of them."""
+    if value is None:
+        return list(range(n))
+    found = [position_in(text, each, n) for each in whole_numbers("positions", value)]
+    if not found:
+        raise ValueError("positions is empty: choose at least one, or leave it out to see all")
+    return found
+
+
+def top_count(value: Any, d_vocab: int) -> int:
+    """How many of the best tokens to name."""
+    if not 1 <= (found := whole_number("top_k", value)) <= d_vocab:
+        raise ValueError(f"top_k must be between 1 and the size of the vocabulary, {d_vocab}; it is {found}")
+    return found
+
+
 def names(name: str, value: Any) -> tuple[str, ...]:
     """Any collection of names; one alone is a list of one."""
     found = (value,) if isinstance(value, str) else value

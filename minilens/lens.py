@@ -17,7 +17,7 @@ from .edits import then
 from .model import Model, check_edit, run
 from .ops import LayerNorm, check_layer
 from .shapes import Logits, Resid, Tokens, shapes_of
-from .traces import RESID_SITES, Edit, Site, editable, untouched
+from .traces import ROW_SITES, Edit, Site, editable, untouched
 
 NORMS = ("final", "plain")
 EMBED = Site(-1, "embed")  # the stream entering block 0
@@ -42,7 +42,8 @@ class Lens:
     last block's MLP before them. Residuals inside the decoder have no row.
     norm: "final", the model's own with its gain and bias (2021), or "plain", without them (2020).
     centre: subtract from each row its mean over the positions. Every position then depends on all.
-    sites: any of resid_pre, resid_mid and resid_post.
+    sites: any of resid_pre, resid_mid and resid_post; and attn_out and mlp_out, what a part writes, which is read as if
+    it were a residual of its own.
     layers: the blocks that get rows, by default all.
     transport: a function of (Site, residual) that gives the residual to decode in its place; the site of the first row
     is (-1, "embed").
@@ -71,8 +72,8 @@ class Lens:
         check_function("transport", self.transport, EDIT)
         object.__setattr__(self, "sites", names("sites", self.sites))
         for name in self.sites:
-            if name not in RESID_SITES:
-                raise ValueError(f"the lens has no rows for {quoted(name)}; it has them for {', '.join(RESID_SITES)}")
+            if name not in ROW_SITES:
+                raise ValueError(f"the lens has no rows for {quoted(name)}; it has them for {', '.join(ROW_SITES)}")
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(whole_numbers("layers", self.layers)))
 
@@ -118,7 +119,7 @@ class Lens:
         for layer in layers:
             check_layer(layer, n_layers)
         wanted = {Site(layer, name) for layer in layers for name in self.sites} | {last}
-        order = [Site(layer, name) for layer in range(n_layers) for name in RESID_SITES]
+        order = [Site(layer, name) for layer in range(n_layers) for name in ROW_SITES]
         return [site for site in order[: order.index(last) + 1] if site in wanted] if last in order else []
 
     def _check_transport(self, model: Model, sites: tuple[Site, ...]) -> None:
@@ -189,9 +190,9 @@ def residuals(
     """The stream entering block 0, then the residuals at the sites, in order: one forward pass, up to the last."""
     yield EMBED, embed
     for block in run(model, embed, stop=1 + max(site.layer for site in sites), edit=edit):
-        found = [(Site(block.layer, name), getattr(block, name)) for name in RESID_SITES]
+        found = [(site, getattr(block, name)) for name in ROW_SITES if (site := Site(block.layer, name)) in sites]
         del block  # and with it all that is not needed while the rows are read
-        yield from ((site, resid) for site, resid in found if site in sites)
+        yield from found
 
 
 def label(site: Site) -> str:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .arguments import check_ids, check_numbers, names, position_in, quoted, whole_number, whole_numbers
+from .arguments import check_ids, check_numbers, names, positions_in, quoted, top_count, whole_numbers
 from .checkpoint.tokenizer import Tokenizer
 from .lens import Lens
 from .model import Model
@@ -143,10 +143,8 @@ def logit_lens(
     if len(tokens) != 1:
         raise ValueError(f"logit_lens reads one text, of shape [1, pos]; got {len(tokens)} of them: use logit_lenses")
     d_vocab = model.W_U.shape[1]
-    if not 1 <= (k := whole_number("top_k", top_k)) <= d_vocab:
-        raise ValueError(f"top_k must be between 1 and the size of the vocabulary, {d_vocab}; it is {k}")
-    followed = _followed(track, d_vocab)
-    columns = _columns(positions, tokens.shape[1])
+    k, followed = top_count(top_k, d_vocab), _followed(track, d_vocab)
+    columns = positions_in("the text has", positions, tokens.shape[1])
     x = upcast(readout.embed.new_empty(len(readout.sites), len(columns), readout.embed.shape[-1]))
     for r, (_, reader, resid) in enumerate(readout.rows()):
         x[r] = reader.final_norm(resid)[0, columns]
@@ -222,16 +220,6 @@ def _followed(track: int | Iterable[int], d_vocab: int) -> tuple[int, ...]:
         if not 0 <= token < d_vocab:
             raise ValueError(f"token id {token} cannot be tracked: the model's ids go from 0 to {d_vocab - 1}")
     return tokens
-
-
-def _columns(positions: int | Iterable[int] | None, n: int) -> list[int]:
-    """The positions to show of a text of n tokens, counted from 0."""
-    if positions is None:
-        return list(range(n))
-    chosen = [position_in("the text has", position, n) for position in whole_numbers("positions", positions)]
-    if not chosen:
-        raise ValueError("positions is empty: choose at least one, or leave it out to see all")
-    return chosen
 
 
 def _where(there: Bool[Tensor, "pos"], found: TokenStats) -> TokenStats:

@@ -74,6 +74,7 @@ SITES = (
 )
 HEAD_SITES = ("q", "k", "v", "pattern", "z")  # those that are split into heads
 RESID_SITES = ("resid_pre", "resid_mid", "resid_post")  # the stream itself
+ROW_SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")  # what a lens has rows for
 
 Edit = Callable[[Site, Tensor], Tensor]
 """A pure function: the value that is about to be used at a site -> the value to use instead."""

@@ -5,7 +5,7 @@
     python scripts/docs.py docs/lens.md README.md --write      some pages only
     python scripts/docs.py --pictures  make the pictures of docs/images (needs /usr/bin/chromium)
 
-docs/command.md is made from the options of every command, docs/api*.md from docstrings and signatures.
+docs/command*.md is made from the options of every command, docs/api*.md from docstrings and signatures.
 Links are followed and spelling is checked on every run. All of it needs what `scripts/setup test` installs.
 
 The blocks of a page are run one after another, as by a reader who types them in, in one folder and one Python:

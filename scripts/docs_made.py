@@ -1,6 +1,6 @@
-"""The pages that scripts/docs.py makes: docs/command.md from the options of every command, docs/api.md from the source.
+"""The pages that scripts/docs.py makes: docs/command*.md from the options of commands, docs/api*.md from the source.
 
-The text of docs/api.md is that of the docstrings, and signatures and fields stand there as the source has them.
+The text of docs/api*.md is that of the docstrings, and signatures and fields stand there as the source has them.
 """
 
 import argparse
@@ -17,41 +17,50 @@ from minilens.views import VIEWS
 PACKAGE = Path(__file__).parents[1] / "minilens"
 MADE_BY = "<!-- Made by scripts/docs.py: change the source, then run it with --write. -->"
 WIDTH = 110  # of a signature
-FIGURES = ("html", "png", "svg", "pdf", "dpi")  # told in one row
-LOADING = ("revision", "ignore_key", "device", "dtype")  # options that most commands have, told once
+# Options that several commands have, told once under a heading. A command that lacks some of the text's, the edits' or
+# the files' tells the others itself.
+OF_TEXTS = ("lens", "generate", "trace", "walk", "attention", "parts", "attribute", "patching")
+LOADING = "How the model is loaded"
+SHARED = {
+    "The text": ("file", "ids", "bos"),
+    "Edits": ("zero", "mean", "patch", "source"),
+    "Files": ("html", "png", "svg", "pdf", "dpi", "overwrite"),
+    LOADING: ("revision", "ignore_key", "device", "dtype"),
+}
 
 
-def command_page() -> str:
-    """Every command with all its options."""
+def command_page(of_texts: bool) -> str:
+    """Commands with all their options: those that read a text or two, or the others."""
     (commands,) = (each for each in _parser()._actions if isinstance(each, argparse._SubParsersAction))
     texts = {choice.dest: choice.help or "" for choice in commands._choices_actions}
     parts = [
         MADE_BY,
-        "# The command",
-        "`minilens COMMAND --help` prints the same. What is in brackets may be left out. "
-        "[How the model is loaded](#how-the-model-is-loaded) stands at the end.",
+        f"# The command: {'on a text' if of_texts else 'models and files'}",
+        "`minilens COMMAND --help` prints the same. What is in brackets may be left out.",
     ]
-    parts.append(" · ".join(f"[{name}](#minilens-{name})" for name in texts))
-    loading: dict[str, str] = {}
-    takers: list[str] = []
-    for name, parser in commands.choices.items():
+    chosen = {name: parser for name, parser in commands.choices.items() if (name in OF_TEXTS) == of_texts}
+    here, there = ("", "command-models.md") if of_texts else ("command.md", "")
+    links = (f"[{name}]({here if name in OF_TEXTS else there}#minilens-{name})" for name in texts)
+    parts.append(" · ".join(links))
+    told: dict[str, dict[str, str]] = {title: {} for title in SHARED}
+    for name, parser in chosen.items():
         usage = [_spelled(action) for action in parser._actions if not action.option_strings or action.required]
         parts.append(f"## minilens {name}\n`minilens {' '.join([name, *usage, '[options]'])}`: {texts[name]}.")
         options = {action.dest: action for action in parser._actions[1:]}
-        shared = [options.pop(dest) for dest in LOADING if dest in options]
-        loading |= {action.dest: _row(parser, action) for action in shared}
-        figures = [options.pop(dest) for dest in FIGURES if dest in options] if "png" in options else []
-        rows = [_row(parser, action) for action in options.values()]
-        if figures:
-            names = ", ".join(f"`{_named(action)}`" for action in figures)
-            rows.append(f"| {names} | a page, or figures with matplotlib, a PNG with 150 pixels an inch or DPI |")
-        if shared:
-            only = "" if len(shared) == len(LOADING) else f" ({', '.join(_named(action) for action in shared)})"
-            takers.append(f"{name}{only}")
-        if rows:
+        elsewhere = []
+        for title, group in SHARED.items():
+            if title == LOADING or options.keys() >= {*group}:
+                shared = [options.pop(dest) for dest in group if dest in options]
+                told[title] |= {action.dest: _row(parser, action) for action in shared}
+                names = ", ".join(f"`{action.option_strings[0]}`" for action in shared)
+                link = f"[{title[0].lower()}{title[1:]}](#{title.lower().replace(' ', '-')})"
+                elsewhere += [f"| {names} | {link} |"] if shared else []
+        if rows := [*(_row(parser, action) for action in options.values()), *elsewhere]:
             parts.append("\n".join(["| | |", "|---|---|", *rows]))
-    told = f"## How the model is loaded\nOptions of {', '.join(takers)}:"
-    parts += [told, "\n".join(["| | |", "|---|---|", *loading.values()])]
+    for title, of_group in told.items():
+        if not of_group:
+            continue
+        parts += [f"## {title}", "\n".join(["| | |", "|---|---|", *of_group.values()])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -82,6 +91,7 @@ def _told(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     return re.sub(r"(<\|?\w+\|?>)", r"`\1`", text).replace("|", r"\|")
 
 
+INSTRUMENTS = ("attention", "attribution", "heads", "parts", "patching")  # how the names of their views begin
 PAGES = {  # of the API, beside its index: name of the page -> its title, and the names on it; others go to the last
     "api-run": (
         "Loading, running, editing",
@@ -91,16 +101,22 @@ PAGES = {  # of the API, beside its index: name of the page -> its title, and th
     "api-text": ("Tokens and generation", "Tokenizer generate generate_steps GenerationStep"),
     "api-lens": ("The lens in Python", "Lens lens_rows LensRow logit_lens logit_lenses LensTable"),
     "api-learned": ("Learned lenses", "load_lens fit Recipe fit_jacobian LearnedLens"),
-    "api-views": ("Views", " ".join(VIEWS)),
+    "api-views": ("Views", " ".join(name for name in VIEWS if not name.startswith(INSTRUMENTS))),
+    "api-views-instruments": ("Views of instruments", " ".join(name for name in VIEWS if name.startswith(INSTRUMENTS))),
     "api-circuits": (
         "Circuits",
         "head_weights HeadWeights ov_circuit qk_circuit Circuit copying_scores composition Composition",
     ),
+    "api-parts": ("Parts and coordinates", "parts Parts vector_tokens VectorTokens coordinates clamp swap"),
     "api-instruments": (
         "Instruments and checks",
-        "attribute Attribution head_scores HeadScores patching Patching "
-        "logit_difference log_probability geometry Geometry verify Report",
+        "attribute Attribution attributions Attributions head_scores HeadScores geometry Geometry verify Report",
     ),
+    "api-patching": (
+        "Patching and ablation",
+        "patching Patching path_patching ablation Ablation logit_difference log_probability kl_from named_metric",
+    ),
+    "api-gradients": ("Gradients", "gradient_trace attribution_patching integrated_gradients"),
 }
 
 
@@ -312,7 +328,8 @@ def _text_after(name: str) -> str | None:
 
 
 MADE: dict[str, Callable[[], str]] = {
-    "docs/command.md": command_page,
+    "docs/command.md": partial(command_page, True),
+    "docs/command-models.md": partial(command_page, False),
     "docs/api.md": api_index,
     **{f"docs/{page}.md": partial(api_page, page) for page in PAGES},
 }

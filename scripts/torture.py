@@ -54,6 +54,7 @@ FILES = [word for kind in ("html", "png", "svg", "pdf") for word in (f"--{kind}"
 COMMANDS = {
     "lens": ["lens", "TEXT", "--overwrite", "--patterns", "0", *FILES],
     "patching": ["patching", "TEXT", "Once upon a time there was a boy", "--right", " girl", "--overwrite", *FILES],
+    "attribute": ["attribute", "TEXT", "--by", "head", "--overwrite", *FILES],
     "trace": ["trace", "TEXT", "--overwrite", "--out", "OUT/trace.safetensors"],
     "study": ["study", "NAME", "--overwrite", "--out", "OUT"],
     "corpus": ["corpus", "NAME", "CORPUS", "--overwrite", "--out", "OUT", "--lines", "--shard", "2000"],
@@ -245,9 +246,11 @@ def calls(root: Path) -> dict[str, Callable[[], object]]:
     model, tokenizer = minilens.load(folder)
     tokens = torch.tensor([[1, 2, 3, 4]])
     resid, whole, table = model.embed(tokens), minilens.trace(model, tokens), minilens.logit_lens(model, tokens)
-    patched = minilens.patching(model, tokens, tokens + 1, minilens.log_probability(3))
+    pair = (model, tokens, tokens + 1, minilens.log_probability(3))
+    patched, attributed = minilens.patching(*pair), minilens.attribute(model, tokens)
 
     scores = minilens.head_scores(model, length=4, batch=1)
+    written = minilens.parts(model, tokens)
     copying, pairs = minilens.copying_scores(model), minilens.composition(model)
     (root / "text").write_text("a cat\n<|endoftext|>\n" * 40)
 
@@ -261,8 +264,13 @@ def calls(root: Path) -> dict[str, Callable[[], object]]:
     return {
         "add": lambda: edited(minilens.add(0, "resid_pre", model.W_E[3])),
         "at": lambda: edited(minilens.at(0, "resid_pre", lambda value: value * 2)),
+        "ablation": lambda: minilens.ablation(model, tokens, minilens.log_probability(3), how="zero"),
         "attribute": lambda: minilens.attribute(model, tokens),
+        "attribution_patching": lambda: minilens.attribution_patching(*pair),
+        "attributions": lambda: minilens.attributions(model, tokens),
+        "clamp": lambda: edited(minilens.clamp(model, 0, "resid_post", 3, 1.0)),
         "composition": lambda: minilens.composition(model),
+        "coordinates": lambda: minilens.coordinates(model, whole.blocks[0], "resid_post", [3, 4]),
         "copying_scores": lambda: minilens.copying_scores(model),
         "decode": lambda: minilens.decode(model, resid, start=1),
         "fit": lambda: fitted(minilens.fit, skip=0, shard=40),
@@ -270,8 +278,11 @@ def calls(root: Path) -> dict[str, Callable[[], object]]:
         "generate": lambda: minilens.generate(model, tokens, 3),
         "generate_steps": lambda: list(minilens.generate_steps(model, tokens, 3)),
         "geometry": lambda: minilens.geometry(model),
+        "gradient_trace": lambda: minilens.gradient_trace(model, tokens).logits[0, -1, 3].backward(),
         "head_weights": lambda: minilens.head_weights(model),
         "head_scores": lambda: minilens.head_scores(model, length=4, batch=1),
+        "integrated_gradients": lambda: minilens.integrated_gradients(*pair, steps=2),
+        "kl_from": lambda: minilens.kl_from(whole.logits[0, -1])(whole.logits[:, 0]),
         "lens_rows": lambda: list(minilens.lens_rows(model, tokens)),
         "load_lens": lambda: minilens.load_lens("tales-gpt2/affine"),
         "load": lambda: minilens.load(folder),
@@ -280,19 +291,30 @@ def calls(root: Path) -> dict[str, Callable[[], object]]:
         "logit_lens": lambda: minilens.logit_lens(model, tokens, stats="all", tokenizer=tokenizer),
         "logit_lenses": lambda: minilens.logit_lenses(model, tokens, [3]),
         "mean": lambda: edited(minilens.mean(whole.blocks[0], "z")),
+        "named_metric": lambda: minilens.named_metric("probability", 3)(whole.logits[:, -1]),
         "ov_circuit": lambda: minilens.ov_circuit(model, 0, 1),
         "qk_circuit": lambda: minilens.qk_circuit(model, 0, 1),
+        "parts": lambda: minilens.parts(model, tokens),
         "patch": lambda: edited(minilens.patch(whole.blocks[0], "z")),
-        "patching": lambda: minilens.patching(model, tokens, tokens + 1, minilens.log_probability(3)),
+        "patching": lambda: minilens.patching(*pair),
+        "path_patching": lambda: minilens.path_patching(*pair),
         "run": lambda: list(minilens.run(model, resid)),
+        "swap": lambda: edited(minilens.swap(model, 0, "resid_post", 3, 4)),
         "then": lambda: edited(minilens.then(minilens.zero(0, "z"), minilens.zero(1, "z"))),
         "towards": lambda: edited(minilens.towards(model, 0, "resid_post", 3, 1.0)),
         "trace": lambda: minilens.trace(model, tokens),
         "untouched": lambda: edited(minilens.untouched),
+        "vector_tokens": lambda: minilens.vector_tokens(model, model.W_E[:3]),
         "verify": lambda: minilens.verify(folder),
         "zero": lambda: edited(minilens.zero(0, "z")),
         "as_lines": lambda: list(minilens.as_lines(table)),
         "as_record": lambda: minilens.as_record(table),
+        "attribution_figure": lambda: minilens.attribution_figure(attributed),
+        "attribution_page": lambda: minilens.attribution_page(attributed),
+        "attribution_view": lambda: minilens.attribution_view(attributed),
+        "attention_figure": lambda: minilens.attention_figure(tokens, whole.blocks[0], head=0),
+        "attention_page": lambda: minilens.attention_page(tokens, whole.blocks[0]),
+        "attention_view": lambda: minilens.attention_view(tokens, whole.blocks[0]),
         "block_view": lambda: minilens.block_view(model, tokens, whole.blocks[0]),
         "diff_view": lambda: minilens.diff_view("gpt2", "ctrl"),
         "generation_view": lambda: list(minilens.generation_view(tokens, minilens.generate_steps(model, tokens, 3))),
@@ -300,6 +322,9 @@ def calls(root: Path) -> dict[str, Callable[[], object]]:
         "lens_figure": lambda: minilens.lens_figure(table),
         "lens_page": lambda: minilens.lens_page(table),
         "lens_view": lambda: minilens.lens_view(table),
+        "parts_figure": lambda: minilens.parts_figure(written),
+        "parts_page": lambda: minilens.parts_page(written),
+        "parts_view": lambda: minilens.parts_view(written),
         "patching_figure": lambda: minilens.patching_figure(patched),
         "patching_page": lambda: minilens.patching_page(patched),
         "patching_view": lambda: minilens.patching_view(patched),

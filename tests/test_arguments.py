@@ -70,7 +70,8 @@ CALLS = {
     "attribute(model, tokens, token=' Sue')": 'token must be a whole number; got " Sue"',
     "attribute(model, tokens, against=1.5)": "against must be a whole number; got 1.5",
     "attribute(model, tokens, position=None)": "position must be a whole number; got None",
-    "attribute(model, tokens, neurons='1')": 'layer must be a whole number; got "1"',
+    "attribute(model, tokens, neurons='1')": f'layer {NUMBERS} "1"',
+    "attribute(model, tokens, neurons=1.5)": "layer must be a whole number; got 1.5",
     "attribute(model, tokens).largest(' Sue')": 'k must be a whole number; got " Sue"',
     "head_scores(model, length=2.5)": "length must be a whole number; got 2.5",
     "generate(model, tokens, '5')": 'n must be a whole number; got "5"',
@@ -91,9 +92,34 @@ CALLS = {
     "qk_circuit(model, None, 1)": "layer must be a whole number; got None",
     "qk_circuit(model, 0, 1).row(' Sue')": 'token must be a whole number; got " Sue"',
     "qk_circuit(model, 0, 1).highest(3, 2.5)": "k must be a whole number; got 2.5",
+    "parts(model, tokens, by=None)": 'by must be "head" or "neuron"; got None',
+    "parts(model, tokens, 1.0)": "layer must be a whole number; got 1.0",
+    "parts(None, tokens)": f"{MODEL} None",
+    "parts(model, tokens, positions=' Sue')": f'positions {NUMBERS} " Sue"',
+    "parts(model, tokens).largest(2.5)": "k must be a whole number; got 2.5",
+    "vector_tokens(model, [1.0])": "vectors must be a tensor whose last axis is d_model, 30; got [1.0]",
+    "vector_tokens(model, model.W_E, top_k='5')": 'top_k must be a whole number; got "5"',
     "patching(model, tokens, tokens, 5)": "metric must be a function of logits, such as logit_difference makes; got 5",
     "patching(model, tokens, tokens, len, sites=None)": "sites must be a name, or several; got None",
-    "patching(model, tokens, tokens, len, by=None)": 'by must be "position" or "head"; got None',
+    "patching(model, tokens, tokens, len, by=None)": 'by must be "position", "head" or "head_position"; got None',
+    "patching(model, tokens, tokens, [len, 5])": "metric must be one for all texts, or one for each of the 1; got 2",
+    "path_patching(model, tokens, tokens + 1, log_probability(3), to=[(2,)])": "to must be receivers, such as "
+    '[(6, "q", 1)]; got (2,)',
+    "path_patching(model, tokens, tokens + 1, log_probability(3), to='q')": 'to must be receivers, such as [(6, "q", '
+    '1)]; got "q"',
+    "path_patching(model, tokens, tokens + 1, log_probability(3), to=[('2', 'q')])": "layer must be a whole "
+    'number; got "2"',
+    "ablation(model, tokens, 5)": "metric must be a function of logits, such as logit_difference makes; got 5",
+    "ablation(model, tokens, len, how=None)": "there is no ablation None; there are zero, mean, mean_by_position, "
+    "resample",
+    "attributions(model, tokens, lengths='6')": f'lengths {NUMBERS} "6"',
+    "attributions(model, tokens).of(None)": "there is no None of several texts; there are contributions, by_layer, "
+    "attention, mlp, by_head, by_neuron, by_position",
+    "integrated_gradients(model, tokens, tokens + 1, log_probability(3), steps=1.5)": "steps must be a whole "
+    "number; got 1.5",
+    "kl_from(torch.zeros(2, 3))": "reference must be the logits at one position, [d_vocab]; got [2, 3]",
+    "kl_from(None)": "reference must be the logits at one position, [d_vocab]; got None",
+    "named_metric(None, 3)": "there is no metric None; there are logit_difference, log_probability, probability, logit",
     "patching(model, tokens, None, len)": "tokens must be a tensor, as tokenizer.encode gives it; got a NoneType",
     "patching(model, tokens, tokens + 1, log_probability(3), each=None)": "each must be a function that gives what it "
     "goes through; got None",
@@ -126,6 +152,15 @@ CALLS = {
     "at(0, 'z', 0)": "fn must be a function of the value that gives a new one; got 0",
     "add(0, 'attn_out', [1.0])": "direction must be a tensor, as wide as the site; got [1.0]",
     "then(zero(0, 'z'), None)": f"each edit {FUNCTION} None",
+    "coordinates(model, trace(model, tokens), 'resid_post', 3)": f"block {BLOCK} a Trace",
+    "coordinates(model, trace(model, tokens).blocks[0], 'resid_post', ' Sue')": f'tokens {NUMBERS} " Sue"',
+    "clamp(None, 0, 'resid_post', 3, 1)": f"{MODEL} None",
+    "clamp(model, 0, 'resid_post', 3, '1')": 'values must be a number, or one for each of 1 tokens; got "1"',
+    "clamp(model, 0, 'resid_post', 3, None)": "values must be a number, or one for each of 1 tokens; got None",
+    "clamp(model, None, 'resid_post', 3, 1)": "layer must be a whole number; got None",
+    "swap(model, 0, 'resid_post', 3, '4')": f"tokens {NUMBERS} (3, '4')",
+    "swap(model, 0, 'resid_post', 3, 4, lens='affine')": "lens must be a learned lens, as minilens.load_lens gives it; "
+    'got "affine"',
     "towards(model, 0, 'resid_pre', ' Sue', 1.0)": 'token must be a whole number; got " Sue"',
     "towards(model, 0, 'resid_pre', 5, None)": "amount must be a number, such as 0.5; got None",
 }

@@ -468,7 +468,7 @@ READ = ["--ids", "1 2 3"]
 TEXT = "a text, --file, --ids, or text on stdin"
 BLOCKS = "this model has 3 blocks, so K is 1 to 3"
 DECODERS = 'it must be "final", "block:K" for the last K blocks, or "mlp"'
-SITES = "resid_pre, resid_mid, resid_post"
+SITES = "resid_pre, attn_out, resid_mid, mlp_out, resid_post"
 IDS = 'must be whole numbers, such as "464 3290"'
 OPTIONS: list[tuple[list[str], str]] = [
     ([""], "the prompt is empty: it must hold at least one token"),
@@ -488,7 +488,7 @@ OPTIONS: list[tuple[list[str], str]] = [
     ([*READ, "--decoder", "block:²"], f'there is no decoder "block:²": {DECODERS}'),
     ([*READ, "--decoder", "first\n"], 'there is no decoder "first": ' + DECODERS),
     ([*READ, "--decoder", "final, final"], "the decoder final is named twice"),
-    ([*READ, "--sites", "mlp_out"], f'the lens has no rows for "mlp_out"; it has them for {SITES}'),
+    ([*READ, "--sites", "mlp_post"], f'the lens has no rows for "mlp_post"; it has them for {SITES}'),
     ([*READ, "--sites", "resid_pre,"], f'the lens has no rows for ""; it has them for {SITES}'),
     ([*READ, "--positions", "3"], "position 3 does not exist: the text has 3 tokens, so positions 0 to 2"),
     ([*READ, "--positions=-4"], "position -4 does not exist: the text has 3 tokens, so positions 0 to 2"),

@@ -18,7 +18,7 @@ gpt2 | gpt_neo | ctrl | model
 edits | loading
 lens
 table | instruments/ | corpus/
-study/ | checks/ | learned/
+study/ | checks/ | learned/ | course/
 views/
 __init__ | live/
 command/

@@ -9,7 +9,7 @@ from conftest import FAMILIES, Tiny
 
 import minilens
 from minilens.table import DEFAULT_STATS
-from minilens.traces import RESID_SITES
+from minilens.traces import ROW_SITES
 from minilens.vocab import TokenStats
 
 
@@ -35,10 +35,10 @@ def test_rows_are_the_residuals_in_order(model: minilens.Model, tokens: torch.Te
 
 def test_sub_block_rows(model: minilens.Model, tokens: torch.Tensor) -> None:
     trace = minilens.trace(model, tokens)
-    rows = {row.label: row.logits for row in minilens.lens_rows(model, tokens, sites=RESID_SITES)}
-    assert list(rows) == ["embed", *(f"{layer}.{site}" for layer in range(3) for site in RESID_SITES)]
+    rows = {row.label: row.logits for row in minilens.lens_rows(model, tokens, sites=ROW_SITES)}
+    assert list(rows) == ["embed", *(f"{layer}.{site}" for layer in range(3) for site in ROW_SITES)]
     for block in trace.blocks:
-        for site in RESID_SITES:
+        for site in ROW_SITES:
             assert torch.equal(rows[f"{block.layer}.{site}"], model.unembed(getattr(block, site)))
 
 
@@ -106,7 +106,7 @@ def plainly(rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
 OPTIONS = [
     {},
     {"decoder": "block:1", "sites": ("resid_mid", "resid_post")},
-    {"decoder": "mlp", "sites": RESID_SITES},
+    {"decoder": "mlp", "sites": ROW_SITES},
     {"norm": "plain", "centre": True},
     {"norm": "plain", "decoder": "block:2", "layers": [0]},
 ]

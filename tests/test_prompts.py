@@ -46,9 +46,15 @@ from minilens.command.outputs import FIGURES as KINDS
 from minilens.corpus.documents import TextFile
 from minilens.corpus.measure import CorpusLens, Findings, Plan
 from minilens.corpus.sweep import Sweep
-from minilens.instruments.patching import Patching, log_probability, patching
+from minilens.instruments.metrics import log_probability
+from minilens.instruments.parts import Parts, parts
+from minilens.instruments.patching import Patching, patching
 from minilens.study.experiments import Study, study
 from minilens.views import (
+    attention,
+    attention_figure,
+    attribution,
+    attribution_figure,
     corpus_curves,
     corpus_page,
     corpus_record,
@@ -59,6 +65,7 @@ from minilens.views import (
     lens_page,
     lens_terminal,
     notebook,
+    parts_figure,
     patching_figure,
     plots,
     records,
@@ -66,6 +73,7 @@ from minilens.views import (
     study_report,
     walk,
 )
+from minilens.views import parts as parts_views
 from minilens.views import patching as patching_views
 from minilens.views import verify as verify_views
 from minilens.views.tokens import as_unicode, printable, text_label, token_label
@@ -118,6 +126,21 @@ def patched(tiny: Tiny) -> Patching:
     clean, corrupt = torch.arange(N)[None], torch.arange(N)[None].clone()
     corrupt[0, 2] = 7
     return patching(model, clean, corrupt, log_probability(5), sites=["z"])
+
+
+@pytest.fixture(scope="module")
+def attributed(tiny: Tiny) -> minilens.Attribution:
+    model, _ = minilens.load(tiny("gpt2")[1])
+    return minilens.attribute(model, torch.arange(N)[None], token=3, against=4)
+
+
+@pytest.fixture(scope="module")
+def wrote(tiny: Tiny) -> Parts:
+    model, _ = minilens.load(tiny("gpt2")[1])
+    made = parts(model, torch.arange(N)[None], top_k=2)
+    named = {name: getattr(made, name) for name in ("alone", "raised", "lowered")}
+    hostile = {name: each._replace(tokens=each.tokens % N) for name, each in named.items()}
+    return replace(made, final_tokens=made.final_tokens % N, **hostile).largest(2)
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +209,8 @@ def named(report: Report, name: str) -> Report:
 def everything(
     table: minilens.LensTable,
     patched: Patching,
+    attributed: minilens.Attribution,
+    wrote: Parts,
     walked: Any,
     written: list[minilens.GenerationStep],
     studied: Study,
@@ -196,6 +221,8 @@ def everything(
     return SimpleNamespace(
         table=table,
         patched=patched,
+        attributed=attributed,
+        wrote=wrote,
         walked=walked,
         written=written,
         studied=studied,
@@ -330,9 +357,31 @@ VIEWS: dict[str, Callable[[Shown], Any]] = {
     "generation.generation_record": lambda it: generation.generation_record(
         it.walked.tokens, it.written, tokenizer=it.table.tokenizer
     ),
+    "attribution.attribution_view": lambda it: attribution.attribution_view(
+        it.attributed, by="position", title=it.title, width=WIDTH
+    ),
+    "attribution.attribution_page": lambda it: attribution.attribution_page(
+        it.attributed, by="position", title=it.title
+    ),
+    "attribution.attribution_record": lambda it: attribution.attribution_record(it.attributed),
+    "notebook.attribution_html": lambda it: notebook.attribution_html(it.attributed),
     "patching.patching_view": lambda it: patching_views.patching_view(it.patched, title=it.title, width=WIDTH),
     "patching.patching_page": lambda it: patching_views.patching_page(it.patched, title=it.title),
     "notebook.patching_html": lambda it: notebook.patching_html(it.patched),
+    "parts.parts_view": lambda it: parts_views.parts_view(
+        it.wrote, show=["ratio", "lowered"], title=it.title, width=WIDTH
+    ),
+    "parts.parts_page": lambda it: parts_views.parts_page(it.wrote, show=["cosine", "alone"], title=it.title),
+    "parts.parts_record": lambda it: parts_views.parts_record(it.wrote),
+    "attention.attention_view": lambda it: attention.attention_view(
+        it.walked.tokens, it.walked.block, head=1, tokenizer=it.table.tokenizer, title=it.title, width=WIDTH
+    ),
+    "attention.attention_page": lambda it: attention.attention_page(
+        it.walked.tokens, it.walked.block, tokenizer=it.table.tokenizer, title=it.title
+    ),
+    "attention.attention_record": lambda it: attention.attention_record(
+        it.walked.tokens, it.walked.block, head=1, tokenizer=it.table.tokenizer
+    ),
     "heads.heads_view": lambda it: heads.heads_view(
         minilens.head_scores(it.walked.model, length=4, batch=1),
         minilens.copying_scores(it.walked.model),
@@ -351,7 +400,15 @@ SLOW: dict[str, Callable[[Shown], Any]] = {
     "lens_figure.lens_figure": lambda it: lens_figure.lens_figure(
         it.table, show=["prob", "tracked_rank"], title=it.title
     ),
+    "attribution_figure.attribution_figure": lambda it: attribution_figure.attribution_figure(
+        it.attributed, by="position", title=it.title
+    ),
     "patching_figure.patching_figure": lambda it: patching_figure.patching_figure(it.patched, title=it.title),
+    "parts_figure.parts_figure": lambda it: parts_figure.parts_figure(it.wrote, title=it.title),
+    "notebook.parts_html": lambda it: notebook.parts_html(it.wrote),
+    "attention_figure.attention_figure": lambda it: attention_figure.attention_figure(
+        it.walked.tokens, it.walked.block, tokenizer=it.table.tokenizer, title=it.title
+    ),
     "corpus_terminal.corpus_tables": lambda it: Group(
         *corpus_terminal.corpus_tables(corpus_record.corpus_record(it.title, it.findings))
     ),
@@ -371,15 +428,19 @@ SLOW: dict[str, Callable[[Shown], Any]] = {
 }
 # What the views are made of: it gives numbers, names of panels, or parts that only a view prints.
 PARTS_OF_VIEWS = """
+    attention.panel attention.strongest_keys parts.errors parts.legend parts.panels
     colours.of_share colours.of_sign corpus_page.corpus_picture corpus_record.called
     corpus_record.mean_and_error corpus_terminal.corpus_summary corpus_terminal.names corpus_terminal.nats
+    course.check_view course.summary course.wrong_lines
     diff.departures diff.diff_view fit_terminal.fit_table grid.fit grid.in_panels heads.strongest
     heatmap.add_axes heatmap.cell_size heatmap.label_axes heatmap.write_cells lens_panels.long_name
     lens_page.attention_record lens_page.table_record
     lens_panels.of_one_text lens_panels.panel lens_panels.spread lens_panels.stat lens_panels.stats_for
     one_file.as_json one_file.one_file
-    notebook.attribution_html notebook.heads_html notebook.patterns_html notebook.show_in_notebooks
-    patching.cells patching.columns patching.exact patching.legend patching.written pictures.attribution_page
+    notebook.heads_html notebook.patterns_html notebook.show_in_notebooks
+    attribution.asked attribution.columns attribution.legend attribution.outside attribution.panel attribution.several
+    patching.columns patching.legend patching.panels shaded.exact shaded.in_terminal shaded.page shaded.signed
+    shaded_figure.shaded_figure
     pictures.heads_page pictures.patterns_page plots.add_legend plots.as_image plots.depths plots.drawable
     plots.drawn plots.labels plots.legend_label plots.plain plots.save_figure plots.scale_nats
     records.heads_record tokens.as_unicode tokens.printable tokens.text_label tokens.token_label tokens.visible
@@ -421,14 +482,16 @@ def harmless(it: Shown) -> Shown:
     tables = {key: replaced(each) for key, each in it.studied.tables.items()}
     texts = dict.fromkeys(it.studied.texts, "text")
     studied = replace(it.studied, name="name", tables=tables, texts=texts)
-    patched = replace(it.patched, tokenizer=HARMLESS)
-    return Shown(**{**vars(it), "table": replaced(it.table), "patched": patched, "studied": studied, "title": "title"})
+    names = ("patched", "attributed", "wrote")
+    shown = {name: replace(getattr(it, name), tokenizer=HARMLESS) for name in names}
+    return Shown(**{**vars(it), **shown, "table": replaced(it.table), "studied": studied, "title": "title"})
 
 
 def with_tokens(it: Shown, pieces: dict[int, bytes], title: str) -> Shown:
     letters = Letters(pieces)
-    table, patched = (replace(each, tokenizer=letters) for each in (it.table, it.patched))
-    return Shown(**{**vars(it), "table": table, "patched": patched, "title": title})
+    names = ("table", "patched", "attributed", "wrote")
+    shown = {name: replace(getattr(it, name), tokenizer=letters) for name in names}
+    return Shown(**{**vars(it), **shown, "title": title})
 
 
 @pytest.mark.parametrize("name", VIEWS)
@@ -517,8 +580,20 @@ COMMANDS = {
         ["--n", "1", "--json", "--", "TEXT"],
     ],
     "live": [["--html", "OUT.html", "--text=TEXT"]],
+    "parts": [["--positions=-2:", "--", "TEXT"], ["--layer", "0", "--most", "1", "--json", "--", "TEXT"]],
+    "attention": [
+        ["--layer", "0", "--", "TEXT"],
+        ["--layer", "0", "--head", "1", "--positions", "-1", "--json", "--", "TEXT"],
+    ],
     "trace": [["--patch", "0.z@0", "--from=TEXT", "--out", "OUT.safetensors", "--", "TEXT"]],
     "walk": [["--", "TEXT"]],
+    "attribute": [
+        ["--", "TEXT", "a"],
+        ["--by", "position", "--patch", "0.z@0", "--from=TEXT", "--", "TEXT"],
+        ["--json", "--", "TEXT"],
+        ["--by", "neuron", "--html", "OUT.html", "--", "TEXT"],
+        ["--token=TEXT", "--against", "a", "--", "a"],
+    ],
     "patching": [
         ["--right", "a", "--", "TEXTa", "TEXTb"],
         ["--right=TEXT", "--", "a", "b"],
@@ -526,12 +601,26 @@ COMMANDS = {
         ["--right", "a", "--html", "OUT.html", "--", "TEXTa", "TEXTb"],
     ],
 }
+EVERY_FILE = [word for kind in ("html", *KINDS) for word in (f"--{kind}", f"OUT.{kind}")]
 FIGURES = {
     "lens": [[f"--{kind}", f"OUT.{kind}", "--patch", "0.z@0", "--from=TEXT", "--", "TEXT"] for kind in KINDS],
+    "attribute": [[f"--{kind}", f"OUT.{kind}", "--by", "position", "--", "TEXT"] for kind in KINDS],
     "patching": [[f"--{kind}", f"OUT.{kind}", "--right=TEXT", "--", "TEXT", "a"] for kind in KINDS],
+    "parts": [["--positions=-2:", *EVERY_FILE, "--", "TEXT"]],
+    "attention": [["--layer", "0", *EVERY_FILE, "--", "TEXT"]],
     "study": [["--word=TEXT", "--out", "OUT"]],
 }
-NO_TEXT = {"diff", "geometry", "heads", "models", "serve", "verify"}  # they show the vocabulary, names, or the source
+NO_TEXT = {
+    "check",
+    "diff",
+    "exercise",
+    "geometry",
+    "glossary",
+    "heads",
+    "models",
+    "serve",
+    "verify",
+}  # names, or the source
 FILES = {"corpus", "fit"}  # they read whole files
 
 
@@ -564,7 +653,7 @@ def run_with(text: str, name: str, arguments: list[str], model: Path, folder: Pa
         assert status == 2 and stdout == ""
         (error,) = said
         assert error.startswith("minilens: error: ")
-        no_one_token = "--right=TEXT" in arguments and "--right takes one token, and " in error
+        no_one_token = {"--right=TEXT", "--token=TEXT"} & {*arguments} and " takes one token, and " in error
         needs_a_reason = "--track=TEXT" in arguments or no_one_token or not text
         assert needs_a_reason or (not valid and "lone surrogate, U+D" in error)
         return
@@ -573,6 +662,7 @@ def run_with(text: str, name: str, arguments: list[str], model: Path, folder: Pa
     assert not said or name == "study" or ("--csv" in arguments and "note: this is the lens of an edited" in said[0])
     if "--json" in arguments:
         record = json.loads(stdout)
+        record |= record["texts"][0] if name == "attribute" else {}
         tokens = record["clean_tokens"] if name == "patching" else record["tokens"]
         assert_is_text(tokens, text + "a" if name == "patching" else text)
     elif "--csv" in arguments:

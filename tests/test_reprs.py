@@ -22,8 +22,13 @@ SHOWN: dict[str, Callable[[minilens.Model, torch.Tensor], object]] = {
     "token": lambda model, text: minilens.logit_lens(model, text).final,
     "heads": lambda model, text: minilens.head_scores(model, length=5),
     "attribution": minilens.attribute,
+    "attributions": minilens.attributions,
+    "patching": lambda model, text: minilens.patching(model, text, 100 - text, minilens.log_probability(3), sites="z"),
+    "ablation": lambda model, text: minilens.ablation(model, text, minilens.log_probability(3), how="zero"),
     "head weights": lambda model, text: minilens.head_weights(model),
     "circuit": lambda model, text: minilens.ov_circuit(model, 1, 2),
+    "parts": minilens.parts,
+    "vector in tokens": lambda model, text: minilens.vector_tokens(model, model.W_E[:3]),
     "composition": lambda model, text: minilens.composition(model),
     "step": lambda model, text: next(minilens.generate_steps(model, text, 1)),
 }

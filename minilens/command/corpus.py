@@ -12,7 +12,7 @@ from ..corpus.measure import CorpusLens, Plan
 from ..corpus.sweep import Sweep
 from ..learned.named import find_lens
 from ..lens import Lens
-from ..traces import RESID_SITES
+from ..traces import ROW_SITES
 from ..views.corpus_record import SCHEMA, corpus_lines, corpus_record
 from .inputs import Loading, words
 from .options import Command, argument, option
@@ -44,7 +44,7 @@ class Request:
         metavar="NAME",
         help="a learned lens, as for lens, which is compared with the logit lens token by token; may be repeated",
     )
-    sites: str = option(default="resid_post", help=f"residuals to decode, with commas: {', '.join(RESID_SITES)}")
+    sites: str = option(default="resid_post", help=f"values to decode, with commas: {', '.join(ROW_SITES)}")
     shard: int = option(default=SHARD, help="characters of text that one worker takes at a time (default: %(default)s)")
     workers: Workers
     loading: Loading

@@ -53,7 +53,7 @@ class Edits:
         if self.source is not None and not needy:
             raise ValueError("--from is the text of --patch and --mean, and there is none of them")
         for place in (*self.zero, *self.mean, *self.patch):
-            _where(place)
+            named_place(place)
 
     @property
     def names(self) -> list[str]:
@@ -67,11 +67,12 @@ class Edits:
 
     def edit(self, model: Model, tokenizer: Tokenizer | None, opening: Opening) -> Edit:
         """All of them as one: first zeros, then means, then patches."""
-        edits = [zero(layer, site, positions=at, heads=heads) for layer, site, heads, at in map(_where, self.zero)]
+        edits = [zero(layer, site, positions=at, heads=heads) for layer, site, heads, at in map(named_place, self.zero)]
         if self.source is not None:
             if tokenizer is None:
                 raise ValueError("the model has no tokenizer that minilens reads, so it cannot read the text of --from")
-            wanted = [(mean, _where(text)) for text in self.mean] + [(patch, _where(text)) for text in self.patch]
+            named = ((mean, self.mean), (patch, self.patch))
+            wanted = [(builder, named_place(text)) for builder, texts in named for text in texts]
             for _, where in wanted:
                 check_layer(where.layer, model.n_layers)
             try:
@@ -85,7 +86,7 @@ class Edits:
         return then(*edits) if edits else untouched
 
 
-def _where(text: str) -> Where:
+def named_place(text: str) -> Where:
     """5.attn_out, 5.z:0,3 for heads, 3.resid_post@-1 for positions, or both, heads first."""
     found = re.fullmatch(r"([0-9]{1,9})\.(\w+)(?::([-0-9,]+))?(?:@([-0-9,]+))?", text, re.ASCII)
     try:

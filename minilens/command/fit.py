@@ -18,7 +18,7 @@ from ..learned.jacobian import SKIP
 from ..learned.jacobian_fit import fit_jacobian
 from ..learned.nulls import shuffled, transfers
 from ..model import Model
-from ..traces import RESID_SITES
+from ..traces import ROW_SITES
 from ..views.corpus_record import corpus_record
 from .inputs import Loading, words
 from .options import Command, argument, option
@@ -52,7 +52,7 @@ class Request:
     decoder: str = option(default="final", help="as for lens (default: %(default)s)")
     norm: str = option(default="final", help='"final" or "plain" (default: %(default)s)')
     sites: str = option(
-        default="resid_post", help=f"residuals that get a map, with commas: {', '.join(RESID_SITES)}; embed always does"
+        default="resid_post", help=f"values that get a map, with commas: {', '.join(ROW_SITES)}; embed always does"
     )
     skip: int | None = option(
         help=f"tokens at the start of each window to leave out (default: 1, and {SKIP} for jacobian)"

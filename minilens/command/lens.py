@@ -12,7 +12,7 @@ from ..model import Model, run
 from ..ops import check_layer
 from ..shapes import Tokens
 from ..table import DEFAULT_STATS, STATS, LensTable, logit_lens
-from ..traces import RESID_SITES, BlockTrace, Edit
+from ..traces import ROW_SITES, BlockTrace, Edit
 from ..views.lens_panels import MEASURES, PARTS, SHORT, STYLES, WHOSE, stats_for
 from ..views.tokens import text_label
 from .edits import Edits
@@ -42,7 +42,7 @@ class Request:
         help='"final" (the default), or "plain": the final norm without gain and bias, as --style 2020 has it'
     )
     centre: bool = option(help="subtract from each row its mean over the positions")
-    sites: str = option(default="resid_post", help=f"residuals to decode, with commas: {', '.join(RESID_SITES)}")
+    sites: str = option(default="resid_post", help=f"values to decode, with commas: {', '.join(ROW_SITES)}")
     positions: str | None = option(help="columns, as in Python: 0,3,-1 or 5:10 or -3:")
     layers: str | None = option(help="blocks that get rows, written like --positions")
     track: list[str] = option(action="append", default=[], metavar="TOKEN", help='follow a token, such as " girl"')

@@ -1,6 +1,6 @@
 """The `minilens` command. What a user can cause ends in one line on stderr and exit status 2.
 
-Exit status 1 is for a checkpoint that `verify` finds something wrong with.
+Exit status 1 is for a checkpoint that `verify` finds something wrong with, and for an exercise that is not right yet.
 """
 
 import argparse
@@ -16,15 +16,21 @@ import torch
 from ..checkpoint.settings import CheckpointError
 from ..version import __version__
 from . import (
+    attention,
+    attribute,
+    check,
     corpus,
     diff,
+    exercise,
     fit,
     generate,
     geometry,
+    glossary,
     heads,
     lens,
     live,
     models,
+    parts,
     patching,
     serve,
     study,
@@ -43,6 +49,9 @@ MODULES = (
     trace,
     walk,
     diff,
+    attention,
+    parts,
+    attribute,
     patching,
     study,
     corpus,
@@ -51,6 +60,9 @@ MODULES = (
     geometry,
     verify,
     models,
+    exercise,
+    check,
+    glossary,
 )
 COMMANDS: tuple[Command[Any], ...] = tuple(module.COMMAND for module in MODULES)
 
@@ -74,7 +86,7 @@ def _run(argv: Sequence[str] | None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: say(f"note: {message}")
             command: Command[Any] = args.command
-            status = command.run(read(command.request, args)) or 0  # all but `verify` return None
+            status = command.run(read(command.request, args)) or 0  # most return None
         sys.stdout.flush()
     except UnicodeEncodeError as error:
         say(f"error: the output cannot be written as {error.encoding}: set PYTHONIOENCODING=utf-8")

@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from ..checkpoint.tokenizer import Tokenizer
-from ..instruments.patching import log_probability, logit_difference
+from ..instruments.metrics import METRICS, named_metric
 from ..instruments.patching import patching as patching_of
+from ..instruments.paths import path_patching
 from ..model import Model
 from ..traces import HEAD_SITES, SITES
 from ..views.tokens import text_label, token_label
+from .edits import named_place
 from .inputs import ModelChoice, Pair, named_token, words
 from .options import Command, option
 from .outputs import Files, chosen, print_json, progress, terminal
@@ -16,20 +19,33 @@ from .outputs import Files, chosen, print_json, progress, terminal
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What `minilens patching` is asked for. Raises ValueError for two kinds of output."""
+    """What `minilens patching` is asked for. Raises ValueError for two kinds of output, and for no receiver."""
 
     texts: Pair
     right: str = option(required=True, metavar="TOKEN", help='the token that the clean text calls for, such as " Sue"')
-    wrong: str | None = option(
-        metavar="TOKEN",
-        help="the one that the corrupt text calls for; the metric is the difference of their logits, and without "
-        "--wrong the log-probability of --right",
+    wrong: str | None = option(metavar="TOKEN", help="the one that the corrupt text calls for")
+    metric: str | None = option(
+        help=f"of {', '.join(METRICS)} (default: the first of them with --wrong, the second without)"
     )
     sites: str | None = option(
-        help=f"values to put in, with commas, of {', '.join(SITES)} (default: resid_pre,attn_out,mlp_out; by head z); "
-        f"by head {', '.join(HEAD_SITES)}",
+        help=f"values to put in, with commas, of {', '.join(SITES)} (default: resid_pre,attn_out,mlp_out; of heads z); "
+        f"of heads {', '.join(HEAD_SITES)}",
     )
-    by: str = option(default="position", help='"position" or "head" (default: %(default)s)')
+    by: str | None = option(
+        help='"position", "head", or "head_position" for a head at each position (default: position; with --to head)'
+    )
+    to: list[str] = option(
+        action="append",
+        default=[],
+        metavar="PLACE",
+        help="path patching: only this place hears of the change directly, such as 6.q:1 (a head's queries), "
+        "5.mlp_post, or logits; may be repeated",
+    )
+    frozen: str = option(
+        default="attn_out,mlp_out",
+        help="with --to: what writes as in the corrupt run between the two; attn_out lets MLPs pass a change on "
+        "(default: %(default)s)",
+    )
     position: int = option(default=-1, help="where the metric is taken; -1 is the last (default: %(default)s)")
     model: ModelChoice
     json: bool = option(help="print all numbers as JSON")
@@ -37,6 +53,16 @@ class Request:
 
     def __post_init__(self) -> None:
         chosen(json=self.json, files=self.files)
+        self.receivers()
+
+    def receivers(self) -> list[tuple[int, str, list[int] | None]] | None:
+        """The places of --to; None for the logits."""
+        if self.to == ["logits"]:
+            return None
+        places = [named_place(place) for place in self.to]
+        if any(place.positions for place in places):
+            raise ValueError("--to takes no positions: a receiver is a value at all of them, such as 6.q:1")
+        return [(place.layer, place.site, place.heads) for place in places]
 
     def tokens(self, model: Model, tokenizer: Tokenizer) -> dict[str, int]:
         """The token of --right, and of --wrong if there is one."""
@@ -54,32 +80,34 @@ def patching(request: Request) -> None:
     model, tokenizer = request.model.loading.load_reader(request.model.name, "the two texts")
     clean, corrupt = request.texts.tokens(tokenizer)
     named = request.tokens(model, tokenizer)
-    labels = [token_label(tokenizer, token) for token in named.values()]
-    if "wrong" in named:
-        metric, asked = logit_difference(*named.values()), "logit of {} less that of {}".format(*labels)
-    else:
-        metric, asked = log_probability(*named.values()), "log-probability of {}".format(*labels)
-    default = "z" if request.by == "head" else "resid_pre,attn_out,mlp_out"
+    measured = request.metric or ("logit_difference" if "wrong" in named else "log_probability")
+    by = request.by or ("head" if request.to else "position")
+    default = "z" if "head" in by else "resid_pre,attn_out,mlp_out"
+    path: dict[str, Any] = {"to": request.receivers(), "frozen": words(request.frozen)} if request.to else {}
     with progress() as bar:
-        found = patching_of(
+        found = (path_patching if request.to else patching_of)(
             model,
             clean,
             corrupt,
-            metric,
+            named_metric(measured, *named.values()),
             sites=words(default if request.sites is None else request.sites),
-            by=request.by,
+            by=by,
             position=request.position,
             tokenizer=tokenizer,
             each=partial(bar.track, description="patching"),
+            **path,
         )
+    labels = " less that of ".join(token_label(tokenizer, token) for token in named.values())
     name, position = request.model.name, request.position % clean.shape[1]
-    title = f"{text_label(name)}: {asked}, at position {position}"
+    title = f"{text_label(name)}: {measured.split('_diff')[0].replace('_', '-')} of {labels}, at position {position}"
+    title += f", straight to {text_label(', '.join(request.to))}" if request.to else ""
     if request.json:
         from ..views.records import patching_record, token_record
 
         tokens = {which: token_record(tokenizer, token) for which, token in named.items()}
-        about = {"model": name, "family": model.family, "position": position}
-        print_json({**about, **tokens, **patching_record(found)})
+        path |= {"to": request.to} if request.to else {}
+        about = {"model": name, "family": model.family, "position": position, "measured": measured}
+        print_json({**about, **path, **tokens, **patching_record(found)})
     elif request.files.given:
         from ..views.patching import patching_page
 

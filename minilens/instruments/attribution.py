@@ -13,22 +13,25 @@ directly. It is not what the logit would lose without that part: later blocks re
 (McGrath et al. 2023, arXiv 2307.15771).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isfinite
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..arguments import check_numbers, position_in, token_id, whole_number
-from ..edits import then
-from ..model import Model, Writes, run
+from ..arguments import check_numbers, position_in, token_id, whole_number, whole_numbers
+from ..checkpoint.tokenizer import Tokenizer
+from ..model import Model
 from ..ops import check_layer, upcast
-from ..shapes import Resid, Tokens
-from ..traces import Edit, Site, untouched
+from ..shapes import Tokens
+from ..traces import Edit, untouched
+from .writes import at_place, by_key, direction_of, parts_of, writes_at
 
-STREAM = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")  # here an edit changes the sum itself
+Layers = int | Iterable[int] | None
+"""The layers whose MLPs are shown neuron by neuron: one of them, several, or none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,9 @@ class Attribution:
     position: int
     token: int
     against: int | None
+    by_key: Float[Tensor, "layer head pos"]  # what each head adds from each position that it attends to
+    tokens: Int[Tensor, "pos"]  # the text
+    tokenizer: Tokenizer | None = None  # how the views show tokens; without one, by their ids
 
     @property
     def error(self) -> float:
@@ -56,8 +62,17 @@ class Attribution:
     @property
     def by_layer(self) -> Float[Tensor, "layer"]:
         """All that each block adds: heads, MLP, biases and edits."""
-        layers = torch.tensor(self.layers, device="cpu")
-        return torch.stack([self.contributions[layers == layer].sum() for layer in range(1 + max(self.layers))])
+        return self._in_layers("")
+
+    @property
+    def attention(self) -> Float[Tensor, "layer"]:
+        """All that the attention of each block adds: heads, bias, and an edit of attn_out."""
+        return self._in_layers("head.", "attn_")
+
+    @property
+    def mlp(self) -> Float[Tensor, "layer"]:
+        """All that the MLP of each block adds: neurons, bias, and an edit of mlp_out."""
+        return self._in_layers("mlp", "neuron.")
 
     @property
     def by_head(self) -> Float[Tensor, "layer head"]:
@@ -65,17 +80,34 @@ class Attribution:
         return self._all("head").view(1 + max(self.layers), -1)
 
     @property
-    def by_neuron(self) -> Float[Tensor, "d_mlp"]:
-        """What each neuron adds, of the MLP that was asked for."""
-        if not any(".neuron." in label for label in self.labels):
+    def by_neuron(self) -> Float[Tensor, "*layer d_mlp"]:
+        """What each neuron adds, of the MLP that was asked for; of several, with a dimension for the layer."""
+        layers = {layer for layer, label in zip(self.layers, self.labels, strict=True) if ".neuron." in label}
+        if not layers:
             raise AttributeError("this attribution was made without neurons: give attribute the layer of an MLP")
-        return self._all("neuron")
+        found = self._all("neuron")
+        return found.view(len(layers), -1) if len(layers) > 1 else found
+
+    @property
+    def by_position(self) -> Float[Tensor, "layer pos"]:
+        """What attention adds from each position of the text, all heads of a layer together; without its bias.
+
+        The sum over positions is that of the layer's heads, unless an edit has changed their z.
+        """
+        return self.by_key.sum(1)
 
     def largest(self, k: int = 10) -> list[tuple[str, float]]:
         """The k parts that add or subtract the most, and what they add."""
         order = self.contributions.abs().argsort(descending=True, stable=True)
         parts = order[: whole_number("k", k)].tolist()
         return [(self.labels[part], float(self.contributions[part])) for part in parts]
+
+    def _in_layers(self, *kinds: str) -> Float[Tensor, "layer"]:
+        """The sums of the parts of each block with names that begin like this."""
+        total = torch.zeros(1 + max(self.layers), dtype=self.contributions.dtype, device="cpu")
+        mine = [part for part, label in enumerate(self.labels) if label.partition(".")[2].startswith(kinds)]
+        mine = [part for part in mine if self.layers[part] >= 0]
+        return total.index_add(0, torch.tensor(self.layers, device="cpu")[mine], self.contributions[mine])
 
     def _all(self, kind: str) -> Float[Tensor, "part"]:
         return self.contributions[[f".{kind}." in label for label in self.labels]]
@@ -96,15 +128,16 @@ def attribute(
     position: int = -1,
     token: int | None = None,
     against: int | None = None,
-    neurons: int | None = None,
+    neurons: Layers = None,
     edit: Edit = untouched,
+    tokenizer: Tokenizer | None = None,
 ) -> Attribution:
     """What each part adds to a logit of the next token, in one text of shape [1, pos].
 
     position: where, counted from the end if negative; the model sees the whole text before it.
     token: by default the model's own best.
     against: a token to subtract. The parts are then those of the difference of two logits.
-    neurons: a layer, to show its MLP neuron by neuron.
+    neurons: a layer, or several, to show the MLP there neuron by neuron.
     edit: as for `run`. The parts are then those of the edited pass.
 
     Nothing is folded or corrected: numbers are of the model's dtype (in half precision float32), and `error` says by
@@ -125,10 +158,9 @@ def attribute(
     place = position_in("the text has", position, tokens.shape[1])
     token = None if token is None else token_id("token", token, d_vocab)
     against = None if against is None else token_id("against", against, d_vocab)
-    if neurons is not None:
-        check_layer(neurons, model.n_layers)
+    split = _layers(neurons, model.n_layers)
 
-    writes, resid = _writes(model, embed, place, edit)
+    writes, resid = writes_at(model, embed, place, edit)
     logits = model.unembed(resid)[0, 0]
     ids = _Ids(int(logits.argmax()) if token is None else token, against)
     if not isfinite(logit := float(ids.of(logits))):
@@ -137,16 +169,17 @@ def attribute(
             f"numbers are too large for {embed.dtype}; if so, load it in a wider dtype, torch.float32 or torch.float64"
         )
     u = ids.of(model.W_U)
-    direction = _direction(model, upcast(resid[0, 0]), u)
+    direction = direction_of(model, upcast(resid[0, 0]), u)
 
-    positions = _at(place, model.positions(tokens.shape[1])[None])
-    parts = {"embed": (_at(place, embed) - positions) @ direction, "positions": positions @ direction}
+    positions = at_place(place, model.positions(tokens.shape[1])[None])
+    parts = {"embed": (at_place(place, embed) - positions) @ direction, "positions": positions @ direction}
     for layer, (weights, written) in enumerate(zip(model.blocks, writes, strict=True)):
-        of_block = _parts(weights, written, direction, by_neuron=layer == neurons)
+        of_block = parts_of(weights, written, direction, by_neuron=layer in split)
         parts |= {f"{layer}.{name}": value for name, value in of_block.items()}
     parts["final_norm_bias"] = upcast(model.ln_final.b) @ u
     if model.b_U is not None:
         parts["unembed_bias"] = ids.of(model.b_U)
+    keys = [by_key(weights, written, direction) for weights, written in zip(model.blocks, writes, strict=True)]
     return Attribution(
         labels=tuple(parts),
         layers=tuple(int(label.split(".")[0]) if "." in label else -1 for label in parts),
@@ -155,7 +188,17 @@ def attribute(
         position=place,
         token=ids.token,
         against=against,
+        by_key=torch.stack(keys).cpu(),
+        tokens=tokens[0].cpu(),
+        tokenizer=tokenizer,
     )
+
+
+def _layers(neurons: Layers, n_layers: int) -> list[int]:
+    found = [] if neurons is None else whole_numbers("layer", neurons) if isinstance(neurons, Iterable) else [neurons]
+    for layer in found:
+        check_layer(layer, n_layers)
+    return found
 
 
 class _Ids(NamedTuple):
@@ -167,55 +210,3 @@ class _Ids(NamedTuple):
     def of(self, x: Float[Tensor, "*d d_vocab"]) -> Float[Tensor, "*d"]:
         value = upcast(x[..., self.token])
         return value if self.against is None else value - upcast(x[..., self.against])
-
-
-class _Written(NamedTuple):
-    """The writes of a block at the position: its heads' z, its neurons, and the changes of an edit."""
-
-    z: Float[Tensor, "head d_head"]
-    mlp_post: Float[Tensor, "d_mlp"]
-    changes: dict[str, Float[Tensor, "d_model"]]  # by site: the new value less the old
-
-
-def _writes(model: Model, embed: Resid, place: int, edit: Edit) -> tuple[list[_Written], Float[Tensor, "1 1 d_model"]]:
-    """The writes of every block at one position, and the last residual there."""
-    before: dict[str, Tensor] = {}
-
-    def note(site: Site, value: Tensor) -> Tensor:
-        before[site.name] = value
-        return value
-
-    writes, resid = [], embed
-    for block in run(model, embed, edit=then(note, edit)):
-        edited = [name for name in STREAM if getattr(block, name) is not before[name]]
-        changes = {name: _at(place, getattr(block, name)) - _at(place, before[name]) for name in edited}
-        writes.append(_Written(_at(place, block.z), _at(place, block.mlp_post), changes))
-        resid = block.resid_post[:, [place]]
-        before.clear()
-        del block
-    return writes, resid
-
-
-def _at(place: int, x: Float[Tensor, "1 *head pos d"]) -> Float[Tensor, "*head d"]:
-    """One position, copied: a view would keep all of x."""
-    return upcast(x[0, ..., place, :].clone())
-
-
-def _direction(model: Model, resid: Float[Tensor, "d_model"], u: Float[Tensor, "d_model"]) -> Float[Tensor, "d_model"]:
-    """The vector that each part is multiplied with: u through the final norm, with the scale of this residual."""
-    w = upcast(model.ln_final.w) * u
-    return (w - w.mean()) * (resid.var(correction=0) + model.ln_final_eps).rsqrt()
-
-
-def _parts(weights: Writes, written: _Written, direction: Tensor, *, by_neuron: bool) -> dict[str, Tensor]:
-    """The contributions of one block's parts."""
-    z = written.z
-    heads = (z * (upcast(weights.W_O) @ direction).view_as(z)).sum(-1)
-    neurons = written.mlp_post * (upcast(weights.W_out) @ direction)
-    return {
-        **{f"head.{head}": value for head, value in enumerate(heads)},
-        "attn_bias": upcast(weights.b_O) @ direction,
-        **({f"neuron.{n}": value for n, value in enumerate(neurons)} if by_neuron else {"mlp": neurons.sum()}),
-        "mlp_bias": upcast(weights.b_out) @ direction,
-        **{f"{name}_edit": change @ direction for name, change in written.changes.items()},
-    }

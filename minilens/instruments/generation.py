@@ -25,7 +25,7 @@ from ..lens import EMBED, Lens, Readout, label
 from ..model import Model
 from ..ops import linear, upcast
 from ..shapes import Tokens, shapes_of
-from ..traces import RESID_SITES, BlockTrace, Earlier, Edit, Site, untouched
+from ..traces import ROW_SITES, BlockTrace, Earlier, Edit, Site, untouched
 from ..vocab import not_finite
 
 NextLogits = Float[Tensor, "batch d_vocab"]
@@ -218,7 +218,7 @@ def _last_position(
         if edit is untouched:
             past[layer] = _kept(model, block)
         resid = block.resid_post
-        found |= {Site(layer, name): getattr(block, name)[:, -1:] for name in RESID_SITES}
+        found |= {Site(layer, name): getattr(block, name)[:, -1:] for name in ROW_SITES}
         del block  # with its patterns, before the next one is computed
     return found
 

@@ -6,203 +6,181 @@ Vig et al. 2020 and Meng et al. 2022 (causal tracing); "clean" and "corrupt" are
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from statistics import fmean
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..arguments import check_function, check_numbers, names, position_in, quoted, whole_number
+from ..arguments import check_function, check_numbers, quoted
 from ..checkpoint.tokenizer import Tokenizer
+from ..edits import Lengths
 from ..model import Model, run
-from ..ops import upcast
-from ..shapes import Resid, Tokens
-from ..traces import HEAD_SITES, SITES, BlockTrace, Edit, Site
-
-Metric = Callable[[Tensor], Tensor]
-"""[batch d_vocab] logits at one position -> [batch] numbers."""
-Jobs = Sequence[tuple[int, str]]
-
-TOGETHER = 1024  # places of the texts that are run side by side: enough to keep a matrix product busy
+from ..shapes import Tokens
+from .cells import Each, Grid, Subject, chosen, metrics_of
+from .metrics import Metric
+from .texts import texts_of
 
 
 @dataclass(frozen=True, eq=False)
 class Patching:
     """A metric of the corrupt run, with one value at a time from the clean run in its place.
 
-    A cell is a layer and a position, or a layer and a head at all positions. Numbers are on the CPU.
+    A cell is a layer and a place: a position, a head at all positions, or a head at a position. Numbers are on the CPU.
+    Of several pairs of texts they are means over the pairs.
     """
 
-    by: str  # "position" or "head"
-    metric: dict[str, Float[Tensor, "layer place"]]  # by site
-    can_change: dict[str, Bool[Tensor, "layer place"]]  # where not, no path leads from the cell to the metric, or both
+    by: str  # "position", "head" or "head_position"
+    metric: dict[str, Float[Tensor, "layer *place"]]  # by site
+    can_change: dict[str, Bool[Tensor, "layer *place"]]  # where not, no path leads from the cell to the metric, or both
     # runs have the same value there; the metric is the corrupt run's, and nothing was run
     clean: float  # the metric of either run as it is
     corrupt: float
-    clean_tokens: Int[Tensor, "pos"]
+    clean_tokens: Int[Tensor, "pos"]  # -1 where several texts have different tokens
     corrupt_tokens: Int[Tensor, "pos"]
     tokenizer: Tokenizer | None = None  # how the views show tokens; without one, by their ids
+    texts: tuple["Patching", ...] = ()  # of several pairs of texts, each by itself
 
-    def recovered(self, site: str) -> Float[Tensor, "layer place"]:
+    def recovered(self, site: str) -> Float[Tensor, "layer *place"]:
         """How far each cell takes the metric from the corrupt run's, 0, to the clean one's, 1.
 
-        Raises ValueError for a site that was not patched.
+        Of several pairs of texts it is made of the means. Raises ValueError for a site that was not patched.
         """
+        return (self._of(site) - self.corrupt) / (self.clean - self.corrupt)
+
+    def standard_error(self, site: str) -> Float[Tensor, "layer *place"]:
+        """The standard error of `recovered` over the pairs of texts.
+
+        It is that of a ratio of two means (Cochran 1977, "Sampling Techniques", section 2.11): of each pair's distance
+        from the line through 0 that all pairs together have. Raises ValueError for one pair.
+        """
+        if not self.texts:
+            raise ValueError("one pair of texts has no standard error: give patching a batch of pairs")
+        recovered = self.recovered(site)
+        rests = [each._of(site) - each.corrupt - recovered * (each.clean - each.corrupt) for each in self.texts]
+        n = len(rests)
+        return torch.stack(rests).square().sum(0).div((n - 1) * n).sqrt() / abs(self.clean - self.corrupt)
+
+    def _of(self, site: str) -> Float[Tensor, "layer *place"]:
         if site not in [*self.metric]:
             raise ValueError(f"{quoted(site)} was not patched; those that were are {', '.join(self.metric)}")
-        return (self.metric[site] - self.corrupt) / (self.clean - self.corrupt)
+        return self.metric[site]
 
     def __repr__(self) -> str:
-        n_layers, n_places = next(iter(self.metric.values())).shape
+        n_layers, *sizes = next(iter(self.metric.values())).shape
+        places = " by ".join(f"{n} {axis}s" for n, axis in zip(sizes, self.by.split("_"), strict=True))
+        many = f", means of {len(self.texts)} pairs of texts" if self.texts else ""
         return (
-            f"Patching of {', '.join(self.metric)} in {n_layers} layers by {n_places} {self.by}s: "
-            f"metric {self.clean:.4g} clean, {self.corrupt:.4g} corrupt"
+            f"Patching of {', '.join(self.metric)} in {n_layers} layers by {places}: "
+            f"metric {self.clean:.4g} clean, {self.corrupt:.4g} corrupt{many}"
         )
 
 
-def logit_difference(right: int, wrong: int) -> Metric:
-    """The metric of Wang et al. 2022: the logit of one token less that of another."""
-    ids = _ids(right, wrong)
-    return lambda logits: upcast(_known(logits, ids)[:, ids[0]]) - upcast(logits[:, ids[1]])
-
-
-def log_probability(token: int) -> Metric:
-    """The metric that is one token's log-probability, in nats."""
-    ids = _ids(token)
-    return lambda logits: upcast(_known(logits, ids)).log_softmax(-1)[:, ids[0]]
-
-
-def _ids(*tokens: int) -> list[int]:
-    found = [whole_number("token", token) for token in tokens]
-    if min(found) < 0:
-        raise ValueError(f"token id {min(found)} does not exist: ids count from 0")
-    return found
-
-
-def _known(logits: Tensor, ids: list[int]) -> Tensor:
-    if (n := logits.shape[-1]) <= max(ids):
-        raise ValueError(f"token id {max(ids)} does not exist: the model's ids go from 0 to {n - 1}")
-    return logits
-
-
+@torch.no_grad()
 def patching(
     model: Model,
     clean: Tokens,
-    corrupt: Int[Tensor, "batch corrupt_pos"],  # of the same length, which is checked here
-    metric: Metric,
+    corrupt: Int[Tensor, "corrupt_batch corrupt_pos"],  # of the same shape, which is checked here
+    metric: Metric | Sequence[Metric],
     *,
     sites: str | Iterable[str] = ("resid_pre", "attn_out", "mlp_out"),
     by: str = "position",
     position: int = -1,
+    lengths: Lengths = None,
     tokenizer: Tokenizer | None = None,
-    each: Callable[[Jobs], Iterable[tuple[int, str]]] = iter,
+    each: Each = iter,
 ) -> Patching:
     """Run the corrupt text once for each cell, with that cell's value from the clean text, and take the metric.
 
-    clean, corrupt: two texts of the same length, [1, pos]. They match position by position.
-    metric: a function of the logits at one position.
-    sites: any of SITES; by="head" takes q, k, v, pattern and z.
-    by: "position", or "head" for a head at all positions.
-    position: of the metric, by default the last.
-    each: goes through the jobs in order, and may show how far it is.
+    clean, corrupt: two texts of the same length, [1, pos]; or pairs of texts, [batch, pos]. A clean text and a corrupt
+    one match position by position.
+    metric: a function of the logits at one position; or a list of them, one for each pair.
+    sites: any of SITES; by="head" and by="head_position" take q, k, v, pattern and z.
+    by: "position", "head" for a head at all positions, or "head_position" for a head at each.
+    position: of the metric, by default the last of each text.
+    lengths: the tokens of each pair where the batch is padded. Positions are then no places that pairs have in common:
+    only by="head" takes pairs of different lengths.
+    each: goes through the jobs in order, and may show how far it is; of several pairs, those of each.
 
     Only the blocks from the patched one on are run, several cells at a time. Raises ValueError for texts that do not
     match, for sites and positions that do not exist, and where the metric is the same for both texts: nothing could be
     recovered.
     """
-    check_numbers(model)
-    check_function("metric", metric, "a function of logits, such as logit_difference makes")
+    sites = chosen(sites, by)
     check_function("each", each, "a function that gives what it goes through")
-    embeds = model.embed(clean), model.embed(corrupt)
-    if clean.shape != corrupt.shape or len(corrupt) != 1:
+
+    def swept(pair: "Pair") -> Grid:
+        values = ({site: getattr(block, site) for site in sites} for block in run(model, pair.clean_embed))
+        return pair.corrupt.swept(values, sites, by, each)
+
+    return of_pairs(swept, model, clean, corrupt, metric, by, position, lengths, tokenizer)
+
+
+class Pair:
+    """A clean and a corrupt text, and the metric of either. Raises ValueError where it is no number, or the same."""
+
+    def __init__(self, model: Model, clean: Tokens, corrupt: Tokens, metric: Metric, position: int) -> None:
+        self.clean_tokens, self.clean_embed = clean, model.embed(clean)
+        self.corrupt = Subject(model, corrupt, metric, position)
+        *_, last = run(model, self.clean_embed)
+        self.clean = float(self.corrupt.measured(last.resid_post))
+        metrics = self.clean, self.corrupt.value
+        if not all(map(isfinite, metrics)):
+            raise ValueError(f"the metric is {metrics[0]:g} and {metrics[1]:g} for the two texts; it must be finite")
+        if self.clean == self.corrupt.value:
+            raise ValueError(f"the metric is {self.clean:g} for both texts, so that there is nothing to recover")
+
+
+def of_pairs(
+    found: Callable[[Pair], Grid],
+    model: Model,
+    clean: Tokens,
+    corrupt: Int[Tensor, "corrupt_batch corrupt_pos"],
+    metric: Metric | Sequence[Metric],
+    by: str,
+    position: int,
+    lengths: Lengths,
+    tokenizer: Tokenizer | None,
+) -> Patching:
+    """What is found of each pair of texts, and the means over the pairs."""
+    check_numbers(model)
+    model.embed(clean), model.embed(corrupt)  # refuse what is no text before anything else is said
+    if clean.shape != corrupt.shape:
         raise ValueError(
-            f"patching needs two texts of the same length, [1, pos]; got {list(clean.shape)} and {list(corrupt.shape)}"
+            f"patching needs two texts of the same length, [1, pos], or as many pairs of them, [batch, pos]; got "
+            f"{list(clean.shape)} and {list(corrupt.shape)}"
         )
-    position = position_in("the texts have", position, corrupt.shape[1])
-    chosen = _chosen(sites, by)
-
-    def measured(resid: Resid) -> list[float]:
-        """Each text's number. A metric that mixes the texts of a batch would go unseen with one text: so never one."""
-        batch = resid if len(resid) > 1 else resid.expand(2, -1, -1)
-        value = metric(model.unembed(batch[:, [position]])[:, 0])
-        if not isinstance(value, Tensor) or value.shape != (len(batch),):
-            found = list(value.shape) if isinstance(value, Tensor) else repr(value)
-            raise ValueError(
-                f"the metric must give a tensor of one number for each text, [{len(batch)}]; it gave {found}"
-            )
-        numbers: list[float] = value.tolist()
-        return numbers[: len(resid)]
-
-    *_, last = run(model, embeds[0])
-    reach, corrupt_resid = _reach(model, embeds[1], position)
-    (clean_metric,), (corrupt_metric,) = measured(last.resid_post), measured(corrupt_resid)
-    if not (isfinite(clean_metric) and isfinite(corrupt_metric)):
-        raise ValueError(f"the metric is {clean_metric:g} and {corrupt_metric:g} for the two texts; it must be finite")
-    if clean_metric == corrupt_metric:
-        raise ValueError(f"the metric is {clean_metric:g} for both texts, so that there is nothing to recover")
-
-    n_places = last.pattern.shape[1] if by == "head" else corrupt.shape[1]
-    cells = torch.zeros(model.n_layers, n_places, dtype=torch.float64, device="cpu")
-    result = {site: torch.full_like(cells, corrupt_metric) for site in chosen}
-    can_change = {site: torch.zeros_like(cells, dtype=torch.bool) for site in chosen}
-    pairs = zip(run(model, embeds[0]), run(model, embeds[1]), strict=True)
-    for layer, site in each([(layer, site) for layer in range(model.n_layers) for site in chosen]):
-        if site == chosen[0]:
-            ours, theirs = next(pairs)
-        differs = (getattr(ours, site)[0] != getattr(theirs, site)[0]).any(-1) & reach[site][layer]  # [(head) pos]
-        if by == "head":
-            differs = differs.any(-1)
-        elif site in HEAD_SITES:
-            differs = differs.any(0)
-        can_change[site][layer] = differs.cpu()
-        for places in differs.nonzero()[:, 0].split(max(1, TOGETHER // corrupt.shape[1])):
-            resid = theirs.resid_pre.expand(len(places), -1, -1)
-            for block in run(model, resid, start=layer, edit=_swap(ours, site, by, places.tolist())):
-                resid = block.resid_post
-            result[site][layer, places.cpu()] = torch.tensor(measured(resid), dtype=torch.float64, device="cpu")
-    return Patching(by, result, can_change, clean_metric, corrupt_metric, clean[0].cpu(), corrupt[0].cpu(), tokenizer)
+    pairs = list(zip(texts_of(clean, lengths), texts_of(corrupt, lengths), metrics_of(metric, len(clean)), strict=True))
+    if by != "head" and len({ours.shape for ours, _, _ in pairs}) > 1:
+        raise ValueError(f'by="{by}" takes pairs of one length, so that their positions match; by="head" takes any')
+    each = []
+    for ours, theirs, measure in pairs:
+        pair = Pair(model, ours, theirs, measure, position)
+        texts = ours[0].cpu(), theirs[0].cpu()
+        each.append(Patching(by, *found(pair), pair.clean, pair.corrupt.value, *texts, tokenizer))
+    return each[0] if len(each) == 1 else _mean(each)
 
 
-def _swap(source: BlockTrace, site: str, by: str, places: list[int]) -> Edit:
-    """The edit that puts the source's value at the first place into the first text, and so on."""
-
-    def edit(here: Site, value: Tensor) -> Tensor:
-        if here != (source.layer, site):
-            return value
-        swapped = value.clone()
-        for text, place in enumerate(places):
-            part = (place,) if by == "head" else (..., place, slice(None))
-            swapped[text][part] = getattr(source, site)[0][part]
-        return swapped
-
-    return edit
-
-
-def _reach(model: Model, embed: Resid, position: int) -> tuple[dict[str, list[Tensor]], Resid]:
-    """From which positions, [pos] by site and layer, a path leads to the output at one; and the last residual."""
-    visible = []
-    for block in run(model, embed):
-        visible.append((block.scores[0] > -torch.inf).any(0))
-    resid = block.resid_post
-    after = torch.arange(resid.shape[1], device=resid.device) == position
-    reach: dict[str, list[Tensor]] = {site: [] for site in SITES}
-    for seen in reversed(visible):
-        keys = seen[after].any(0)
-        before = keys | after
-        for site, places in reach.items():
-            places.insert(0, before if site == "resid_pre" else keys if site in ("k", "v") else after)
-        after = before
-    return reach, resid
+def _mean(each: list[Patching]) -> Patching:
+    """The means over pairs of texts. Raises ValueError where those of the metric are the same."""
+    clean, corrupt = (fmean(getattr(one, which) for one in each) for which in ("clean", "corrupt"))
+    if clean == corrupt:
+        raise ValueError(f"the metric is {clean:g} for clean and corrupt texts on average: nothing to recover")
+    sites = each[0].metric
+    return Patching(
+        by=each[0].by,
+        metric={site: torch.stack([one.metric[site] for one in each]).mean(0) for site in sites},
+        can_change={site: torch.stack([one.can_change[site] for one in each]).any(0) for site in sites},
+        clean=clean,
+        corrupt=corrupt,
+        clean_tokens=_common([one.clean_tokens for one in each]),
+        corrupt_tokens=_common([one.corrupt_tokens for one in each]),
+        tokenizer=each[0].tokenizer,
+        texts=tuple(each),
+    )
 
 
-def _chosen(sites: str | Iterable[str], by: str) -> list[str]:
-    """The sites, each once."""
-    if by not in ("position", "head"):
-        raise ValueError(f'by must be "position" or "head"; got {quoted(by)}')
-    allowed = HEAD_SITES if by == "head" else SITES
-    chosen = list(dict.fromkeys(names("sites", sites)))
-    for site in chosen:
-        if site not in allowed:
-            raise ValueError(f"{quoted(site)} cannot be patched by {by}; {', '.join(allowed)} can")
-    if not chosen:
-        raise ValueError("sites is empty: name at least one")
-    return chosen
+def _common(texts: list[Int[Tensor, "_"]]) -> Int[Tensor, "pos"]:
+    """The tokens that all texts have, and -1 where they have not."""
+    together = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=-1)
+    return torch.where((together == together[0]).all(0), together[0], -1)

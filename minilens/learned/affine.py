@@ -35,7 +35,7 @@ from ..lens import EMBED, NORMS, Lens, label
 from ..model import Model
 from ..ops import linear, upcast
 from ..shapes import Resid, shapes_of
-from ..traces import RESID_SITES, Site
+from ..traces import ROW_SITES, Site
 from ..version import __version__
 
 KINDS = ("mean", "affine", "tuned", "jacobian")
@@ -143,7 +143,7 @@ class LearnedLens:
             raise ValueError("a learned lens needs a map for at least one row")
         d = self.model.d_model
         for site, of_row in self.maps.items():
-            if site != EMBED and (site.layer < 0 or site.name not in RESID_SITES):
+            if site != EMBED and (site.layer < 0 or site.name not in ROW_SITES):
                 raise ValueError(f"the lens has no row {site.layer}.{site.name}")
             for name, tensor, shape in (("weight", of_row.weight, [d, d]), ("bias", of_row.bias, [d])):
                 if list(tensor.shape) != shape:
@@ -159,7 +159,7 @@ class LearnedLens:
     @property
     def options(self) -> dict[str, Any]:
         """Those of the `Lens` that reads through these maps, with a row for each."""
-        sites = tuple(name for name in RESID_SITES if any(site.name == name for site in self.maps))
+        sites = tuple(name for name in ROW_SITES if any(site.name == name for site in self.maps))
         return {"decoder": self.decoder, "norm": self.norm, "sites": sites, "transport": self}
 
     def __call__(self, site: Site, resid: Resid) -> Resid:
@@ -305,7 +305,7 @@ def _site(settings: Settings, name: str) -> Site:
     """The site of a row by its label."""
     if name == "embed":
         return EMBED
-    if not re.fullmatch(rf"[0-9]{{1,4}}\.({'|'.join(RESID_SITES)})", name):
+    if not re.fullmatch(rf"[0-9]{{1,4}}\.({'|'.join(ROW_SITES)})", name):
         raise settings.refusal("sites", name, 'the names of rows, such as "embed" and "3.resid_post"')
     layer, _, site = name.partition(".")
     return Site(int(layer), site)

@@ -47,7 +47,7 @@ def principal_directions(model: Model, lens: LearnedLens | None, site: Site, k: 
     lens: by default the plain one. The final norm is taken without its scale, which no direction changes, and the
     logits without their mean over the vocabulary, which no probability depends on.
     """
-    to_logits = _to_logits(model, lens, site)
+    to_logits = _to_logits(model, lens, site, model.W_U)
     moved = to_logits - to_logits.mean(1, keepdim=True)
     _, vectors = torch.linalg.eigh((moved @ moved.mT).double())
     directions: Tensor = vectors.flip(1)[:, : whole_number("k", k)].mT.to(to_logits)
@@ -62,14 +62,15 @@ def token_directions(
     lens: by default the plain one. centred: take out the mean of all tokens' vectors, which they have in common.
     """
     ids = [token_id("token", token, model.W_U.shape[1]) for token in tokens]
-    to_logits = _to_logits(model, lens, site)
-    vectors = to_logits[:, ids] - to_logits.mean(1, keepdim=True) if centred else to_logits[:, ids]
-    return vectors.mT
+    W_U = upcast(model.W_U[:, ids])
+    return _to_logits(model, lens, site, W_U - model.W_U.mean(1, keepdim=True, dtype=W_U.dtype) if centred else W_U).mT
 
 
-def _to_logits(model: Model, lens: LearnedLens | None, site: Site) -> Float[Tensor, "d_model d_vocab"]:
-    """The lens without the scale of the final norm: A, the norm's mean subtracted, its gain, W_U."""
-    weighed = upcast(model.ln_final.w[:, None] * model.W_U)
+def _to_logits(
+    model: Model, lens: LearnedLens | None, site: Site, W_U: Float[Tensor, "d_model token"]
+) -> Float[Tensor, "d_model token"]:
+    """The lens without the scale of the final norm: A, the norm's mean subtracted, its gain, columns of W_U."""
+    weighed = upcast(model.ln_final.w[:, None] * W_U)
     centred = weighed - weighed.mean(0)
     if lens is None:
         return centred
@@ -94,6 +95,45 @@ def mean_residual(model: Model, texts: Sequence[Tokens], site: Site, *, skip: in
     return torch.cat([each.flatten(0, 1) for each in found]).mean(0)
 
 
+class TokenAxes(NamedTuple):
+    """The directions of some tokens, and what tells coordinates along them."""
+
+    V: Float[Tensor, "token d_model"]
+    pinv: Float[Tensor, "d_model token"]
+
+    def read(self, h: Float[Tensor, "*d d_model"]) -> Float[Tensor, "*d token"]:
+        """The coordinates c: c @ V is as near to h as the directions come."""
+        return upcast(h) @ self.pinv
+
+    def moved(self, h: Resid, coordinates: Float[Tensor, "*pos token"]) -> Resid:
+        """h with these coordinates. What is orthogonal to all the directions stays."""
+        return h + ((coordinates - self.read(h)) @ self.V).to(h)
+
+    def swapped(self, h: Resid) -> Resid:
+        """h with its coordinates in the other order."""
+        return self.moved(h, self.read(h).flip(-1))
+
+
+def token_axes(
+    model: Model, lens: LearnedLens | None, site: Site, tokens: Sequence[int], *, centred: bool = False
+) -> TokenAxes:
+    """The axes of some tokens in a row's residual. lens, centred: as in `token_directions`.
+
+    Raises ValueError for two tokens of almost the same direction.
+    """
+    V = token_directions(model, lens, site, tokens, centred=centred)
+    unit = torch.nn.functional.normalize(V, dim=1)
+    cosines = (unit @ unit.mT).fill_diagonal_(0)
+    at = int(cosines.abs().nan_to_num(nan=torch.inf).argmax())
+    one, other = at // len(V), at % len(V)
+    if len(V) > 1 and not (cosine := float(cosines[one, other])) ** 2 < PARALLEL**2:
+        raise ValueError(
+            f"the tokens {tokens[one]} and {tokens[other]} have almost the same direction at {label(site)}, with a "
+            f"cosine of {cosine:.4f}: take two that differ"
+        )
+    return TokenAxes(V, torch.linalg.pinv(V))
+
+
 def swaps(
     model: Model,
     lens: LearnedLens | None,
@@ -108,22 +148,4 @@ def swaps(
     what is orthogonal to both vectors stays. The log-odds of the second token against the first are measured. lens,
     centred: as in `token_directions`. Raises ValueError for two tokens of almost the same direction.
     """
-    return [_swap(model, lens, site, (one, other), centred) for one, other in pairs]
-
-
-def _swap(model: Model, lens: LearnedLens | None, site: Site, pair: tuple[int, int], centred: bool) -> Push:
-    V = token_directions(model, lens, site, pair, centred=centred)  # token d_model
-    cosine = float(torch.nn.functional.cosine_similarity(V[0], V[1], dim=0))
-    if not abs(cosine) < PARALLEL:
-        raise ValueError(
-            f"the tokens {pair[0]} and {pair[1]} have almost the same direction at {label(site)}, with a cosine of "
-            f"{cosine:.4f}: swap two that differ"
-        )
-    pinv = torch.linalg.pinv(V)  # d_model token
-
-    def change(h: Resid) -> Resid:
-        c = upcast(h) @ pinv
-        exchange: Tensor = (c.flip(-1) - c) @ V
-        return h + exchange.to(h)
-
-    return Push(change, pair)
+    return [Push(token_axes(model, lens, site, pair, centred=centred).swapped, pair) for pair in pairs]

@@ -18,7 +18,7 @@ from rich.text import Text
 from torch import Tensor
 
 from ..table import LensTable
-from ..traces import RESID_SITES
+from ..traces import ROW_SITES
 from .colours import CIVIDIS
 from .grid import BOLD, DIM, ITALIC, Cell, Line, in_panels
 from .lens_panels import ENDS, Panel, long_name, of_one_text, panel, spread, stat
@@ -147,7 +147,7 @@ def _rows(table: LensTable, texts: list[list[list[str]]], shades: list[list[list
 def _depth(label: str) -> tuple[int, int]:
     """Where a row is in the model."""
     layer, _, site = label.partition(".")
-    return (int(layer), RESID_SITES.index(site)) if site else (-1, 0)
+    return (int(layer), ROW_SITES.index(site)) if site else (-1, 0)
 
 
 def _shades(kind: str, value: Float[Tensor, "row pos"]) -> Float[Tensor, "row pos"]:

@@ -7,12 +7,15 @@ A view is imported when it is asked for: `import minilens` stays quick.
 import html
 
 from ..instruments.attribution import Attribution
+from ..instruments.attributions import Attributions
 from ..instruments.heads import HeadScores
+from ..instruments.parts import Parts
 from ..instruments.patching import Patching
 from ..table import LensTable
 from ..traces import BlockTrace
 
 HEIGHT = 720  # CSS pixels
+MOST = 100  # parts that are shown: of neurons there are thousands
 
 
 def in_frame(title: str, page: str, *, sandbox: str = "") -> str:
@@ -44,11 +47,18 @@ def heads_html(scores: HeadScores) -> str:
     return in_frame("Head scores", heads_page(scores))
 
 
-def attribution_html(attribution: Attribution) -> str:
-    """What each head adds, shaded, and the largest parts."""
-    from .pictures import attribution_page
+def attribution_html(attribution: Attribution | Attributions) -> str:
+    """The page of an attribution, by head; it has no script."""
+    from .attribution import attribution_page
 
     return in_frame("Attribution", attribution_page(attribution))
+
+
+def parts_html(parts: Parts) -> str:
+    """The page of parts: of many, those of the largest norm."""
+    from .parts import parts_page
+
+    return in_frame("Parts", parts_page(parts if len(parts.labels) <= MOST else parts.largest(MOST)))
 
 
 def patterns_html(block: BlockTrace) -> str | None:
@@ -65,6 +75,8 @@ def show_in_notebooks() -> None:
         Patching: patching_html,
         HeadScores: heads_html,
         Attribution: attribution_html,
+        Attributions: attribution_html,
+        Parts: parts_html,
         BlockTrace: patterns_html,
     }
     for kind, page in pages.items():

@@ -1,44 +1,38 @@
 """Activation patching in the terminal and as one HTML file; patching_figure.py draws it.
 
-A grid for each site: layers upwards with the last on top, positions or heads to the right. Cells that cannot change are
-hatched, and no number stands in them.
+A grid for each site: layers upwards with the last on top, positions or heads to the right. By head and position there
+is a row for each head of each layer.
 """
 
 import html
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
-from math import isnan
-from pathlib import Path
-from string import Template
-from typing import NamedTuple
 
-from rich.color import Color
 from rich.console import Group
-from rich.style import Style
 from rich.text import Text
 
 from ..instruments.patching import Patching
-from .colours import AWAY, NEUTRAL, TOWARDS
-from .grid import BOLD, DIM, ITALIC, Line, in_panels
+from . import shaded
+from .grid import BOLD, DIM
+from .shaded import Panel, Shaded, exact, signed
 from .tokens import printable, token_label
 
-TEMPLATE = Path(__file__).with_name("patching.html")
-
-
-class Cell(NamedTuple):
-    recovered: float
-    metric: float
-    can_change: bool
+PLACES = {
+    "position": "a position",
+    "head": "a head at all positions",
+    "head_position": "a head at a position",
+}
 
 
 def patching_view(patching: Patching, *, title: str = "", width: int = 80) -> Group:
     """What each cell recovers, as grids of as many columns as fit the width.
 
-    By position the corrupt text stands below them, and above them the clean one where it differs.
+    By position the corrupt text stands below them, and above them the clean one where it differs. Of several pairs of
+    texts a token is shown where all have it.
     """
     lines = [Text(printable(title), BOLD)] if title else []
-    for site in patching.metric:
-        lines += in_panels(_grid(patching, site), 1, width)
+    for panel in panels(patching, partial(_label, patching)):
+        lines += shaded.in_terminal(panel, width)
     return Group(*lines, *(Text(line, DIM) for line in legend(patching)))
 
 
@@ -47,36 +41,42 @@ def patching_page(patching: Patching, *, title: str = "") -> str:
 
     Nothing in it runs, and it has no address of anything else. Write the text as UTF-8.
     """
-    label = partial(token_label, patching.tokenizer)
-    colours = {"away": AWAY, "neutral": NEUTRAL, "towards": TOWARDS}
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        {name: "rgb({} {} {})".format(*rgb) for name, rgb in colours.items()},
-        title=html.escape(printable(title) or "Activation patching"),
-        place="a position" if patching.by == "position" else "a head at all positions",
-        clean=exact(patching.clean),
-        corrupt=exact(patching.corrupt),
-        n=len(patching.clean_tokens),
-        clean_text=_text(patching.clean_tokens.tolist(), patching.corrupt_tokens.tolist(), label),
-        corrupt_text=_text(patching.corrupt_tokens.tolist(), patching.clean_tokens.tolist(), label),
-        grids="\n".join(_table(patching, site, _shaded) for site in patching.metric),
-        numbers="\n".join(_table(patching, site, _number) for site in patching.metric),
+    n, clean, corrupt = len(patching.clean_tokens), exact(patching.clean), exact(patching.corrupt)
+    texts = patching.clean_tokens.tolist(), patching.corrupt_tokens.tolist()
+    many = f" All are means of {len(patching.texts)} pairs of texts." if patching.texts else ""
+    return shaded.page(
+        title or "Activation patching",
+        panels(patching, partial(_label, patching)),
+        text=f"""<p>Each cell is a run of the corrupt text in which one value, that of a layer and
+{PLACES[patching.by]}, is replaced by the clean text's. The number is the part of the way from the corrupt run's
+metric, {corrupt} (0), to the clean run's, {clean} (1), that the metric goes.{many} Cells that cannot change are
+hatched: no path leads from them to the metric, or both runs have the same value there.</p>""",
+        facts={
+            f"Clean text, {n} tokens": _marked(*texts, partial(_label, patching)),
+            f"Corrupt text, {n} tokens": _marked(*texts[::-1], partial(_label, patching)),
+        },
+        away="away, to -1",
+        towards="to 1, towards the clean run",
+        more=f"The metric itself, {corrupt} in the corrupt run and in cells that cannot change",
     )
 
 
-def cells(patching: Patching, site: str) -> list[list[Cell]]:
-    """All of one site, as [layer][place]."""
-    parts = patching.recovered(site).tolist(), patching.metric[site].tolist(), patching.can_change[site].tolist()
-    return [[Cell(*cell) for cell in zip(*row, strict=True)] for row in zip(*parts, strict=True)]
-
-
-def written(recovered: float) -> str:
-    """With two decimals; a space stands where the sign would be."""
-    return f"{round(recovered, 2) + 0.0: .2f}"  # + 0.0 makes 0.00 of -0.00
-
-
-def exact(metric: float) -> str:
-    """With four significant digits."""
-    return f"{metric:#.4g}".rstrip(".")
+def panels(patching: Patching, label: Callable[[int], str]) -> list[Panel]:
+    """A grid for each site. label: how a token is shown."""
+    has_positions = "position" in patching.by
+    names = [str(column) for column in range(next(iter(patching.metric.values())).shape[-1])]
+    above, below = columns(patching, label) if has_positions else (None, None)
+    return [
+        Panel(
+            name=site,
+            axis="position" if has_positions else "head",
+            columns=names,
+            rows=_rows(patching, site),
+            above=None if above is None else ("clean", above),
+            below=None if below is None else ("corrupt", below),
+        )
+        for site in patching.metric
+    ]
 
 
 def columns(patching: Patching, label: Callable[[int], str]) -> tuple[list[str], list[str]]:
@@ -94,76 +94,33 @@ def legend(patching: Patching) -> list[str]:
         f"recovered: 0 is the corrupt run (metric {corrupt}), 1 the clean one ({clean})",
         "blue: towards the clean run; orange: away from it; deepest from 1 and -1 on",
         *(["hatched: cannot change"] if some_cannot else []),
+        *([f"means of {len(patching.texts)} pairs of texts"] if patching.texts else []),
     ]
 
 
-def _grid(patching: Patching, site: str) -> list[Line]:
-    """One site for the terminal."""
-    rows = cells(patching, site)
-
-    def across(name: str, texts: Iterable[object], style: Style = ITALIC) -> Line:
-        return Line(name, [[(f" {text}", style)] for text in texts])
-
-    places = across(patching.by, range(len(rows[0])), DIM)
-    grid = [Line(f"{layer}.{site}", [[_cell(cell)] for cell in row]) for layer, row in enumerate(rows)][::-1]
-    if patching.by == "head":
-        return [places, *grid]
-    above, below = columns(patching, partial(token_label, patching.tokenizer))
-    return [places, across("clean", above), *grid, across("corrupt", below)]
-
-
-def _cell(cell: Cell) -> tuple[str, Style]:
-    if not cell.can_change:
-        return " ░░░░", DIM
-    shade = _shade(cell.recovered)
-    end = TOWARDS if shade > 0 else AWAY
-    rgb = (a + (b - a) * abs(shade) for a, b in zip(NEUTRAL, end, strict=True))
-    return written(cell.recovered), Style(color="#000000", bgcolor=Color.from_rgb(*rgb))
+def _rows(patching: Patching, site: str) -> list[tuple[str, list[Shaded]]]:
+    """The cells of one site, from the first layer up; by head and position, from its first head up."""
+    parts = patching.recovered(site), patching.metric[site], patching.can_change[site]
+    n_layers, n_heads = parts[0].shape[0], parts[0].shape[1] if parts[0].ndim > 2 else 0
+    names = [
+        f"{layer}.{site}{f':{head}' if n_heads else ''}" for layer in range(n_layers) for head in range(n_heads or 1)
+    ]
+    rows = zip(*(part.flatten(0, -2).tolist() for part in parts), strict=True)
+    return [
+        (
+            name,
+            [Shaded(signed(far), far, f"metric {exact(metric)}", can) for far, metric, can in zip(*row, strict=True)],
+        )
+        for name, row in zip(names, rows, strict=True)
+    ]
 
 
-def _table(patching: Patching, site: str, shown: Callable[[Cell], str]) -> str:
-    """One site for the page; shown: how a cell becomes a td."""
-    label = partial(token_label, patching.tokenizer)
-    rows = cells(patching, site)
-
-    def row(name: str, parts: Iterable[str]) -> str:
-        return f'<tr><th scope="row">{name}</th>{"".join(parts)}</tr>'
-
-    def across(name: str, labels: list[str]) -> str:
-        shown = map(html.escape, labels)
-        return row(name, (f'<td class="token" title="{text}">{text}</td>' if text else "<td></td>" for text in shown))
-
-    head = row(patching.by, (f'<th scope="col">{place}</th>' for place in range(len(rows[0]))))
-    body = "\n".join(row(f"{layer}.{site}", map(shown, cells)) for layer, cells in reversed(list(enumerate(rows))))
-    foot = ""
-    if patching.by == "position":
-        above, below = columns(patching, label)
-        head, foot = head + across("clean", above), f"<tfoot>{across('corrupt', below)}</tfoot>"
-    return (
-        f'<div class="wide" role="region" tabindex="0" aria-label="{site}">\n'
-        f"<table><thead>{head}</thead>\n<tbody>\n{body}\n</tbody>{foot}</table></div>"
-    )
+def _label(patching: Patching, token: int) -> str:
+    """A token; nothing where several texts have different ones."""
+    return token_label(patching.tokenizer, token) if token >= 0 else ""
 
 
-def _shaded(cell: Cell) -> str:
-    if not cell.can_change:
-        return '<td class="cannot" title="cannot change"></td>'
-    shade = _shade(cell.recovered)
-    way = "towards" if shade > 0 else "away"
-    text = written(cell.recovered).strip()
-    return f'<td class="{way}" style="--far: {abs(shade):.1%}" title="metric {exact(cell.metric)}">{text}</td>'
-
-
-def _number(cell: Cell) -> str:
-    return f"<td>{exact(cell.metric)}</td>"
-
-
-def _text(tokens: list[int], others: list[int], label: Callable[[int], str]) -> str:
+def _marked(tokens: list[int], others: list[int], label: Callable[[int], str]) -> str:
     """A text, token by token, with a mark where the other differs."""
     marks = ["span" if token == other else "mark" for token, other in zip(tokens, others, strict=True)]
-    return " ".join(f"<{m}>{html.escape(label(token))}</{m}>" for m, token in zip(marks, tokens, strict=True))
-
-
-def _shade(recovered: float) -> float:
-    """-1 to 1; 0 where there is no number."""
-    return 0.0 if isnan(recovered) else max(-1.0, min(1.0, recovered))
+    return " ".join(f"<{m}>{html.escape(label(token) or '…')}</{m}>" for m, token in zip(marks, tokens, strict=True))

@@ -1,4 +1,4 @@
-"""Head scores, attributions and attention patterns as HTML pages without a script, for notebooks."""
+"""Head scores and attention patterns as HTML pages without a script, for notebooks."""
 
 import html
 import struct
@@ -11,13 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..instruments.attribution import Attribution
 from ..instruments.heads import HeadScores
 from ..traces import BlockTrace
-from .colours import RGB, of_share, of_sign
+from .colours import RGB, of_share
 
 LARGEST = 256  # pixels of a pattern, across and down
-PARTS = 12  # of an attribution that are listed
 STYLE = """
 body { font: 14px system-ui, sans-serif; margin: 1em; color: #222; background: #fff }
 table { border-collapse: collapse; margin-bottom: 1em }
@@ -33,21 +31,6 @@ def heads_page(scores: HeadScores) -> str:
     """The three scores of every head, 0 to 1: a row for each layer, the last on top."""
     tables = [_grid(name, getattr(scores, name), of_share) for name in scores._fields]
     return _page("Head scores", *tables)
-
-
-def attribution_page(attribution: Attribution) -> str:
-    """What each head adds, and the parts that add or subtract the most."""
-    by_head = attribution.by_head
-    most = float(by_head.abs().max()) or 1.0
-    rows = "".join(
-        f"<tr><th>{html.escape(label)}</th><td>{value:+.3f}</td></tr>" for label, value in attribution.largest(PARTS)
-    )
-    return _page(
-        "Attribution",
-        f"<p>{html.escape(repr(attribution))}</p>",
-        _grid("what each head adds: blue to the logit, orange against it", by_head, lambda x: of_sign(x / most)),
-        f"<table><caption>the largest parts</caption>{rows}</table>",
-    )
 
 
 def patterns_page(block: BlockTrace) -> str:

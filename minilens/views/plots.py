@@ -85,7 +85,7 @@ def scale_nats(row: Iterable[Axes], least: float = 50.0) -> None:
 
 def depths(labels: Iterable[str], layers: Iterable[int]) -> list[float]:
     """How many blocks are done at each row."""
-    part = {"resid_pre": 0.0, "resid_mid": 0.5}
+    part = {"resid_pre": 0.0, "attn_out": 0.25, "resid_mid": 0.5, "mlp_out": 0.75}
     return [layer + part.get(label.rpartition(".")[2], 1.0) for label, layer in zip(labels, layers, strict=True)]
 
 

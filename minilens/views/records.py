@@ -68,7 +68,10 @@ def as_record(table: LensTable) -> dict[str, Any]:
 
 def patching_record(patching: Patching) -> dict[str, Any]:
     """The same of a Patching: for each site lists of layers, each a list of positions or heads."""
-    token = partial(token_record, patching.tokenizer)
+
+    def token(number: int) -> dict[str, Any] | None:
+        return token_record(patching.tokenizer, number) if number >= 0 else None  # where several texts differ
+
     return {
         "schema": 1,
         "by": patching.by,
@@ -79,6 +82,11 @@ def patching_record(patching: Patching) -> dict[str, Any]:
         "metric": {site: _numbers(values) for site, values in patching.metric.items()},
         "recovered": {site: _numbers(patching.recovered(site)) for site in patching.metric},
         "can_change": {site: values.tolist() for site, values in patching.can_change.items()},
+        **(
+            {"standard_error": {site: _numbers(patching.standard_error(site)) for site in patching.metric}}
+            if patching.texts
+            else {}
+        ),
     }
 
 

@@ -590,7 +590,7 @@ def run(commands: list[list[str]], home: Path, before: str = "", **environment: 
         env={**kept, **settings},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert (ran.returncode, ran.stderr) == (0, "")
     return [Ran(*result) for result in json.loads(ran.stdout)]
@@ -679,6 +679,7 @@ def test_without_a_network(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "lines").write_text("Once upon a time there was a girl.\n" * 9)
     folder = str(tiny("gpt2")[1])
     patching = ["patching", "Tom had a dog", "Tim had a dog", "--right", " dog"]
+    attribute = ["attribute", "Tom had a dog", "--by", "position"]
     works = [
         ["models"],
         *(["lens", "Once upon a time", "--model", name] for name in bundled()),
@@ -689,6 +690,22 @@ def test_without_a_network(tiny: Tiny, tmp_path: Path) -> None:
         ["trace", "--ids", "1 2", "--model", folder, "--out", str(tmp_path / "trace.safetensors")],
         ["walk", "Once upon a time"],
         ["diff", "gpt2", "gpt_neo"],
+        attribute,
+        [*attribute, "--json"],
+        [*attribute, "--html", str(tmp_path / "attribute.html")],
+        *([*attribute, f"--{kind}", str(tmp_path / f"attribute.{kind}")] for kind in FIGURES),
+        *(
+            [*command, *output]
+            for command in (["parts", "Once upon", "--layer", "0"], ["attention", "Once upon", "--layer", "0"])
+            for output in (
+                [],
+                ["--json"],
+                [word for kind in ("html", *FIGURES) for word in (f"--{kind}", f"{tmp_path}/{command[0]}.{kind}")],
+            )
+        ),
+        ["exercise", "gpt2", str(tmp_path / "my_gpt2.py"), "--solution"],
+        ["check", str(tmp_path / "my_gpt2.py")],
+        ["glossary", "logit"],
         patching,
         [*patching, "--json"],
         [*patching, "--html", str(tmp_path / "patching.html")],
@@ -714,10 +731,13 @@ def test_without_a_network(tiny: Tiny, tmp_path: Path) -> None:
         ["trace", "a", "--model", "gpt2", "--out", str(tmp_path / "none")],
         ["walk", "a", "--model", REPO],
         [*patching, "--model", "Salesforce/ctrl"],
+        ["attribute", "a", "--model", "gpt2"],
         ["study", "tales-gpt2", "EleutherAI/gpt-neo-125m", "--out", str(tmp_path / "none")],
         ["study", "gpt2", "--out", str(tmp_path / "none")],
         ["heads", "--model", "gpt2"],
         ["live", "gpt2", "--html", str(tmp_path / "none.html")],
+        ["attention", "a", "--layer", "0", "--model", "gpt2"],
+        ["parts", "a", "--model", "gpt2"],
         ["generate", "a", "--model", "gpt2"],
         ["geometry", "--model", "gpt2"],
         ["corpus", "gpt2", str(tmp_path / "text"), "--out", str(tmp_path / "none")],

@@ -127,6 +127,7 @@ RUNS = {
     "generate": ["a red cat", "--n", "1"],
     "trace": ["a red cat", "--out", "OUT"],
     "walk": ["a red cat"],
+    "attribute": ["a red cat", "e red cat"],
     "patching": ["a red cat", "e red cat", "--right", "A"],
     "heads": ["--length", "3"],
     "geometry": [],

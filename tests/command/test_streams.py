@@ -49,6 +49,8 @@ PRINTS = [
     "lens a --model MODEL --csv",
     "patching a b --right A --model MODEL",
     "patching a b --right A --model MODEL --json",
+    "attribute a --model MODEL",
+    "attribute a --model MODEL --json",
     "generate a --n 2 --model MODEL",
     "generate a --n 2 --model MODEL --json",
     "walk a --model MODEL",
@@ -60,6 +62,7 @@ PRINTS = [
     "verify MODEL",
     "verify MODEL --json",
     "models",
+    "glossary KL",
     "--version",
     "--help",
     "lens --help",
@@ -180,7 +183,7 @@ def test_ctrl_c_while_torch_is_imported(tmp_path: Path, way: str) -> None:
     script.write_text("import sys\nfrom minilens.__main__ import main\nsys.exit(main())\n")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(minilens.__file__).parents[1]}"}
     command = [sys.executable, *(["-m", "minilens"] if way == "-m" else [str(script)]), "--help"]
-    options: dict[str, Any] = dict(capture_output=True, text=True, timeout=50, preexec_fn=as_from_a_terminal)
+    options: dict[str, Any] = dict(capture_output=True, text=True, timeout=300, preexec_fn=as_from_a_terminal)
     ran = subprocess.run(command, env=environment, cwd=tmp_path.parent, **options)
     assert (ran.returncode, ran.stdout, ran.stderr) == (-signal.SIGINT, "", "")
 
@@ -198,7 +201,7 @@ def test_ctrl_c_is_an_exception_again_when_the_command_runs(tmp_path: Path) -> N
         "sys.exit(__main__.main())\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(minilens.__file__).parents[1])}
-    options: dict[str, Any] = dict(capture_output=True, text=True, timeout=100, preexec_fn=as_from_a_terminal)
+    options: dict[str, Any] = dict(capture_output=True, text=True, timeout=300, preexec_fn=as_from_a_terminal)
     ran = subprocess.run([sys.executable, str(script)], env=environment, **options)
     assert (ran.returncode, ran.stderr) == (130, "")
     (tmp_path / "torch.py").write_text(

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import minilens
-from minilens import Attribution, attribute, ctrl, gpt2, gpt_neo
+from minilens import Attribution, attribute, attributions, ctrl, gpt2, gpt_neo
 from minilens.checkpoint.hub import bundled
 from minilens.checkpoint.settings import Settings
 from minilens.checkpoint.tensors import Checkpoint
-from minilens.instruments import attribution, heads
+from minilens.instruments import ablation, attribution, gradients, heads, metrics, paths
+from minilens.instruments import attributions as attributions_
 from minilens.ops import linear, merge_heads
 
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -278,6 +279,57 @@ def test_several_texts(model: minilens.Model, tokens: Tensor) -> None:
         attribute(model, tokens)
 
 
+def test_attention_and_mlp_apart_and_by_position(model: minilens.Model, text: Tensor) -> None:
+    """What attention takes from each position is its weight there, and the value there through W_O and the norm."""
+    edit = minilens.then(minilens.zero(1, "attn_out"), minilens.at(0, "mlp_out", lambda x: x / 2))
+    found = attribute(model, text, token=3, edit=edit)
+    parts = contributions(found)
+    for layer in range(3):
+        mine = {label.partition(".")[2]: value for label, value in parts.items() if label.startswith(f"{layer}.")}
+        attention = sum(value for label, value in mine.items() if label.startswith(("head", "attn")))
+        mlp = sum(value for label, value in mine.items() if label.startswith("mlp"))
+        assert abs(found.attention[layer] - attention) < 1e-12 and abs(found.mlp[layer] - mlp) < 1e-12
+    assert (found.attention + found.mlp - found.by_layer).abs().max() < 1e-12
+
+    trace, found = minilens.trace(model, text), attribute(model, text, token=3, position=20)
+    assert (found.by_key.sum(-1) - found.by_head).abs().max() < 1e-10
+    W_O, block = minilens.head_weights(model, 2).W_O, trace.blocks[2]
+    write = block.pattern[0, 3, 20, 17] * (block.v[0, 3, 17] @ W_O[3])
+    stream = trace.blocks[-1].resid_post[0, 20]
+    scale = (stream.var(correction=0) + model.ln_final_eps).sqrt()
+    wanted = ((write - write.mean()) / scale * model.ln_final.w) @ model.W_U[:, 3]
+    assert abs(found.by_key[2, 3, 17] - wanted) < 1e-10 and (found.by_key[:, :, 21:] == 0).all()
+    assert torch.equal(found.by_position, found.by_key.sum(1)) and found.tokens.equal(text[0])
+
+
+def test_several_texts_side_by_side(model: minilens.Model, tokens: Tensor) -> None:
+    """Each by itself, without its padding; the mean and its error."""
+    batch, lengths = torch.cat([tokens, tokens.flip(1)[:1]]), [33, 20, 33]
+    found = attributions(model, batch, lengths=lengths, token=[3, 5, 8], against=9, neurons=range(3))
+    alone = [
+        attribute(model, batch[n : n + 1, :end], token=token, against=9, neurons=(0, 1, 2))
+        for n, (end, token) in enumerate(zip(lengths, (3, 5, 8), strict=True))
+    ]
+    assert all(a.contributions.equal(b.contributions) for a, b in zip(found.texts, alone, strict=True))
+    for name in ("by_head", "by_neuron", "mlp", "contributions"):
+        values = torch.stack([getattr(one, name) for one in alone])
+        mean, error = found.of(name)
+        assert torch.equal(mean, values.mean(0)) and torch.allclose(error, values.std(0) / 3**0.5)
+    assert found.of("by_neuron").mean.shape == (3, 50)
+    label, mean, error = found.largest(1)[0]
+    assert mean == found.of("contributions").mean[found.labels.index(label)] and error > 0
+    assert repr(found).startswith("Attributions of 3 texts to ")
+    with pytest.raises(ValueError, match="texts of several lengths have no positions in common"):
+        found.of("by_position")
+    with pytest.raises(ValueError, match='there is no "tokens" of several texts; there are contributions, by_layer'):
+        found.of("tokens")
+    with pytest.raises(ValueError, match="token must be one for all texts, or one for each of the 3; got 2"):
+        attributions(model, batch, token=[3, 5])
+
+
+EXAMPLES = (ablation, attribution, attributions_, gradients, heads, metrics, paths)
+
+
 def test_the_examples() -> None:
-    tried = [doctest.testmod(module, extraglobs={"minilens": minilens}) for module in (attribution, heads)]
-    assert [(result.failed, result.attempted > 0) for result in tried] == [(0, True), (0, True)]
+    tried = [doctest.testmod(module, extraglobs={"minilens": minilens}) for module in EXAMPLES]
+    assert [(result.failed, result.attempted > 0) for result in tried] == [(0, True)] * len(EXAMPLES)

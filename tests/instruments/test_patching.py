@@ -8,7 +8,8 @@ import torch
 from conftest import FAMILIES, Tiny
 
 import minilens
-from minilens.instruments.patching import Patching, log_probability, logit_difference, patching
+from minilens.instruments.metrics import METRICS, kl_from, log_probability, logit_difference, named_metric
+from minilens.instruments.patching import Patching, patching
 from minilens.traces import HEAD_SITES, SITES
 
 METRIC = logit_difference(17, 23)
@@ -110,7 +111,7 @@ def test_cells_side_by_side_are_cells_one_by_one(
     model, _ = minilens.load(tiny("gpt2")[1])
     together = patching(model, *texts, METRIC, sites=SITES)
     for places in (1, 40):
-        monkeypatch.setattr(sys.modules["minilens.instruments.patching"], "TOGETHER", places)
+        monkeypatch.setattr(sys.modules["minilens.instruments.cells"], "TOGETHER", places)
         alone = patching(model, *texts, METRIC, sites=SITES)
         for site in SITES:
             assert (alone.metric[site] - together.metric[site]).abs().max() < 1e-4
@@ -153,7 +154,7 @@ def test_each_sees_every_job_in_order(tiny: Tiny, texts: tuple[torch.Tensor, tor
         ({"sites": "scores"}, r'"scores" cannot be patched by position; resid_pre, q, k, v, .* can'),
         ({"sites": ("z", "mlp_out"), "by": "head"}, r'"mlp_out" cannot be patched by head; q, k, v, pattern, z can'),
         ({"sites": ()}, "sites is empty: name at least one"),
-        ({"by": "layer"}, 'by must be "position" or "head"; got "layer"'),
+        ({"by": "layer"}, 'by must be "position", "head" or "head_position"; got "layer"'),
         ({"position": 12}, "position 12 does not exist: the texts have 12 tokens, so positions 0 to 11"),
     ],
 )
@@ -166,10 +167,8 @@ def test_refusals(tiny: Tiny, texts: tuple[torch.Tensor, torch.Tensor], options:
 def test_texts_that_do_not_match(tiny: Tiny, texts: tuple[torch.Tensor, torch.Tensor]) -> None:
     model, _ = minilens.load(tiny("gpt2")[1])
     clean, corrupt = texts
-    with pytest.raises(ValueError, match=r"two texts of the same length, \[1, pos\]; got \[1, 12\] and \[1, 11\]"):
+    with pytest.raises(ValueError, match=r"two texts of the same length, .* got \[1, 12\] and \[1, 11\]"):
         patching(model, clean, corrupt[:, 1:], METRIC)
-    with pytest.raises(ValueError, match=r"got \[2, 12\] and \[2, 12\]"):
-        patching(model, torch.cat([clean, clean]), torch.cat([corrupt, corrupt]), METRIC)
     with pytest.raises(ValueError, match="for both texts, so that there is nothing to recover"):
         patching(model, clean, clean, METRIC)
 
@@ -207,3 +206,74 @@ def test_float64_stays_float64(tiny: Tiny, texts: tuple[torch.Tensor, torch.Tens
     one[0, 0] = (one[0, 0] + 1) % 101
     found = patching(model, texts[0], one, METRIC, sites="resid_pre")
     assert abs(found.recovered("resid_pre")[0, 0].item() - 1) < 1e-12
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_at_a_position(tiny: Tiny, texts: tuple[torch.Tensor, torch.Tensor], family: str) -> None:
+    """A whole forward pass for each cell; those of a head sum up nothing, but stand where both say that they do."""
+    model, _ = minilens.load(tiny(family)[1], dtype=torch.float64)
+    found = patching(model, *texts, METRIC, sites=("z", "k"), by="head_position")
+    source = minilens.trace(model, texts[0]).blocks
+    assert found.metric["z"].shape == (3, 5, 12)
+    for site, layer, head, place in (("z", 1, 4, 11), ("z", 0, 2, 5), ("k", 2, 0, 8), ("k", 1, 3, 3), ("z", 2, 1, 11)):
+        edit = minilens.patch(source[layer], site, heads=head, positions=place)
+        wanted = METRIC(minilens.trace(model, texts[1], edit=edit).logits[:, -1]).item()
+        assert abs(found.metric[site][layer, head, place] - wanted) < (1e-4 if family == "gpt_neo" else 1e-9)
+        assert found.can_change[site][layer, head, place]
+    for by, axes in (("head", -1), ("position", -2)):
+        can = patching(model, *texts, METRIC, sites=("z", "k"), by=by).can_change
+        assert all(torch.equal(can[site], found.can_change[site].any(axes)) for site in ("z", "k"))
+
+
+def test_pairs_of_texts(tiny: Tiny, tokens: torch.Tensor) -> None:
+    """Each pair by itself, without its padding; then the ratio of means, and how far pairs stray from it."""
+    model, _ = minilens.load(tiny("gpt2")[1], dtype=torch.float64)
+    clean, lengths = tokens[:, :24].reshape(4, 12), torch.tensor([12, 9, 7, 12])
+    corrupt = clean.clone()
+    corrupt[:, [2, 5]] = (corrupt[:, [2, 5]] + 5) % 101
+    metrics = [logit_difference(17, 23), logit_difference(5, 9), logit_difference(1, 2), log_probability(3)]
+    found = patching(model, clean, corrupt, metrics, sites="z", by="head", lengths=lengths)
+    alone = [
+        patching(model, a[None, :n], b[None, :n], metric, sites="z", by="head")
+        for a, b, n, metric in zip(clean, corrupt, lengths.tolist(), metrics, strict=True)
+    ]
+    assert all(torch.equal(ours.metric["z"], one.metric["z"]) for ours, one in zip(found.texts, alone, strict=True))
+    gains = torch.stack([one.metric["z"] - one.corrupt for one in alone])
+    wholes = torch.tensor([one.clean - one.corrupt for one in alone], dtype=torch.float64)[:, None, None]
+    recovered = gains.sum(0) / wholes.sum(0)
+    assert (found.recovered("z") - recovered).abs().max() < 1e-12
+    rests = gains - recovered * wholes
+    error = (rests.square().sum(0) / 3).sqrt() / 2 / abs(wholes.mean())
+    assert (found.standard_error("z") - error).abs().max() < 1e-12
+    assert found.can_change["z"].equal(torch.stack([one.can_change["z"] for one in alone]).any(0))
+    assert found.clean_tokens.tolist() == [-1] * 12 and ", means of 4 pairs of texts" in repr(found)
+    like = torch.cat([clean[:1], corrupt[:1]])
+    assert patching(model, like, like.flip(0), metrics[:2], sites="z").clean_tokens[[1, 2, 3]].tolist() == [
+        clean[0, 1], -1, clean[0, 3]
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match='by="position" takes pairs of one length, so that their positions match'):
+        patching(model, clean, corrupt, metrics, lengths=lengths)
+    with pytest.raises(ValueError, match="metric must be one for all texts, or one for each of the 4; got 3"):
+        patching(model, clean, corrupt, metrics[1:])
+    with pytest.raises(ValueError, match="one pair of texts has no standard error: give patching a batch of pairs"):
+        alone[0].standard_error("z")
+    with pytest.raises(ValueError, match="for clean and corrupt texts on average: nothing to recover"):
+        patching(model, like, like.flip(0), METRIC, sites="z")
+
+
+def test_metrics_by_name() -> None:
+    logits = torch.randn(3, 9, generator=torch.Generator().manual_seed(3))
+    logp = logits.log_softmax(-1)
+    named = {name: named_metric(name, 4, 7 if name == "logit_difference" else None)(logits) for name in METRICS}
+    assert torch.equal(named["logit_difference"], logits[:, 4] - logits[:, 7])
+    assert torch.equal(named["log_probability"], logp[:, 4]) and torch.equal(named["logit"], logits[:, 4])
+    assert torch.allclose(named["probability"], logp[:, 4].exp())
+    kl = torch.nn.functional.kl_div(logp, logp[:1].expand(3, -1), reduction="none", log_target=True).sum(-1)
+    assert torch.allclose(kl_from(logits[0])(logits), kl, atol=1e-6) and kl[0] == 0 < kl[1]
+    for (name, *ids), message in {
+        ("kl", 4): 'there is no metric "kl"; there are logit_difference, log_probability, probability, logit',
+        ("logit_difference", 4): "logit_difference takes the right token, and a wrong one as well",
+        ("logit", 4, 7): "logit takes the right token, and no wrong one",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            named_metric(name, *ids)

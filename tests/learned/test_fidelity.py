@@ -50,7 +50,7 @@ def silent(tiny: Tiny, tmp_path: Path, family: str) -> minilens.Model:
 def lens_of(model: minilens.Model, A: Tensor, b: Tensor | None = None) -> LearnedLens:
     """The same map for all rows."""
     row = RowMap.of(A, torch.zeros(D) if b is None else b)
-    sites = [EMBED, *(Site(n, name) for n in range(3) for name in minilens.lens.RESID_SITES)]
+    sites = [EMBED, *(Site(n, name) for n in range(3) for name in minilens.lens.ROW_SITES)]
     return LearnedLens("affine", dict.fromkeys(sites, row), Subject.of(model))
 
 
@@ -220,7 +220,7 @@ def test_no_change_has_no_direction(tiny: Tiny) -> None:
     [
         (Site(2, "resid_post"), None, {}, "the row 2.resid_post is the model's own output, or within the decoder: "),
         (Site(7, "resid_post"), None, {}, "layer 7 does not exist: the model's layers are 0 to 2"),
-        (Site(1, "mlp_out"), None, {}, 'the lens has no rows for "mlp_out"'),
+        (Site(1, "mlp_post"), None, {}, 'the lens has no rows for "mlp_post"'),
         (ROW, torch.zeros(2, 9).long(), {}, "each text must be of shape [1, pos], with more than 1 tokens; got [2, 9]"),
         (ROW, torch.zeros(1, 3).long(), {"skip": 3}, "with more than 3 tokens; got [1, 3]"),
         (ROW, None, {"pushes": []}, "fidelity needs at least one push and one text"),

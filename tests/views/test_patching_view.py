@@ -22,8 +22,10 @@ from rich.console import Console
 
 import minilens
 from minilens.command.main import main
-from minilens.instruments.patching import Patching, log_probability, logit_difference, patching
+from minilens.instruments.metrics import log_probability, logit_difference
+from minilens.instruments.patching import Patching, patching
 from minilens.views.patching import patching_page, patching_view
+from minilens.views.records import patching_record
 from minilens.views.tokens import token_label
 
 HOSTILE = "</td><img src=x onerror=alert(1)>$title"
@@ -418,6 +420,42 @@ def test_without_wrong_it_is_the_log_probability(gpt2: Path, capsys: Capture) ->
     assert run(capsys, *TEXTS, "--right", f"#{right}", "--model", gpt2, "--sites", "attn_out") == out
 
 
+def test_the_command_by_head_and_position_over_paths_and_with_a_metric_by_name(gpt2: Path, capsys: Capture) -> None:
+    model, tokenizer = minilens.load(gpt2)
+    assert tokenizer is not None
+    clean, corrupt = map(tokenizer.encode, TEXTS)
+    right = int(tokenizer.encode("C")[0, 0])
+    found = computed(gpt2, by="head_position", sites="z", metric=minilens.named_metric("probability", right))
+    command = (*TEXTS, "--right", "C", "--model", gpt2)
+    out = run(capsys, *command, "--by", "head_position", "--metric", "probability")
+    assert out == shown(found, 500).replace("Sue, not Tom", f"{gpt2}: probability of C, at position 5")
+    rows = [line.split()[0] for line in out.splitlines() if ".z:" in line]
+    assert rows == [f"{layer}.z:{head}" for layer in (2, 1, 0) for head in (4, 3, 2, 1, 0)]
+    assert ">2.z:4</th>" in patching_page(found) and "a head at a position" in patching_page(found)
+    record = json.loads(run(capsys, *command, "--to", "2.q:1", "--to", "1.mlp_post", "--frozen", "attn_out", "--json"))
+    path = minilens.path_patching(
+        model, clean, corrupt, log_probability(right), to=[(2, "q", 1), (1, "mlp_post")], frozen="attn_out"
+    )
+    assert record["metric"]["z"] == path.metric["z"].tolist()
+    assert (record["to"], record["frozen"], record["by"]) == (["2.q:1", "1.mlp_post"], ["attn_out"], "head")
+    direct = minilens.path_patching(model, clean, corrupt, log_probability(right), tokenizer=tokenizer)
+    title = f"{gpt2}: log-probability of C, at position 5, straight to logits"
+    assert run(capsys, *command, "--to", "logits") == shown(direct, 500).replace("Sue, not Tom", title)
+
+
+def test_means_over_pairs_show_the_tokens_that_all_have() -> None:
+    """And the standard error is in the data, beside what it is of."""
+    found = made("position")
+    more = replace(found, clean_tokens=torch.tensor([4, *CLEAN[1:]]), clean=2.5)
+    several = replace(found, texts=(found, more), clean_tokens=torch.tensor([-1, *CLEAN[1:]]), clean=2.0)
+    assert shown(several).splitlines()[-1] == "means of 2 pairs of texts" and "means of 2 pairs" in patching_page(
+        several
+    )
+    record = patching_record(several)
+    assert record["clean_tokens"][0] is None and record["standard_error"]["q"] == several.standard_error("q").tolist()
+    assert several.standard_error("q").shape == found.metric["q"].shape and several.standard_error("q").max() > 0
+
+
 def test_files(gpt2: Path, capsys: Capture, tmp_path: Path) -> None:
     command = (*TEXTS, *TOKENS, "--model", gpt2, "--sites", "z")
     page, png, svg = (tmp_path / name for name in ("a.html", "a.png", "a.svg"))
@@ -461,7 +499,10 @@ REFUSALS = [
     ((*TEXTS, "--right", "C", "--wrong", "C"), "the metric is 0 for both texts, so that there is nothing to recover"),
     (("ABC", "ABC", *TOKENS), "the metric is "),
     (TEXTS, "the following arguments are required: --right (see minilens patching --help)"),
-    ((*TEXTS, *TOKENS, "--by", "layer"), 'by must be "position" or "head"; got "layer"'),
+    ((*TEXTS, *TOKENS, "--to", "2.q:1@3"), "--to takes no positions: a receiver is a value at all of them, such as"),
+    ((*TEXTS, *TOKENS, "--to", "here"), "an edit is named like 5.attn_out, 5.z:0,3 (heads)"),
+    ((*TEXTS, *TOKENS, "--metric", "logit"), "logit takes the right token, and no wrong one: leave it out"),
+    ((*TEXTS, *TOKENS, "--by", "layer"), 'by must be "position", "head" or "head_position"; got "layer"'),
     ((*TEXTS, *TOKENS, "--sites", ""), '"" cannot be patched by position; resid_pre, q, '),
     (
         (*TEXTS, *TOKENS, "--by", "head", "--sites", "mlp_out"),

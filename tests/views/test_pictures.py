@@ -1,4 +1,4 @@
-"""Pictures of heads, attributions and patterns: what a notebook shows of them."""
+"""Pictures of heads and patterns: what a notebook shows of them."""
 
 import re
 import zlib
@@ -14,7 +14,7 @@ from torch import Tensor
 import minilens
 from minilens.views import pictures
 from minilens.views.colours import AWAY, CIVIDIS, NEUTRAL, TOWARDS, of_share, of_sign
-from minilens.views.pictures import attribution_page, heads_page, patterns_page
+from minilens.views.pictures import heads_page, patterns_page
 
 
 @pytest.fixture
@@ -46,13 +46,6 @@ def test_a_table_for_each_score(model: minilens.Model) -> None:
     scores = minilens.head_scores(model, length=5)
     rows = numbers(heads_page(scores))
     assert rows == [[f"{score:.2f}" for score in layer] for kind in scores for layer in kind.flip(0).tolist()]
-
-
-def test_an_attribution_has_its_heads_and_largest_parts(model: minilens.Model, tokens: Tensor) -> None:
-    attribution = minilens.attribute(model, tokens[:1])
-    rows = numbers(attribution_page(attribution))
-    assert rows[:3] == [[f"{value:.2f}" for value in layer] for layer in attribution.by_head.flip(0).tolist()]
-    assert rows[3:] == [[f"{value:+.3f}"] for _, value in attribution.largest(12)]
 
 
 def test_a_picture_is_the_pattern(model: minilens.Model, tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

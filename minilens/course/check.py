@@ -1,0 +1,147 @@
+"""A student's file beside the family: each line run with the right inputs, and held against what the model gives.
+
+Functions come first, on the arguments with which the solution calls them. Then `block` is run one statement at a time.
+What calls a function that is wrong, or not written yet, gets the solution's. After each statement the names that it
+gives have the model's values. So each mistake is found at its own line. Where every line is right, the whole is run as
+it stands.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..loading import load
+from ..model import Model
+from . import diagnosis
+from .compare import tells
+from .lines import LineResult, Lines, raised
+from .program import Program, line_in, read_program
+from .reference import WINDOW, Reference, as_class, cloned, reference_of, shortened, value_of
+
+TOGETHER = "all together"
+CLOSE = 1e-3  # of the largest logit: float32 through all blocks
+
+
+def check(source: str, path: str, *, each: Callable[[LineResult], object] = bool) -> tuple[LineResult, ...]:
+    """Each line of a file that `exercise` began, in the order of the solution; last, all together.
+
+    path: the name of the file, for errors. each: gets every result as soon as it is there. The code of the file runs
+    here and now: course/student.py does the same in a process of its own. Raises ValueError for what is no such file.
+    """
+    found = []
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # so that torch.zeros and the like fit the model
+    try:
+        with torch.no_grad():
+            for result in _checked(source, path):
+                found.append(result)
+                each(result)
+    finally:
+        torch.set_default_dtype(before)
+    return tuple(found)
+
+
+def _checked(source: str, path: str) -> Iterator[LineResult]:
+    try:
+        student = read_program(source, path)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ValueError) and line_in(error, path) is None:
+            raise
+        raise ValueError(f"{Path(path).name}, line {line_in(error, path)}: {raised(error)}") from error
+    reference = reference_of(student.family)
+    is_right = True
+    parts = {part: student.part(part) for part in reference.program.parts}
+    weights = list(_tensors(reference.model))
+    versions = [each._version for each in weights]
+    replaced = set(reference.program.functions)  # by those of the solution, until they are known to be right
+    for part, function in parts.items():
+        if function is None:
+            results = [LineResult(0, part, "missing", f"there is no function {part}")]
+        else:
+            with _forced(student, reference, replaced) as model:
+                if part == "block":
+                    results = list(Lines(student, reference, model).results())
+                else:
+                    args = (model,) if part in student.methods else ()
+                    results = [_function(student, reference, part, function, args)]
+        if versions != [each._version for each in weights]:
+            reference_of.cache_clear()  # its weights are others now
+            yield LineResult(student.parts[part].lineno, part, "wrong", "it writes into the weights of the model")
+            return
+        if all(result.verdict == "right" for result in results):
+            replaced.discard(part)
+        else:
+            is_right = False
+        yield from results
+    if is_right:
+        yield _together(student, reference)
+
+
+def _tensors(whole: Any) -> Iterator[Tensor]:
+    """All tensors of a model."""
+    if isinstance(whole, Tensor):
+        yield whole
+    elif isinstance(whole, tuple):
+        for each in whole:
+            yield from _tensors(each)
+    elif hasattr(whole, "__dataclass_fields__"):
+        yield from _tensors(tuple(vars(whole).values()))
+
+
+@contextmanager
+def _forced(student: Program, reference: Reference, replaced: set[str]) -> Iterator[Any]:
+    """Within, these functions are the solution's, and so are all methods of the model that is given."""
+    program = reference.program
+    before = dict(student.values)
+    student.values.update({part: program.values[part] for part in replaced})
+    methods = {part: vars(program.model)[part] for part in program.methods}
+    try:
+        yield as_class(type(student.model.__name__, (student.model,), methods), reference.model)
+    finally:
+        student.values.clear()
+        student.values.update(before)
+
+
+def _function(
+    student: Program, reference: Reference, part: str, function: Callable[..., Any], model: tuple[Model, ...]
+) -> LineResult:
+    """A function or a method, on the arguments of the solution's own calls."""
+    line = student.parts[part].body[-1].lineno
+    seen, wrong = [], ""
+    for args, real in reference.calls[part]:
+        given = cloned(args)
+        try:
+            mine = value_of(function(*model, *given))
+        except (Exception, SystemExit) as error:
+            return LineResult(line_in(error, student.path) or line, part, "wrong", raised(error))
+        if mine is Ellipsis:
+            return LineResult(line, part, "not written")
+        if any(each._version for each in given if isinstance(each, Tensor)):
+            return LineResult(line, part, "wrong", "it writes into a tensor that it was given; make a new one")
+        seen.append((args, mine))
+        told = tells(mine, real, reference.axes(part))
+        wrong = wrong or (f"it {told}" if told else "")
+    mistake = diagnosis.of_calls(reference, part, seen) if wrong else ""
+    return LineResult(line, part, "wrong" if wrong else "right", wrong, mistake)
+
+
+def _together(student: Program, reference: Reference) -> LineResult:
+    """The student's own model, run as it stands on float32 weights, as it would be used."""
+    torch.set_default_dtype(torch.float32)
+    weights = shortened(load(reference.name)[0], window=WINDOW)
+    real = value_of(as_class(reference.program.model, weights).lens(reference.tokens))
+    try:
+        mine = value_of(as_class(student.model, weights).lens(reference.tokens))
+    except (Exception, SystemExit) as error:
+        return LineResult(line_in(error, student.path) or 0, TOGETHER, "wrong", raised(error))
+    finally:
+        torch.set_default_dtype(torch.float64)
+    if isinstance(mine, Tensor) and mine.shape == real.shape:
+        if (mine - real).abs().max() < CLOSE * real.abs().max():
+            return LineResult(0, TOGETHER, "right")
+        return LineResult(0, TOGETHER, "wrong", "the logits differ, though each line is right: does one keep a value?")
+    return LineResult(0, TOGETHER, "wrong", f"the logits {tells(mine, real, 'row batch pos d_vocab')}")

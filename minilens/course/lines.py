@@ -1,0 +1,173 @@
+"""`block` of a student's file, one statement at a time.
+
+After each statement the names that it gives have the model's values again. So a wrong line does not make the next one
+wrong, and a line that is not written yet is filled in.
+"""
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from ..model import Model
+from . import diagnosis
+from .compare import tells
+from .diagnosis import Written
+from .program import Names, Program, line_in
+from .reference import AXES, Block, Reference, cloned
+
+Verdict = Literal["right", "not written", "missing", "wrong"]
+RANK: tuple[Verdict, ...] = ("right", "not written", "missing", "wrong")  # of two the later one counts
+
+
+@dataclass(frozen=True)
+class LineResult:
+    """What became of one line of `block`, of a function or of a method."""
+
+    line: int  # of the student's file; 0 where it is not there
+    name: str  # of the value or the function
+    verdict: Verdict
+    told: str = ""  # how it differs, or what it raised
+    mistake: str = ""  # the known mistake that gives these numbers
+
+
+class Outcome(NamedTuple):
+    """One statement of `block`, run in one layer: what became of it, and the values that it gave."""
+
+    result: LineResult
+    written: dict[str, Written]
+
+
+class Lines:
+    """The statements of `block` in a student's file."""
+
+    def __init__(self, student: Program, reference: Reference, model: Model) -> None:
+        self.student, self.reference, self.model = student, reference, model
+        self.statements = student.statements()
+        mine = [(at, name) for at, each in enumerate(self.statements) for name in each.names]
+        real = [(at, name) for at, each in enumerate(reference.statements) for name in each.names if name in AXES]
+        # Which statement of the solution gives the value that a statement here should give. Where a name is given as
+        # often as there, each time; else the last time.
+        self.places: dict[tuple[int, str], int] = {}
+        for name in {name for _, name in real}:
+            ours, theirs = ([at for at, each in side if each == name] for side in (mine, real))
+            if len(ours) != len(theirs):
+                ours, theirs = ours[-1:], theirs[-1:] if ours else []
+            self.places |= {(at, name): place for at, place in zip(ours, theirs, strict=True)}
+        self.last = {name: at for at, name in mine}
+
+    def results(self) -> Iterator[LineResult]:
+        """What became of each statement, in all layers."""
+        runs = [self._outcomes(block) for block in self.reference.blocks]
+        for at in sorted({at for run in runs for at in run}):
+            outcomes = [(block, run[at]) for block, run in zip(self.reference.blocks, runs, strict=True) if at in run]
+            block, worst = max(outcomes, key=lambda each: RANK.index(each[1].result.verdict))  # of two the first
+            result = worst.result
+            if result.told and block.layer:
+                result = replace(result, told=f"in layer {block.layer} {result.told}")
+            written = [(block, outcome.written) for block, outcome in outcomes if outcome.written]
+            if result.verdict == "wrong" and worst.written:
+                result = replace(result, mistake=diagnosis.of_statement(self.reference, written, self._own()))
+            yield result
+        yield from self._absent()
+
+    def _absent(self) -> Iterator[LineResult]:
+        """Values that the student's lines read, and that none of them gives."""
+        read = {node.id for node in ast.walk(self.student.parts["block"]) if isinstance(node, ast.Name)}
+        for name in AXES.keys() & (read - self.last.keys()):
+            yield LineResult(0, name, "missing", f"no line of block gives {name}, and others read it")
+
+    def _outcomes(self, block: Block) -> dict[int, Outcome]:
+        """What became of each statement in one layer.
+
+        A name that is given a value in several steps may be right at the end, though the steps are others.
+        """
+        found = self._run(block, set())
+        steps = {
+            name
+            for at, name in self.places
+            if at != self.last[name] and at in found and found[at].result.verdict == "wrong"
+        }
+        if steps:
+            again = self._run(block, steps)
+            if all(again[self.last[name]].result.verdict == "right" for name in steps):
+                return again
+        return found
+
+    def _run(self, block: Block, free: set[str]) -> dict[int, Outcome]:
+        """Run the statements in one layer. free: names whose values on the way are not looked at, but for the last."""
+        reference = self.reference
+        args = [block.before[0][arg.arg] for arg in reference.program.parts["block"].args.args]
+        names: Names = {**self.student.values, **self.student.arguments("block", (self.model, *cloned(args[1:])))}
+        given = {name for _, name in self.places}
+        for at, statement in enumerate(reference.statements):  # what no line here gives
+            names |= {name: block.value(at, name) for name in statement.names if name in AXES.keys() - given}
+        found: dict[int, Outcome] = {}
+        held: dict[str, Tensor] = {}
+        for at, (node, assigned) in enumerate(self.statements):
+            due = {
+                name: Written(None, self.places[at, name])
+                for name in assigned
+                if (at, name) in self.places and (name not in free or self.last[name] == at)
+            }
+            result = LineResult(node.lineno, ", ".join(due or assigned), "right")
+            written: dict[str, Written] = {}
+            try:
+                self.student.run(node, names)
+            except (Exception, SystemExit) as error:
+                line, told = line_in(error, self.student.path), f"{raised(error)}{_shapes(node, names)}"
+                found[at] = Outcome(replace(result, line=line or node.lineno, verdict="wrong", told=told), {})
+            else:
+                written = {n: Written(names[n], each.at) for n, each in due.items() if names[n] is not Ellipsis}
+                touched = [name for name, value in held.items() if value._version and name not in due]
+                if due or touched:
+                    found[at] = Outcome(self._judged(block, result, due, written, touched), written)
+            for name, each in due.items():
+                held[name] = names[name] = block.value(each.at, name).clone()
+            for name in {*held} - {*due}:
+                if held[name]._version:
+                    del held[name]
+        return found
+
+    def _judged(
+        self,
+        block: Block,
+        result: LineResult,
+        due: Mapping[str, Written],
+        written: Mapping[str, Written],
+        touched: Sequence[str],
+    ) -> LineResult:
+        """A statement that ran, by the values that it gave."""
+        if touched:
+            told = f"it writes into {touched[0]}, which is read as it was; make a new tensor"
+            return replace(result, verdict="wrong", told=told)
+        for name, (mine, at) in written.items():
+            real = block.value(at, name)
+            axes = AXES[name] if real.ndim == len(AXES[name].split()) else AXES["resid_pre"]  # before it is split
+            if told := tells(mine, real, axes):
+                return replace(result, verdict="wrong", told=f"{name} {told}")
+        return result if len(written) == len(due) else replace(result, verdict="not written")
+
+    def _own(self) -> set[int]:
+        """The statements of the solution none of whose values a line here gives."""
+        given = set(self.places.values())
+        return {
+            at for at, each in enumerate(self.reference.statements) if at not in given and set(each.names) & AXES.keys()
+        }
+
+
+def _shapes(node: ast.stmt, names: Names) -> str:
+    """The shapes of what a statement reads."""
+    read = {each.id: names.get(each.id) for each in ast.walk(node) if isinstance(each, ast.Name)}
+    told = [f"{name} is {list(each.shape)}" for name, each in read.items() if isinstance(each, Tensor)]
+    return f" (here {', '.join(told)})" if told else ""
+
+
+def raised(error: BaseException) -> str:
+    """An error in a student's line, in one sentence."""
+    told = " ".join(str(error).split())
+    if isinstance(error, SystemExit):
+        return "it ends the process (SystemExit); take the exit away"
+    return f"it raises {type(error).__name__}{f': {told}' if told else ''}"

@@ -432,7 +432,8 @@ PARTS_OF_VIEWS = """
     colours.of_share colours.of_sign corpus_page.corpus_picture corpus_record.called
     corpus_record.mean_and_error corpus_terminal.corpus_summary corpus_terminal.names corpus_terminal.nats
     course.check_view course.summary course.wrong_lines
-    diff.departures diff.diff_view fit_terminal.fit_table grid.fit grid.in_panels heads.strongest
+    diff.departures diff.diff_view fit_record.fit_lines fit_record.fit_record
+    fit_terminal.fit_table grid.fit grid.in_panels heads.strongest
     heatmap.add_axes heatmap.cell_size heatmap.label_axes heatmap.write_cells lens_panels.long_name
     lens_page.attention_record lens_page.table_record
     lens_panels.of_one_text lens_panels.panel lens_panels.spread lens_panels.stat lens_panels.stats_for

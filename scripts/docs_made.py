@@ -24,7 +24,7 @@ LOADING = "How the model is loaded"
 SHARED = {
     "The text": ("file", "ids", "bos"),
     "Edits": ("zero", "mean", "patch", "source"),
-    "Files": ("html", "png", "svg", "pdf", "overwrite"),
+    "Files": ("html", "png", "svg", "pdf", "dpi", "overwrite"),
     LOADING: ("revision", "ignore_key", "device", "dtype"),
 }
 

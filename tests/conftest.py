@@ -217,6 +217,6 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     for page in pages:
         page.close()
     assert broken == []
-    asked = [url for url in asked if urlsplit(url).scheme != "data"]  # what a page holds itself
+    asked = [url for url in asked if urlsplit(url).scheme not in ("data", "blob")]  # what a page holds itself
     assert [url for url in asked if urlsplit(url).scheme != "file"] == []
     assert len(asked) == len(pages)  # each file itself, and nothing else

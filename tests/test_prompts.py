@@ -435,7 +435,9 @@ PARTS_OF_VIEWS = """
     diff.departures diff.diff_view fit_record.fit_lines fit_record.fit_record
     fit_terminal.fit_table grid.fit grid.in_panels heads.strongest
     heatmap.add_axes heatmap.cell_size heatmap.label_axes heatmap.write_cells lens_panels.long_name
+    lens_page.attention_record lens_page.table_record
     lens_panels.of_one_text lens_panels.panel lens_panels.spread lens_panels.stat lens_panels.stats_for
+    one_file.as_json one_file.one_file
     notebook.heads_html notebook.patterns_html notebook.show_in_notebooks
     attribution.asked attribution.columns attribution.legend attribution.outside attribution.panel attribution.several
     patching.columns patching.legend patching.panels shaded.exact shaded.in_terminal shaded.page shaded.signed
@@ -578,6 +580,7 @@ COMMANDS = {
         ["--n", "1", "--patch", "0.z@0", "--from=TEXT", "--", "TEXT"],
         ["--n", "1", "--json", "--", "TEXT"],
     ],
+    "live": [["--html", "OUT.html", "--text=TEXT"]],
     "parts": [["--positions=-2:", "--", "TEXT"], ["--layer", "0", "--most", "1", "--json", "--", "TEXT"]],
     "attention": [
         ["--layer", "0", "--", "TEXT"],
@@ -608,7 +611,17 @@ FIGURES = {
     "attention": [["--layer", "0", *EVERY_FILE, "--", "TEXT"]],
     "study": [["--word=TEXT", "--out", "OUT"]],
 }
-NO_TEXT = {"check", "diff", "exercise", "geometry", "glossary", "heads", "models", "verify"}  # names, or the source
+NO_TEXT = {
+    "check",
+    "diff",
+    "exercise",
+    "geometry",
+    "glossary",
+    "heads",
+    "models",
+    "serve",
+    "verify",
+}  # names, or the source
 FILES = {"corpus", "fit"}  # they read whole files
 
 
@@ -633,7 +646,7 @@ def run_with(text: str, name: str, arguments: list[str], model: Path, folder: Pa
     out = folder / "out"
     words = [word.replace("TEXT", text).replace("OUT", str(out)) for word in arguments]
     options = [] if name == "study" else ["--overwrite"] if f"{out}" in " ".join(words) else []
-    head = [name, str(model), "--overwrite"] if name == "study" else [name, "--model", str(model), *options]
+    head = [name, str(model), "--overwrite"] if name in ("study", "live") else [name, "--model", str(model), *options]
     status, stdout, stderr = ran(*head, *words)
     valid = not re.search("[\ud800-\udfff]", text)
     said = [line for line in stderr.splitlines() if not re.search(" has no space before it: did you mean ", line)]

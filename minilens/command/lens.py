@@ -64,6 +64,7 @@ class Request:
     style: str | None = option(
         metavar="STYLE", help=f"figures as the posts have them: {' or '.join(STYLES)} (default: as the terminal)"
     )
+    title: str | None = option(help="of the page and of figures (default: the model; of figures nothing)")
     files: Files
 
     def __post_init__(self) -> None:
@@ -84,6 +85,8 @@ class Request:
             raise ValueError("--style is for figures: --png, --svg, --pdf")
         if self.style is not None and self.style not in STYLES:
             raise ValueError(f'there is no style "{self.style}"; there are {", ".join(STYLES)}')
+        if self.title is not None and not (page or figures):
+            raise ValueError("--title is for --html and for figures")
         if self.patterns is not None:
             if not page:
                 raise ValueError("--patterns is for --html")
@@ -196,7 +199,7 @@ def _write(
 ) -> None:
     """The page and the figures."""
     changes = [f"ignoring {key}" for key in request.source.model.loading.reading.ignore_key] + request.edits.names
-    title = ", ".join([request.source.model.name, *changes])
+    title = ", ".join([request.title or request.source.model.name, *changes])
     page = figure = None
     if request.files.html:
         from ..views.lens_page import lens_page
@@ -205,7 +208,8 @@ def _write(
     if request.files.figures:
         from ..views.lens_figure import lens_figure
 
-        figure = lens_figure(tables, show=request.panels, style=request.style, title=title if changes else "")
+        above = title if changes or request.title else ""
+        figure = lens_figure(tables, show=request.panels, style=request.style, title=above)
     request.files.write(page, figure)
 
 

@@ -28,9 +28,11 @@ from . import (
     glossary,
     heads,
     lens,
+    live,
     models,
     parts,
     patching,
+    serve,
     study,
     trace,
     verify,
@@ -41,6 +43,8 @@ from .outputs import say, with_signs
 
 MODULES = (
     lens,
+    live,
+    serve,
     generate,
     trace,
     walk,

@@ -32,9 +32,14 @@ class Files:
     png: Path | None = option(metavar="FILE", help="draw it as PNG; needs matplotlib")
     svg: Path | None = option(metavar="FILE", help="draw it as SVG; needs matplotlib")
     pdf: Path | None = option(metavar="FILE", help="draw it as PDF; needs matplotlib")
+    dpi: int | None = option(help="pixels of the PNG for each inch, from 30 to 1200 (default: 150)")
     overwrite: bool = option(help="replace files that exist")
 
     def __post_init__(self) -> None:
+        if self.dpi is not None and (self.png is None or not 30 <= self.dpi <= 1200):
+            raise ValueError(
+                "--dpi is for --png" if self.png is None else f"--dpi must be from 30 to 1200; got {self.dpi}"
+            )
         for kind, path in self.given.items():
             if kind != "html" and path.suffix.lower() != f".{kind}":
                 raise ValueError(f"the name of the file for --{kind} must end in .{kind}; got {str(path)!r}")
@@ -62,7 +67,7 @@ class Files:
         if figure is not None:
             from ..views.plots import drawn
 
-            contents |= {path: drawn(figure, path.suffix) for path in self.figures}
+            contents |= {path: drawn(figure, path.suffix, dpi=self.dpi) for path in self.figures}
         write(contents, overwrite=self.overwrite)
         for path in contents:
             say(f"{path} is written")

@@ -1,17 +1,15 @@
 """The lens as one HTML file, which opens from disk and asks no server for anything.
 
-The numbers go into the file as JSON, and the template beside this file, lens_page.html, draws them. In that JSON every
-array of a statistic is flat, in the order [row, pos] or [row, pos, k]; tokens are ids, and one map gives their labels.
+The numbers go into the file as JSON, and the scripts in the folder page/ draw them. In that JSON every array of a
+statistic is flat, in the order [row, pos] or [row, pos, k]; tokens are ids, and one map gives their labels.
 
 An attention pattern is base64: for each query in turn the keys up to itself, 16 bits each, low byte first. Such a
 number is a weight times STEPS, or HIDDEN where the query does not see the key.
 """
 
-import json
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,10 +21,9 @@ from ..traces import BlockTrace
 from ..vocab import TokenStats, Top
 from .colours import CIVIDIS
 from .lens_panels import ENDS, of_one_text
+from .one_file import one_file
 from .tokens import printable, token_label
 
-TEMPLATE = Path(__file__).with_name("lens_page.html")
-MARK = "PUT THE DATA HERE"
 STEPS = 65_000  # an odd number of them to a thousandth, so that a weight rounds to the same three decimals as its steps
 HIDDEN = 65_535
 LARGEST = 15_000_000  # bytes of a page with attention patterns
@@ -55,17 +52,17 @@ def lens_page(
     tables = of_one_text(tables)
     if not all(table.stats for table in tables):
         raise ValueError("lens_page has nothing to show of a table without any statistic")
-    attention = _attention(tables, tokens, patterns)
+    attention = attention_record(tables, tokens, patterns)
     named = set(attention["tokens"] if attention else ()).union(*map(_tokens, tables))
     record = {
         "title": printable(title),
         "scale": CIVIDIS,
         "ends": ENDS,
         "tokens": {token: token_label(tables[0].tokenizer, token) for token in sorted(named)},
-        "tables": [_table(table) for table in tables],
+        "tables": [table_record(table) for table in tables],
         "attention": attention,
     }
-    page = TEMPLATE.read_text(encoding="utf-8").replace(MARK, _json(record), 1)
+    page = one_file(record)
     if attention and len(page) > LARGEST:  # the page is ASCII
         sizes = [sum(map(len, heads)) for heads in attention["heads"]]
         room = max(0, LARGEST - (len(page) - sum(sizes))) // max(sizes)
@@ -76,7 +73,7 @@ def lens_page(
     return page
 
 
-def _table(table: LensTable) -> dict[str, Any]:
+def table_record(table: LensTable) -> dict[str, Any]:
     """All that the table holds; top, the standings and the other statistics only where they are there."""
     stats = sorted(table.stats.items(), key=lambda item: (*STATS, item[0]).index(item[0]))  # a set has made their order
     standings = {name: _standing(value) for name, value in stats if isinstance(value, TokenStats) and name != "tracked"}
@@ -120,7 +117,7 @@ def _tracked(tracked: TokenStats) -> list[dict[str, Any]]:
     return [_standing(TokenStats(*(part[..., t] for part in tracked))) for t in range(tracked.rank.shape[-1])]
 
 
-def _attention(
+def attention_record(
     tables: Sequence[LensTable], tokens: Tokens | None, blocks: Iterable[BlockTrace] | None
 ) -> dict[str, Any] | None:
     """The patterns of these blocks; no more of them than are known to be too many for a page."""
@@ -195,9 +192,3 @@ def _short(value: float) -> float:
 def _exact(logprob: float) -> float:
     """Four decimals as well, since the page shows exp(logprob) with three digits."""
     return float(f"{logprob:.4f}") if abs(logprob) >= 1 else _short(logprob)
-
-
-def _json(record: dict[str, Any]) -> str:
-    """As small as JSON can be, in ASCII, with nothing in it that could end the script element it stands in."""
-    text = json.dumps(record, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -111,8 +111,9 @@ def save_figure(path: str | Path, figure: Figure) -> None:
         new.write_bytes(content)
 
 
-def drawn(figure: Figure, suffix: str, *, svg_text: bool = False) -> bytes:
-    """A figure as the content of a .png, .svg or .pdf file. svg_text: letters as text, which are few bytes.
+def drawn(figure: Figure, suffix: str, *, svg_text: bool = False, dpi: int | None = None) -> bytes:
+    """A figure as the content of a .png, .svg or .pdf file. svg_text: letters as text, which are few bytes. dpi:
+    pixels of an inch, by default the figure's own.
 
     Raises ValueError for another suffix.
     """
@@ -126,7 +127,7 @@ def drawn(figure: Figure, suffix: str, *, svg_text: bool = False) -> bytes:
     content = io.BytesIO()
     letters = "none" if svg_text else rcParams["svg.fonttype"]
     with rc_context({"svg.hashsalt": "minilens", "svg.fonttype": letters}):  # without the first its ids come by lot
-        figure.savefig(content, format=suffix[1:].lower(), metadata=undated[suffix.lower()])
+        figure.savefig(content, format=suffix[1:].lower(), metadata=undated[suffix.lower()], dpi=dpi or "figure")
     return content.getvalue()
 
 

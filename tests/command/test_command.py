@@ -251,6 +251,9 @@ def test_the_figures(gpt2: Path, tmp_path: Path, capsys: Capture) -> None:
     options = [option for kind, path in files.items() for option in (f"--{kind}", path)]
     assert lens(capsys, TEXT, "--model", gpt2, *options, "--show", "logit,rank", "--style", "2020") == ""
     assert lens(capsys, TEXT, "--model", gpt2, *options, "--decoder", "final,mlp", "--track", "#7", "--overwrite") == ""
+    size = int.from_bytes(files["png"].read_bytes()[16:20], "big")  # its width
+    assert lens(capsys, TEXT, "--model", gpt2, *options, "--dpi", "75", "--title", "A title", "--overwrite") == ""
+    assert abs(int.from_bytes(files["png"].read_bytes()[16:20], "big") - size / 2) <= 1
     begins = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
     assert all(path.read_bytes().startswith(begins[kind]) for kind, path in files.items())
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from ..model import run
 from ..ops import check_layer
-from ..views.attention import attention_page, attention_record, attention_view
 from ..views.tokens import text_label
 from .edits import Edits
 from .inputs import Source, places
@@ -33,6 +32,8 @@ class Request:
 
 def attention(request: Request) -> None:
     """Show where each query looks."""
+    from ..views.attention import attention_page, attention_record, attention_view
+
     model, tokenizer, tokens = request.source.read()
     layer, head = request.layer, request.head
     check_layer(layer, model.n_layers)

@@ -9,7 +9,6 @@ import torch
 from ..checkpoint.tokenizer import Tokenizer
 from ..instruments.attributions import attributions
 from ..shapes import Tokens
-from ..views.attribution import asked, attribution_page, attribution_record, attribution_view
 from ..views.tokens import text_label
 from .edits import Edits
 from .inputs import ModelChoice, Opening, named_token, read_text
@@ -73,6 +72,8 @@ class Request:
 
 def attribute(request: Request) -> None:
     """Show what each part adds to a logit."""
+    from ..views.attribution import asked, attribution_page, attribution_record, attribution_view
+
     model, tokenizer = request.model.loading.load_reader(request.model.name, "a text")
     tokens, lengths = request.texts.read(tokenizer)
     given = {"token": request.token, "against": request.against}

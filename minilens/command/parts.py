@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from ..instruments.parts import parts as parts_of
-from ..views.parts import SHOWN, parts_page, parts_record, parts_view
 from ..views.tokens import text_label
 from .edits import Edits
 from .inputs import Source, places, words
@@ -26,8 +25,8 @@ class Request:
     most: int | None = option(help=f"parts to show: those of the largest norm (default: all, of neurons {NEURONS})")
     positions: str | None = option(help="columns, as in Python: 0,3,-1 or 5:10 or -3:")
     show: str | None = option(
-        help=f"what cells show, with commas: {', '.join(SHOWN)} (default: ratio,raised; of one position "
-        "ratio,cosine,share,raised)"
+        help="what cells show, with commas: norm, ratio, cosine, share, raised, lowered, alone (default: ratio,raised; "
+        "of one position ratio,cosine,share,raised)"
     )
     top_k: int = option(default=4, help="tokens to name, with one position and in --json (default: %(default)s)")
     json: bool = option(help="print all numbers as JSON")
@@ -43,6 +42,8 @@ class Request:
 
 def parts(request: Request) -> None:
     """Show what each part writes."""
+    from ..views.parts import parts_page, parts_record, parts_view
+
     model, tokenizer, tokens = request.source.read()
     found = parts_of(
         model,

@@ -137,13 +137,13 @@ class _Reference:
         for text in self.texts:
             for block in run(self.model, self.model.embed(text)):
                 for site in sites:
-                    value = pad(getattr(block, site).double(), (0, 0, 0, longest - text.shape[1]))
+                    value = pad(getattr(block, site).cpu().double(), (0, 0, 0, longest - text.shape[1]))
                     sums[block.layer][site] = value + sums[block.layer].get(site, 0)
         ends = torch.tensor([text.shape[1] for text in self.texts], device="cpu")
         n = (torch.arange(longest, device="cpu") < ends[:, None]).sum(0)
 
         def mean(total: Tensor) -> Tensor:
-            where = n.to(total.device)[:, None]
+            where = n[:, None]
             return total / where if by_position else total.sum(-2, keepdim=True) / where.sum()
 
         return [{site: mean(total) for site, total in layer.items()} for layer in sums]
@@ -168,9 +168,7 @@ class _Reference:
                     found = {site: torch.zeros_like(value) for site, value in found.items()}
                 elif means:
                     n, layer = text.shape[1], means[block.layer]
-                    found = {
-                        site: layer[site][..., :n, :].to(value.dtype).expand_as(value) for site, value in found.items()
-                    }
+                    found = {site: layer[site][..., :n, :].to(value).expand_as(value) for site, value in found.items()}
                 yield found
 
         return of

@@ -84,7 +84,7 @@ class Subject:
                 swap = swapped(here, ours[site], by, places)
                 for block in run(self.model, resid, start=layer, edit=swap):
                     resid = block.resid_post
-                grid.metric[site][layer][tuple(places.mT.cpu())] = self.measured(resid).double().cpu()
+                grid.metric[site][layer][tuple(places.mT.cpu())] = self.measured(resid).cpu().double()
         return grid
 
     def batches(self, differs: Bool[Tensor, "*place"]) -> tuple[Tensor, ...]:

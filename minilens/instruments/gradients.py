@@ -175,7 +175,7 @@ def _gradients(subject: Subject, resid: Tensor, values: Sequence[Tensor]) -> Seq
 def _estimate(grid: Grid, subject: Subject, ours: Tensor, theirs: Tensor, gradient: Tensor, at: Site, by: str) -> None:
     """Put into the grid what a gradient says of one value. Where nothing can change, it says nothing."""
     differs = subject.differs(ours, theirs, at, by).cpu()
-    change = fold(((ours - theirs).double() * gradient.double()).sum(-1)[0], by, torch.sum).cpu()
+    change = fold(((ours - theirs).cpu().double() * gradient.cpu().double()).sum(-1)[0], by, torch.sum)
     grid.can_change[at.name][at.layer] = differs
     grid.metric[at.name][at.layer] = torch.where(differs, subject.value + change, subject.value)
 

@@ -90,7 +90,7 @@ def path_patching(
                 resid = theirs[first].resid_pre.expand(len(places), -1, -1)
                 for block in run(model, resid, start=first, edit=_told(heard, receivers)):
                     resid = block.resid_post
-                grid.metric[site][layer][tuple(places.mT.cpu())] = subject.measured(resid).double().cpu()
+                grid.metric[site][layer][tuple(places.mT.cpu())] = subject.measured(resid).cpu().double()
         return grid
 
     return of_pairs(found, model, clean, corrupt, metric, by, position, lengths, tokenizer)

@@ -296,7 +296,7 @@ def test_lenses_from_the_hub(hub: LocalHub, tmp_path: Path) -> None:
             "tuned-lens has no lens for 'gpt2-xl', since it has no lens/gpt2-xl/config.json",
         ),
         ("jacobian:gpt2-xl", "minilens knows jacobian:gpt2; for others use the path of a file: jacobian:FILE"),
-        ("tuned:../../x", "'../../x' is not on disk, and no model of the Hub is called so"),
+        ("tuned:../../no-such-lens", "'../../no-such-lens' is not on disk, and no model of the Hub is called so"),
         ("affine:gpt2", "'affine:gpt2' names no published lens: write tuned:MODEL or jacobian:MODEL"),
         ("tuned:", "'tuned:' names no published lens"),
     ):

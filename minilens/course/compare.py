@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 HIDDEN = 800  # below the largest score of its row by more than this, a score has the weight exp(-800) = 0 in float64
+SINGLE = 64 * torch.finfo(torch.float32).eps
 FEW = 4  # places that are named one by one
 
 
@@ -16,15 +17,24 @@ def bound(*values: Tensor) -> float:
     The model runs in float64. What holds single precision only, as GPT-Neo's scores do, is held to that.
     """
     is_single = any(torch.equal(value.float().to(value), value) for value in values if value.is_floating_point())
-    return 64 * torch.finfo(torch.float32).eps if is_single else 1e4 * torch.finfo(torch.float64).eps
+    return SINGLE if is_single else 1e4 * torch.finfo(torch.float64).eps
 
 
-def same(mine: Any, real: Tensor) -> bool:
-    """Whether these are the same numbers, up to rounding."""
-    if not isinstance(mine, Tensor) or mine.shape != real.shape or mine.is_complex():
+def same(mine: Any, real: Tensor, *, within: float | None = None) -> bool:
+    """Whether these are the same numbers, up to rounding, or up to a part of the largest of them.
+
+    within: SINGLE takes for the same what was in float32 on its way.
+    """
+    if not isinstance(mine, Tensor) or mine.shape != real.shape or mine.is_complex() or _is_no_mask(mine, real):
         return False
     off, limit = _off(mine, real)
+    if within is not None:
+        limit *= within / bound(mine, real)
     return bool((off <= limit).all())  # not where one of the two is NaN
+
+
+def _is_no_mask(mine: Tensor, real: Tensor) -> bool:
+    return real.dtype == torch.bool and mine.dtype != torch.bool
 
 
 def _off(mine: Tensor, real: Tensor) -> tuple[Tensor, float]:
@@ -47,10 +57,15 @@ def tells(mine: Any, real: Tensor, axes: str) -> str:
     want = ", ".join(f"{name} {size}" for name, size in zip(names, real.shape, strict=True))
     if mine is None:
         return f"is None, and should be a tensor [{want}]: is a `return` missing?"
+    if isinstance(mine, list | tuple) and mine and all(isinstance(each, Tensor) for each in mine):
+        shapes = ", ".join(str(list(each.shape)) for each in mine)
+        return f"holds tensors of the shapes {shapes}; together they should be [{want}], of which each is a part"
     if not isinstance(mine, Tensor):
         return f"is a {type(mine).__name__}, and should be a tensor [{want}]"
     if mine.shape != real.shape:
         return f"has the shape {list(mine.shape)}, and should have [{want}]"
+    if _is_no_mask(mine, real):
+        return f"holds {str(mine.dtype).removeprefix('torch.')}, and should hold True and False"
     if mine.is_complex():
         return "is complex, and should be real"
     if mine.isnan().any():

@@ -24,13 +24,18 @@ class Written(NamedTuple):
     at: int
 
 
-def of_calls(reference: Reference, part: str, calls: Sequence[tuple[tuple[Any, ...], Any]]) -> str:
-    """The mistake in a function or a method that gives all these values for these arguments, or nothing."""
+def of_calls(
+    reference: Reference, part: str, calls: Sequence[tuple[tuple[Any, ...], Any]], within: float | None = None
+) -> str:
+    """The mistake in a function or a method that gives all these values for these arguments, or nothing.
+
+    within: as in `same`.
+    """
     found = set()
     for mistake, names, model in _variants(reference, part):
         first = (model,) if part in reference.program.methods else ()
         try:
-            if all(_is(mine, value_of(names[part](*first, *cloned(args)))) for args, mine in calls):
+            if all(_is(mine, value_of(names[part](*first, *cloned(args))), within) for args, mine in calls):
                 found.add((mistake.where == part, mistake.what))
         except Exception:  # a change that does not go with this family's shapes
             continue
@@ -43,8 +48,8 @@ def _only(found: set[tuple[bool, str]]) -> str:
     return own.pop() if len(own) == 1 else ""
 
 
-def _is(mine: Any, wrong: Any) -> bool:
-    return isinstance(wrong, Tensor) and same(mine, wrong)
+def _is(mine: Any, wrong: Any, within: float | None = None) -> bool:
+    return isinstance(wrong, Tensor) and same(mine, wrong, within=within)
 
 
 def _variants(reference: Reference, part: str) -> Iterator[tuple[Mistake, Names, Any]]:
@@ -71,15 +76,20 @@ def changed_part(reference: Reference, mistake: Mistake) -> str | None:
     return text.replace(mistake.right, mistake.wrong) if mistake.right in text else None
 
 
-def of_statement(reference: Reference, lines: Sequence[tuple[Block, Mapping[str, Written]]], own: set[int]) -> str:
+def of_statement(
+    reference: Reference,
+    lines: Sequence[tuple[Block, Mapping[str, Written]]],
+    own: set[int],
+    within: float | None = None,
+) -> str:
     """The mistake in `block` that gives all these values, or nothing.
 
     lines: what one line of the student's gives in some blocks, by name. own: the statements of the solution that this
-    line may do in one with its own, since the student's file gives none of their values.
+    line may do in one with its own, since the student's file gives none of their values. within: as in `same`.
     """
     found: set[tuple[bool, str]] | None = None
     for block, written in lines:
-        here = set(_matches(reference, block, written, own))
+        here = set(_matches(reference, block, written, own, within))
         found = here if found is None else found & here
     if not found:
         return _another(reference, lines)
@@ -87,7 +97,7 @@ def of_statement(reference: Reference, lines: Sequence[tuple[Block, Mapping[str,
 
 
 def _matches(
-    reference: Reference, block: Block, written: Mapping[str, Written], own: set[int]
+    reference: Reference, block: Block, written: Mapping[str, Written], own: set[int], within: float | None
 ) -> Iterator[tuple[bool, str]]:
     """The mistakes that give these values in one block."""
     last = max(each.at for each in written.values())
@@ -101,7 +111,7 @@ def _matches(
                         names.update({name: block.value(at, name) for name in reference.statements[at].names})
             except Exception:
                 continue
-            if all(_is(each.value, names.get(name)) for name, each in written.items()):
+            if all(_is(each.value, names.get(name), within) for name, each in written.items()):
                 yield mistake.where not in reference.program.functions, mistake.what
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..model import Model
 from . import diagnosis
-from .compare import tells
+from .compare import SINGLE, same, tells
 from .diagnosis import Written
 from .program import Names, Program, line_in
 from .reference import AXES, Block, Reference, cloned
@@ -69,9 +69,18 @@ class Lines:
                 result = replace(result, told=f"in layer {block.layer} {result.told}")
             written = [(block, outcome.written) for block, outcome in outcomes if outcome.written]
             if result.verdict == "wrong" and worst.written:
-                result = replace(result, mistake=diagnosis.of_statement(self.reference, written, self._own()))
+                result = self._diagnosed(result, written)
             yield result
         yield from self._absent()
+
+    def _diagnosed(self, result: LineResult, written: Sequence[tuple[Block, Mapping[str, Written]]]) -> LineResult:
+        """A wrong line with its mistake, if one is known; right where it differs as float32 on the way makes it differ."""
+        if mistake := diagnosis.of_statement(self.reference, written, self._own()):
+            return replace(result, mistake=mistake)
+        values = [(each.value, block.value(each.at, name)) for block, of in written for name, each in of.items()]
+        if "differs at" in result.told and all(same(mine, real, within=SINGLE) for mine, real in values):
+            return LineResult(result.line, result.name, "right")
+        return replace(result, mistake=diagnosis.of_statement(self.reference, written, self._own(), SINGLE))
 
     def _absent(self) -> Iterator[LineResult]:
         """Values that the student's lines read, and that none of them gives."""
@@ -117,7 +126,8 @@ class Lines:
             try:
                 self.student.run(node, names)
             except (Exception, SystemExit) as error:
-                line, told = line_in(error, self.student.path), f"{raised(error)}{_shapes(node, names)}"
+                line = line_in(error, self.student.path, node.lineno, node.end_lineno or node.lineno)
+                told = f"{raised(error)}{self._within(error, line)}{_shapes(node, names)}"
                 found[at] = Outcome(replace(result, line=line or node.lineno, verdict="wrong", told=told), {})
             else:
                 written = {n: Written(names[n], each.at) for n, each in due.items() if names[n] is not Ellipsis}
@@ -130,6 +140,11 @@ class Lines:
                 if held[name]._version:
                     del held[name]
         return found
+
+    def _within(self, error: BaseException, line: int | None) -> str:
+        """Where an error arose, if that is in a function that this line calls, which is right by itself."""
+        deepest = line_in(error, self.student.path)
+        return f" in line {deepest}, which this line calls" if deepest not in (line, None) else ""
 
     def _judged(
         self,

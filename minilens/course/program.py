@@ -109,11 +109,11 @@ def assigned(node: ast.stmt) -> Iterator[str]:
             yield target.id
 
 
-def line_in(error: BaseException, path: str) -> int | None:
-    """The last line of this file on the way to an error."""
+def line_in(error: BaseException, path: str, first: int = 1, last: int | None = None) -> int | None:
+    """The last line of this file on the way to an error, or the last of some of its lines."""
     line, at = None, error.__traceback__
     while at:
-        if at.tb_frame.f_code.co_filename == path:
+        if at.tb_frame.f_code.co_filename == path and first <= at.tb_lineno <= (last or at.tb_lineno):
             line = at.tb_lineno
         at = at.tb_next
     return line

@@ -43,11 +43,12 @@ def wrong_lines(results: Sequence[LineResult]) -> list[LineResult]:
 def _told(result: LineResult, lines: Sequence[str]) -> list[Table | Text]:
     """One wrong line: its source, how it differs, and the mistake."""
     where = f"line {result.line}, " if result.line else ""
-    parts: list[Table | Text] = [Text(f"{where}{result.name}: {printable(result.told)}.")]
+    parts: list[Table | Text] = [
+        Text(f"{where}{result.name}: {printable(result.told)}{'' if result.told.endswith('?') else '.'}")
+    ]
     if 0 < result.line <= len(lines):
         parts.insert(0, Text(printable(lines[result.line - 1].strip()), "bold"))
-    is_number = "differs at" in result.told or "has the shape" in result.told
-    if result.mistake or is_number:
+    if result.mistake or "differs at" in result.told:
         parts.append(Text(result.mistake or NONE_KNOWN, "yellow" if result.mistake else "dim"))
     return [*parts, Text()]
 

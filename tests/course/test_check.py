@@ -103,8 +103,8 @@ from types import SimpleNamespace
 from minilens.gpt2 import GPT2
 
 def layer_norm(x, norm, eps):
-    mean = x.mean(dim=-1, keepdim=True)
-    return norm.w * (x - mean) / torch.sqrt(((x - mean) ** 2).mean(dim=-1, keepdim=True) + eps) + norm.b
+    centred = (x - x.mean(dim=-1, keepdim=True)).float()
+    return norm.w * (centred / torch.sqrt((centred**2).mean(dim=-1, keepdim=True) + eps)).to(x.dtype) + norm.b
 
 def linear(x, W, b=None):
     return torch.einsum("bpi,io->bpo", x, W) + (0 if b is None else b)
@@ -198,6 +198,9 @@ def test_a_mistake_is_named_where_several_lines_stand_in_one() -> None:
         ("resid_mid + mlp_out", "resid_mid + 2 * mlp_out - mlp_out.new_zeros(1)", "resid_post", "differs at"),
         ("resid_mid + mlp_out", "2 * (resid_mid + mlp_out)", "resid_post", "each number is 2 times the model's"),
         ("softmax(scores, v.dtype)", "scores.softmax(-1).tril(-1)", "pattern", "by up to 1: at batch 0, head 0"),
+        ("causal_mask(resid)  #", "causal_mask(resid).long()  #", "visible", "int64, and should hold True and False"),
+        ("linear(merge_heads(z), w.W_O", "linear(z, w.W_O", "attn_out", "RuntimeError: .*, which this line calls"),
+        ("rows = [self.unembed(resid)]", "rows = [self.unembed(resid)[:, -1]]", "lens", "holds tensors of the shapes"),
     ],
 )  # fmt: skip
 def test_what_goes_wrong_is_told_at_its_line(right: str, wrong: str, name: str, told: str) -> None:

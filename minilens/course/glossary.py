@@ -34,7 +34,8 @@ def glossary() -> tuple[Entry, ...]:
 
 
 def look_up(word: str) -> list[Entry]:
-    """The entry of a word, whatever its case and though it is in the plural; else those whose meaning has the word.
+    """The entry of a word, whatever its case and though it is in the plural; else those that have it in their words, or
+    in what they mean.
 
     Raises ValueError where there are none, with words that look alike.
     """
@@ -43,8 +44,9 @@ def look_up(word: str) -> list[Entry]:
     for form in (asked, asked.removesuffix("s"), asked.partition("(")[0]):
         if found := [entry for entry in entries if any(_plain(each) in (form, _plain(form)) for each in entry.words)]:
             return found
-    if found := [entry for entry in entries if re.search(rf"\b{re.escape(asked)}", entry.meaning.lower())]:
-        return found[:MOST]
+    for text in (lambda entry: ", ".join(entry.words), lambda entry: entry.meaning):
+        if found := [entry for entry in entries if re.search(rf"\b{re.escape(asked)}", text(entry).lower())]:
+            return found[:MOST]
     known = {_plain(each): each for entry in entries for each in entry.words}
     alike = [known[each] for each in get_close_matches(asked, known, n=4)]
     told = f": did you mean {' or '.join(alike)}?" if alike else ": without a word, all are shown"

@@ -74,7 +74,7 @@ class Lines:
         yield from self._absent()
 
     def _diagnosed(self, result: LineResult, written: Sequence[tuple[Block, Mapping[str, Written]]]) -> LineResult:
-        """A wrong line with its mistake, if one is known; right where it differs as float32 on the way makes it differ."""
+        """A wrong line with its mistake, if one is known; right where float32 on the way explains it."""
         if mistake := diagnosis.of_statement(self.reference, written, self._own()):
             return replace(result, mistake=mistake)
         values = [(each.value, block.value(each.at, name)) for block, of in written for name, each in of.items()]

@@ -99,6 +99,7 @@ def test_each_hint_has_its_line() -> None:
         ("kl", "KL(p ‖ q) (information)\n"),
         ("resid_mid", "resid_mid, mid (places in a block)\n"),
         ("  residual  Stream", "residual stream, resid (the model)\n"),
+        ("residual", "residual stream, resid (the model)\n"),
         ("neurons", "MLP (the model)\n"),  # found in what it means
     ],
 )

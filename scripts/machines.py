@@ -52,7 +52,6 @@ NUMERIC = (
     "tests/corpus",
     "tests/study",
     "tests/views/test_walk.py",
-    "tests/views/test_lens_terminal.py",
 )
 RESULTS = ["passed", "failed", "skipped"]
 SHARED = ["--numprocesses", "2", "--dist", "worksteal"]  # as in scripts/test

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..checkpoint.tokenizer import Tokenizer
 from ..corpus.documents import TextFile
@@ -110,38 +110,44 @@ class Request:
         return Fit(model, tokenizer, files, self.out, recipe, any_machine, self.overwrite, read).lenses()
 
 
-class HeldOut:
-    """What a lens is on text that it was not fitted to: the report, the figures of its maps, and where else they go."""
+class HeldOut(NamedTuple):
+    """What a lens is on text that it was not fitted to."""
 
-    def __init__(
-        self,
-        request: Request,
-        model: Model,
-        tokenizer: Tokenizer,
-        files: list[TextFile],
-        lens: LearnedLens,
-        others: dict[str, LearnedLens],
-        read: Callable[[Sweep[Any]], None],
-    ) -> None:
-        texts, folder, any_machine = request.texts, request.out / REPORT, request.workers.any_machine
-        sites = tuple(words(request.sites))
-        plan = Plan((lens.decoder,), lens.norm, sites, texts.window, texts.prefix_for(tokenizer), texts.batch)
+    report: Findings
+    figures: dict[str, Estimates]  # of its maps; none for another decoder or norm than "final"
+    transfer: Findings | None  # what each row's map gives at every row
 
-        def swept(lenses: dict[str, LearnedLens], folder: Path) -> Findings:
-            reader = CorpusLens(model, tokenizer, plan, {n: with_maps(each, sites) for n, each in lenses.items()})
-            sweep: Sweep[Findings] = Sweep(reader, files, folder, any_machine=any_machine)
-            sweep.count()
-            read(sweep)
-            return summed(sweep)
 
-        self.report = swept({lens.kind: lens, **others}, folder)
-        self.transfer = swept(transfers(lens), folder / "transfer") if request.transfer else None
-        self.figures: dict[str, Estimates] = {}
-        if (lens.decoder, lens.norm) == ("final", "final"):
-            twins = [other for name, other in others.items() if name.startswith("twin")]
-            cut = replace(plan, shard=max(SHORTEST, sum(file.longest for file in files) // SHARDS))
-            how: Any = dict(skip=lens.made["skip"], any_machine=any_machine, read=read)
-            self.figures = measure(model, tokenizer, files, folder / "figures", cut, lens, twins, **how)
+def measured(
+    request: Request,
+    model: Model,
+    tokenizer: Tokenizer,
+    files: list[TextFile],
+    lens: LearnedLens,
+    others: dict[str, LearnedLens],
+    read: Callable[[Sweep[Any]], None],
+) -> HeldOut:
+    """Read the held-out text through the lens and those to measure it by."""
+    texts, folder, any_machine = request.texts, request.out / REPORT, request.workers.any_machine
+    sites = tuple(words(request.sites))
+    plan = Plan((lens.decoder,), lens.norm, sites, texts.window, texts.prefix_for(tokenizer), texts.batch)
+
+    def swept(lenses: dict[str, LearnedLens], folder: Path) -> Findings:
+        reader = CorpusLens(model, tokenizer, plan, {n: with_maps(each, sites) for n, each in lenses.items()})
+        sweep: Sweep[Findings] = Sweep(reader, files, folder, any_machine=any_machine)
+        sweep.count()
+        read(sweep)
+        return summed(sweep)
+
+    report = swept({lens.kind: lens, **others}, folder)
+    transfer = swept(transfers(lens), folder / "transfer") if request.transfer else None
+    if (lens.decoder, lens.norm) != ("final", "final"):
+        return HeldOut(report, {}, transfer)
+    twins = [other for name, other in others.items() if name.startswith("twin")]
+    cut = replace(plan, shard=max(SHORTEST, sum(file.longest for file in files) // SHARDS))
+    how: Any = dict(skip=lens.made["skip"], any_machine=any_machine, read=read)
+    figures = measure(model, tokenizer, files, folder / "figures", cut, lens, twins, **how)
+    return HeldOut(report, figures, transfer)
 
 
 def fit(request: Request) -> None:
@@ -159,7 +165,7 @@ def fit(request: Request) -> None:
     read = partial(read_sweep, worker=worker)
     try:
         lens, others = request.lenses(model, tokenizer, files, read)
-        found = HeldOut(request, model, tokenizer, held_out, lens, others, read) if held_out else None
+        found = measured(request, model, tokenizer, held_out, lens, others, read) if held_out else None
     except KeyboardInterrupt:
         say("interrupted: the same command goes on from here")
         raise
@@ -173,7 +179,8 @@ def fit(request: Request) -> None:
     if found:
         record = fit_record(lens, found.figures, found.transfer)
         more = {"maps.json": dumps(record, indent=1, allow_nan=False).encode(), "maps.csv": as_csv(fit_lines(record))}
-        shown = corpus_record(request.model, found.report)
+        name = request.model if request.shuffle is None else f"{request.model}, weights shuffled by {request.shuffle}"
+        shown = corpus_record(name, found.report)
         detailed = (lens.decoder, lens.kind)  # of twins and nulls the tables are enough
         show_report(shown, request.out / REPORT, request.overwrite, more=more, detailed=detailed)
 

@@ -96,6 +96,19 @@ def test_a_lens_is_fitted_and_measured(
     assert again == printed
 
 
+def test_a_null_is_fitted_to_shuffled_weights(
+    model: Path, text: Path, other: Path, lens: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """It says so in its report, and is no lens for the model itself."""
+    out = tmp_path / "null"
+    run(capsys, "fit", model, text, "--out", out, "--shard", "400", "--shuffle", "3", "--held-out", other)
+    record = json.loads((out / "held-out" / "report.json").read_text())
+    assert record["model"] == f"{model}, weights shuffled by 3"
+    mine, null = read_lens(lens), read_lens(out)
+    assert all(not torch.equal(null.maps[site].weight, row.weight) for site, row in mine.maps.items())
+    assert "is for another model: other weights" in refused(capsys, "lens", "a", "--model", model, "--lens", out)
+
+
 def test_a_jacobian_lens_is_fitted_as_well(
     model: Path, text: Path, other: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -213,6 +226,7 @@ def test_what_cannot_be_is_refused_in_one_line(
         ((*fitted, "--ridge", "much"), "argument --ridge: invalid float value: 'much'"),
         ((*fitted, "--ridge", "-1"), "the ridge must be a number from 0 up"),
         ((*fitted, "--held-out", text), f"--held-out {text} is text that the lens is fitted to: give other text"),
+        ((*fitted, "--transfer"), "--transfer is measured on other text: name it with --held-out"),
         ((*fitted, "--threads", "0"), "--threads must be from 1 to 1024"),
     ):
         assert message in refused(capsys, *args), args

@@ -10,9 +10,7 @@ from ..edits import then
 from ..model import Model, Writes, run
 from ..ops import upcast
 from ..shapes import Resid
-from ..traces import Edit, Site
-
-STREAM = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")  # here an edit changes the sum itself
+from ..traces import ROW_SITES, Edit, Site
 
 
 class Written(NamedTuple):
@@ -35,7 +33,8 @@ def writes_at(model: Model, embed: Resid, place: int, edit: Edit) -> tuple[list[
 
     writes, resid = [], embed
     for block in run(model, embed, edit=then(note, edit)):
-        edited = [name for name in STREAM if getattr(block, name) is not before[name]]
+        # At these sites an edit changes the sum itself.
+        edited = [name for name in ROW_SITES if getattr(block, name) is not before[name]]
         changes = {name: at_place(place, getattr(block, name)) - at_place(place, before[name]) for name in edited}
         pattern, v = at_place(place, block.pattern), upcast(block.v[0].clone())
         writes.append(Written(at_place(place, block.z), pattern, v, at_place(place, block.mlp_post), changes))

@@ -718,7 +718,7 @@ def test_the_frame_of_a_notebook_works(opened: Opener, tables: list[minilens.Len
 
 def test_a_large_page_recolours_what_is_in_sight_at_once(opened: Opener) -> None:
     """And the rest some columns at a time, so that a long text delays nothing."""
-    page = opened(lens_page(made_up(49, 500)))
+    page = opened(lens_page(made_up(25, 300)))
     page.clock.run_for(5000)
     before = colours(page)
     page.select_option("#colour", "kl_final")  # the columns further on wait for the page's clock
@@ -992,7 +992,7 @@ def test_attention_on_paper_in_the_dark_and_in_a_narrow_window(opened: Opener, a
 
 def test_of_a_long_text_only_the_attention_in_sight_is_drawn(opened: Opener, attention: Attention) -> None:
     """By a step in the picture and by another head; a new colour of the grid draws none of it."""
-    table = made_up(25, 500)
+    table = made_up(3, 500)
     n = len(table.tokens)
     scores = torch.zeros(1, 5, n, n).masked_fill(~torch.ones(n, n).tril().bool(), -torch.inf)
     block = replace(attention[2][0], pattern=scores.softmax(-1), scores=scores)

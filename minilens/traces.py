@@ -6,6 +6,7 @@ edit replaced it, the replacement.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -113,11 +114,12 @@ def editable(edit: Edit, layer: int) -> Callable[[str, Tensor], Tensor]:
     if isinstance(edit, Earlier):
         return lambda name, value: edit(Site(layer, name), value)
 
-    def at(name: str, value: Tensor) -> Tensor:
-        site = Site(layer, name)
-        return kept(site, _unwritten(edit, site, value), value)
+    return partial(_edited, edit, layer)
 
-    return at
+
+def _edited(edit: Edit, layer: int, name: str, value: Tensor) -> Tensor:
+    site = Site(layer, name)
+    return kept(site, _unwritten(edit, site, value), value)
 
 
 def _unwritten(edit: Edit, site: Site, value: Tensor) -> object:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import huggingface_hub
 import pytest
+import shapes
 import torch
 import transformers
 from huggingface_hub import constants
@@ -74,6 +75,7 @@ def make_reference(family: str, **overrides: Any) -> transformers.PreTrainedMode
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol() -> Generator[None, object, object]:
     """OTHER_ROUNDING=1, or another seed, has products of matrices rounded as on another processor."""
+    shapes.begin()
     seed = os.environ.get("OTHER_ROUNDING")
     with OtherRounding(int(seed)) if seed else nullcontext():
         return (yield)

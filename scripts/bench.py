@@ -489,6 +489,16 @@ def part_patching(args: argparse.Namespace, folder: Path) -> None:
     line("patching", seconds["patching"], ratio=seconds["patching"] / seconds["whole"], target="0.6")
 
 
+def transformer_lens(path: Path) -> Any:
+    """TransformerLens's model of the checkpoint; None where the package is not installed, which is said."""
+    try:
+        from transformer_lens.model_bridge import TransformerBridge  # since version 3
+    except ImportError as error:
+        print(f"  transformer_lens cannot be imported: {error}")
+        return None
+    return TransformerBridge.boot_transformers(str(path))
+
+
 def part_generation(args: argparse.Namespace, folder: Path) -> None:
     """The best token each time, on both sides with keys and values kept; and the same with the lens on each step."""
     size = args.size(GPT2)
@@ -505,12 +515,17 @@ def part_generation(args: argparse.Namespace, folder: Path) -> None:
         contenders[f"transformers {name}"] = partial(
             reference.generate, tokens, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0
         )
-    ours, lens, *theirs = measure(contenders, args.repeat).items()
-    quickest = min(value for _, value in theirs)
+    if bridge := transformer_lens(path):
+        contenders["TransformerLens"] = partial(
+            bridge.generate, tokens, max_new_tokens=n, do_sample=False, stop_at_eos=False, verbose=False
+        )
+    seconds = measure(contenders, args.repeat)
+    ours, lens, *_ = seconds.items()
+    quickest = min(seconds["transformers eager"], seconds["transformers sdpa"])
     for (name, value), target in zip((ours, lens), ("1.0", ""), strict=True):
-        line(f"{name} / fastest", value, ratio=value / quickest, target=target)
-    for name, value in theirs:
-        line(name, value)
+        line(f"{name} / transformers' faster", value, ratio=value / quickest, target=target)
+    for name, value in list(seconds.items())[2:]:
+        line(f"{name}; ratio: ours / this", value, ratio=ours[1] / value)
     same = torch.equal(contenders["minilens.generate"](), contenders["transformers sdpa"]())
     print(f"  the same tokens: {same}")
 
@@ -521,19 +536,14 @@ def part_peers(args: argparse.Namespace, folder: Path) -> None:
     path, tokens = checkpoint(size, folder), random_tokens(size, min(args.tokens, size.n_ctx))
     part(f"peers: {size}; T {tokens.shape[1]}; ratio: logit_lens / this")
     contenders: dict[str, Callable[[], Any]] = {"logit_lens": partial(lens, load(path), tokens)}
-    try:
-        from transformer_lens.model_bridge import TransformerBridge  # since version 3
+    if bridge := transformer_lens(path):
 
-        bridge = TransformerBridge.boot_transformers(str(path))
-
-        def transformer_lens() -> list[Row]:
+        def rows_of_bridge() -> list[Row]:
             logits, cache = bridge.run_with_cache(tokens)
             resids = cache.accumulated_resid(layer=-1, incl_mid=False, apply_ln=True)
             return statistics(logits[0], (bridge.unembed(resid)[0] for resid in resids[:-1]))
 
-        contenders["transformer_lens"] = transformer_lens
-    except ImportError as error:
-        print(f"  transformer_lens cannot be imported: {error}")
+        contenders["TransformerLens"] = rows_of_bridge
     try:
         from tuned_lens.nn.lenses import LogitLens
 

@@ -35,6 +35,7 @@ from difflib import SequenceMatcher, unified_diff
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote, urlencode
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -307,7 +308,8 @@ def anchors(page: Path) -> frozenset[str]:
 
 
 def take_pictures() -> None:
-    """docs/images: the page of README with a cell chosen and two tokens pinned; the first figure of the study.
+    """docs/images: the page of README with a cell chosen and two tokens pinned; the page that computes, with two texts
+    and a silenced head; the first figure of the study.
 
     corpus.png is not made here: it takes the held-out texts, which are not part of the repository.
     """
@@ -327,6 +329,13 @@ def take_pictures() -> None:
             page = browser.new_page(viewport={"width": 1200, "height": 1110}, device_scale_factor=1.5)
             page.goto(f"{path.as_uri()}#at=4.resid_post@7&pins={pins}")
             keep_picture(io.BytesIO(page.screenshot()), "page.png")
+            main(["live", "tales-gpt2", "--html", str(path), "--overwrite"])
+            asked = {"text": "Once upon a time there was a little girl who", "edits": "5.h7", "attention": "5.7@9.0"}
+            page.set_viewport_size({"width": 1200, "height": 900})
+            page.goto(f"{path.as_uri()}#{urlencode(asked, quote_via=quote)}")
+            page.wait_for_selector("#asks[data-answered]")
+            page.wait_for_timeout(500)  # the small pictures of all heads
+            keep_picture(io.BytesIO(page.screenshot()), "live.png")
             browser.close()
         main(["study", "--compare", "tales-gpt2", "tales-gpt-neo", "tales-ctrl", "--out", str(study)])
         keep_picture(study / "curves.png", "study.png")

@@ -505,6 +505,9 @@ OPTIONS: list[tuple[list[str], str]] = [
     ([*READ, "--show", ""], 'there is no panel ""; there are logit, prob, '),
     ([*READ, "--show", "kl", "--json"], "--show is for the terminal and for figures: --stats chooses for the others"),
     ([*READ, "--patterns"], "--patterns is for --html"),
+    ([*READ, "--large"], "--large is for --html"),
+    ([*READ, "--font-size", "9"], "--font-size is for figures: --png, --svg, --pdf"),
+    ([*READ, "--png", "a.png", "--font-size", "3"], "--font-size must be from 4 to 72; got 3"),
     ([*READ, "--html", "no.html", "--patterns", "3"], "layer 3 does not exist: the model's layers are 0 to 2"),
     ([*READ, "--html", "no.html", "--patterns", "3:"], "--patterns names no layer with '3:': the model has 3"),
     *[

@@ -268,7 +268,7 @@ def same_html(text: str, harmless: str) -> None:
     assert_shown(text)
     found, wanted = Structure(text), Structure(harmless)
     assert found.parts == wanted.parts
-    assert "srcdoc" not in found.attributes or [part[0] for part in found.parts] == ["iframe", "/"]
+    assert "srcdoc" not in found.attributes or [part[0] for part in found.parts] == ["style", "/", "iframe", "/"]
     for inner, other in zip(found.attributes.get("srcdoc", []), wanted.attributes.get("srcdoc", []), strict=True):
         same_html(inner, other)
     for data in re.findall(r'<script type="application/json" id="data">(.*?)</script', text, re.DOTALL):

@@ -65,6 +65,10 @@ class Request:
         metavar="STYLE", help=f"figures as the posts have them: {' or '.join(STYLES)} (default: as the terminal)"
     )
     title: str | None = option(help="of the page and of figures (default: the model; of figures nothing)")
+    font_size: float | None = option(
+        help="of figures, from 4 to 72 points: cells have room for their words, and columns that do not fit stand below"
+    )
+    large: bool = option(help="the page opens with text for a projector; its slider changes that")
     files: Files
 
     def __post_init__(self) -> None:
@@ -87,6 +91,14 @@ class Request:
             raise ValueError(f'there is no style "{self.style}"; there are {", ".join(STYLES)}')
         if self.title is not None and not (page or figures):
             raise ValueError("--title is for --html and for figures")
+        if self.font_size is not None and (not figures or not 4 <= self.font_size <= 72):
+            raise ValueError(
+                f"--font-size must be from 4 to 72; got {self.font_size:g}"
+                if figures
+                else "--font-size is for figures: --png, --svg, --pdf"
+            )
+        if self.large and not page:
+            raise ValueError("--large is for --html")
         if self.patterns is not None:
             if not page:
                 raise ValueError("--patterns is for --html")
@@ -204,12 +216,13 @@ def _write(
     if request.files.html:
         from ..views.lens_page import lens_page
 
-        page = lens_page(tables, title=title, tokens=tokens, patterns=patterns)
+        page = lens_page(tables, title=title, tokens=tokens, patterns=patterns, large=request.large)
     if request.files.figures:
         from ..views.lens_figure import lens_figure
 
         above = title if changes or request.title else ""
-        figure = lens_figure(tables, show=request.panels, style=request.style, title=above)
+        how: dict[str, Any] = {"style": request.style, "title": above, "font_size": request.font_size}
+        figure = lens_figure(tables, show=request.panels, **how)
     request.files.write(page, figure)
 
 

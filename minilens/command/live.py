@@ -24,6 +24,7 @@ class Request:
         help="a learned lens to choose in the page, as for `minilens lens` (default: those that come with the model)",
     )
     text: str | None = option(help="the text that the page opens with")
+    large: bool = option(help="the page opens with text for a projector; its slider changes that")
     overwrite: bool = option(help="replace a file that exists")
 
     def __post_init__(self) -> None:
@@ -36,7 +37,7 @@ def live(request: Request) -> None:
 
     model, tokenizer = request.loading.load_reader(request.model, "what is typed into a page")
     lenses = [find_lens(name, request.model) for name in request.lens or bundled_lenses(request.model)]
-    page = live_page(model, tokenizer, lenses=lenses, title=request.model, text=request.text)
+    page = live_page(model, tokenizer, lenses=lenses, title=request.model, text=request.text, large=request.large)
     write({request.html: page.encode()}, overwrite=request.overwrite)
     say(f"{request.html} is written")
 

@@ -2,8 +2,8 @@
 
 let asking = new AbortController(); // of the question that changes the grid
 
-// The answer; undefined where a newer question has come. step: is told what comes before it.
-async function call(name, given = {}, { step = () => {} } = {}) {
+// The answer; undefined where a newer question has come. step: is told what comes before it. search: names the model.
+async function call(name, given = {}, { step = () => {}, search = location.search } = {}) {
   const changes = ["ask", "write", "stop"].includes(name);
   if (changes) {
     asking.abort();
@@ -11,7 +11,7 @@ async function call(name, given = {}, { step = () => {} } = {}) {
   }
   if (name === "stop") return null;
   try {
-    const response = await fetch(name, {
+    const response = await fetch(name + search, {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(given),
       signal: changes ? asking.signal : null,
     });
@@ -42,4 +42,23 @@ async function* linesOf(body) {
   }
 }
 
-async function load() {}
+async function load() {
+  const [{ model, models }, select] = [live, find("#model-name")];
+  find("#models").hidden = models.length < 2;
+  select.append(...models.map((name) => element("option", { value: name, text: name })));
+  select.value = model;
+  select.addEventListener("change", () => openModel(select.value));
+}
+
+// The page of another model, once it is loaded. The address keeps what is asked: text, decoder, norm, rows.
+async function openModel(name) {
+  const search = `?${new URLSearchParams({ model: name })}`;
+  const tell = ({ seconds }) => say(`${name} is being loaded, for ${seconds} s.`);
+  try {
+    await call("load", {}, { step: tell, search });
+    location.assign(search + location.hash);
+  } catch (error) {
+    say(error.message, true);
+    find("#model-name").value = live.model;
+  }
+}

@@ -136,12 +136,12 @@ function unpack(parts, bytes) {
     const [sign, exponent, fraction] = [half & 0x8000 ? -1 : 1, (half >> 10) & 31, half & 1023];
     return exponent ? sign * 2 ** (exponent - 15) * (1 + fraction / 1024) : sign * 2 ** -24 * fraction;
   });
+  const numbers = roomFor(parts.map(({ shape }) => shape));
+  for (let at = 0; at < numbers.length; at += 1) numbers[at] = float[halves[at]];
   const whole = {};
   let from = 0;
   for (const { name, shape, columns } of parts) {
-    const data = new Float32Array(shape.reduce((a, b) => a * b, 1));
-    for (let at = 0; at < data.length; at += 1) data[at] = float[halves[from + at]];
-    from += data.length;
+    const data = numbers.subarray(from, (from += shape.reduce((a, b) => a * b, 1)));
     const path = name.split(".");
     const last = path.pop();
     const place = path.reduce((here, key) => (here[key] ??= {}), whole);

@@ -84,7 +84,7 @@ class LensTable {
     const hasNext = this.tokens[known] === tokens[known]; // as the last column that is kept has it
     Object.assign(this, { tokens, edits, key: options.key, embed: this.model.embed(tokens) });
     this.columns.length = known;
-    if (known && !hasNext) this.columns.push(this.column(this.columns.pop().x, known - 1));
+    if (known && !hasNext) this.columns.push(this.followed(this.columns.pop(), tokens[known] ?? null));
   }
 
   // The columns that are not known yet, some at a time.
@@ -104,6 +104,12 @@ class LensTable {
   column(x, pos) {
     const asked = { next: this.tokens[pos + 1] ?? null, input: this.tokens[pos] };
     return { x, ...vocab_stats(this.unembed(x), asked, TOP_K) };
+  }
+
+  // The same column where another token comes next.
+  followed({ standings, ...column }, next) {
+    const theirs = this.unembed(column.x).map((row, r) => standing(row, column.lse[r], next));
+    return { ...column, standings: { ...standings, next: theirs } };
   }
 
   // The logits of each row.

@@ -1,7 +1,8 @@
 // The few operations that GPT-2, GPT-Neo and CTRL share to the letter: minilens/ops.py in JavaScript.
 //
 // A tensor is its numbers and its shape: [pos, d_model], or [head, pos, d_head]. There is no batch, since the page reads
-// one text. Numbers are kept in float32; sums are taken in float64, which is all that JavaScript has.
+// one text. Numbers are kept in float32; sums are taken in float64, which is all that JavaScript has, but those of
+// products with the model's matrices in float32: matrix.js.
 
 function tensor(shape, data = null) {
   if (data) return { shape, data };
@@ -34,53 +35,20 @@ function layer_norm(resid, { w, b }, eps) {
   return out;
 }
 
-// x @ W + b. W holds its columns one after the other: the numbers that make one output stand together. Two rows of x and
-// four columns of W are taken at once, so that a number is used several times once it is read. Whatever stands beside
-// it, an output is the same sum in the same order: equal columns give equal outputs.
+// x @ W + b. W holds its columns one after the other: the numbers that make one output stand together.
 function linear(x, W, b = null) {
   const [d_in, d_out] = W.shape;
-  const n = x.data.length / d_in;
   const out = tensor([...x.shape.slice(0, -1), d_out]);
-  for (let column = 0; column < d_out; column += 4) {
-    for (let row = 0; row + 1 < n; row += 2) twoRows(x.data, row, W.columns, column, d_in, d_out, out.data);
-    if (n % 2) oneRow(x.data, n - 1, W.columns, column, d_in, d_out, out.data);
+  if (isInRoom(W)) multiplied(x.data, W, out.data); // the same, quicker: matrix.js
+  else {
+    for (let at = 0; at < out.data.length; at += 1) {
+      const [row, column] = [d_in * Math.floor(at / d_out), d_in * (at % d_out)];
+      let sum = 0;
+      for (let i = 0; i < d_in; i += 1) sum += x.data[row + i] * W.columns[column + i];
+      out.data[at] = sum;
+    }
   }
   return b ? each(out, (sum, at) => sum + b.data[at % d_out]) : out;
-}
-
-// Columns beyond the last are read as the last one, and their sums dropped.
-function twoRows(x, row, W, column, d_in, d_out, out) {
-  const [p, q, last] = [row * d_in, (row + 1) * d_in, d_out - 1];
-  const w0 = column * d_in, w1 = Math.min(column + 1, last) * d_in;
-  const w2 = Math.min(column + 2, last) * d_in, w3 = Math.min(column + 3, last) * d_in;
-  let p0 = 0, p1 = 0, p2 = 0, p3 = 0, q0 = 0, q1 = 0, q2 = 0, q3 = 0;
-  for (let i = 0; i < d_in; i += 1) {
-    const u = x[p + i], v = x[q + i];
-    const c0 = W[w0 + i], c1 = W[w1 + i], c2 = W[w2 + i], c3 = W[w3 + i];
-    p0 += u * c0; p1 += u * c1; p2 += u * c2; p3 += u * c3;
-    q0 += v * c0; q1 += v * c1; q2 += v * c2; q3 += v * c3;
-  }
-  put(out, row * d_out + column, last - column, p0, p1, p2, p3);
-  put(out, (row + 1) * d_out + column, last - column, q0, q1, q2, q3);
-}
-
-function oneRow(x, row, W, column, d_in, d_out, out) {
-  const [p, last] = [row * d_in, d_out - 1];
-  const w0 = column * d_in, w1 = Math.min(column + 1, last) * d_in;
-  const w2 = Math.min(column + 2, last) * d_in, w3 = Math.min(column + 3, last) * d_in;
-  let p0 = 0, p1 = 0, p2 = 0, p3 = 0;
-  for (let i = 0; i < d_in; i += 1) {
-    const u = x[p + i];
-    p0 += u * W[w0 + i]; p1 += u * W[w1 + i]; p2 += u * W[w2 + i]; p3 += u * W[w3 + i];
-  }
-  put(out, row * d_out + column, last - column, p0, p1, p2, p3);
-}
-
-function put(out, at, left, s0, s1, s2, s3) {
-  out[at] = s0;
-  if (left > 0) out[at + 1] = s1;
-  if (left > 1) out[at + 2] = s2;
-  if (left > 2) out[at + 3] = s3;
 }
 
 // Cut the last axis into parts of one width, in order.

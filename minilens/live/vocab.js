@@ -12,7 +12,8 @@ function vocab_stats(logits, asked, k) {
   const tokens = { final: best[0], ...asked };
   return {
     top: logits.map((row, r) => (r === final ? best : top(row, k)).map((token) => [token, row[token], rows[r].logprob[token]])),
-    standings: Object.fromEntries(Object.entries(tokens).map(([name, token]) => [name, rows.map((row, r) => standing(logits[r], row, token))])),
+    standings: Object.fromEntries(Object.entries(tokens).map(([name, token]) => [name, rows.map((row, r) => standing(logits[r], row.lse, token))])),
+    lse: rows.map(({ lse }) => lse),
     stats: rows.map((row, r) => ({
       entropy: row.entropy,
       kl_final: kl(rows[final], row),
@@ -38,7 +39,7 @@ function read(logits) {
     prob[token] /= sum;
     entropy -= prob[token] * logprob[token];
   }
-  return { logprob, prob, entropy: Math.max(0, entropy) };
+  return { logprob, prob, lse, entropy: Math.max(0, entropy) };
 }
 
 // KL(p || q) = sum p (log p - log q)
@@ -74,11 +75,11 @@ function top(logits, k) {
   return best;
 }
 
-// How a token stands in a row. Rank 1 is the best, and so is what ties with it.
-function standing(logits, { logprob }, token) {
+// How a token stands in a row, whose logits' logsumexp is `lse`. Rank 1 is the best, and so is what ties with it.
+function standing(logits, lse, token) {
   if (token === null) return { logit: null, logprob: null, rank: null };
   const own = logits[token];
   let better = 0;
   for (let other = 0; other < logits.length; other += 1) if (logits[other] > own) better += 1;
-  return { logit: logits[token], logprob: logprob[token], rank: 1 + better };
+  return { logit: own, logprob: Math.min(0, own - lse), rank: 1 + better };
 }

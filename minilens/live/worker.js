@@ -14,12 +14,14 @@ const pause = () => new Promise((resolve) => {
 async function carryOut(id, steps) {
   for (;;) {
     const { done, value } = steps.next();
-    if (done) return postMessage({ id, answer: value ?? null });
+    if (done) return postMessage({ id, answer: value ?? null }, patternsOf(value)); // which are handed over, not copied
     if (value) postMessage({ id, step: value });
     await pause();
     if (id !== newest) return postMessage({ id, abandoned: true });
   }
 }
+
+const patternsOf = (answer) => answer?.attention?.heads.flat().map(({ buffer }) => buffer) ?? [];
 
 function bytesOf(base64) {
   if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);

@@ -20,7 +20,9 @@ from .heatmap import (
     LETTERS,
     LONGEST,
     LONGEST_LABEL,
+    NARROWEST,
     RIGHT,
+    WIDEST,
     add_axes,
     cell_size,
     label_axes,
@@ -63,6 +65,7 @@ def lens_figure(
     every: int = 1,
     embed: bool = True,
     title: str = "",
+    font_size: float | None = None,
 ) -> Figure:
     """A table, or several of one text, as heat maps, one above the other: a matplotlib Figure unknown to pyplot.
 
@@ -73,7 +76,9 @@ def lens_figure(
     ranks cut at 1000, nats at 10, logits from the 5th to the 95th percentile of the cells drawn. style: as a post has
     them: "2020", ranks cut at 100 (the output's) or 1000, KL at 30; "2021", logit and prob of the output's token, ranks
     cut at 2000, KL whole. every: 2 leaves out every second block; the output is always there. embed: whether the input
-    row is. title: goes before each panel's own.
+    row is. title: goes before each panel's own. font_size: points of the letters in cells, for a slide or a long text:
+    cells have room for their words then, and columns that the page has no room for stand below the first ones; by
+    default all columns stand side by side, and cells too small for words have none.
 
     Raises ValueError for a panel or a style that does not exist, for what a table was made without, and for tables that
     are not of the same columns of one run.
@@ -83,18 +88,25 @@ def lens_figure(
     names = [long_name(name, style) for name in spread(show, first.track)]
     if every < 1:
         raise ValueError(f"every must be at least 1; got {every}")
+    if font_size is not None and not 4 <= font_size <= 72:
+        raise ValueError(f"font_size must be from 4 to 72 points; got {font_size:g}")
     chosen = [_rows(table, every, embed) for table in tables]
     n_pos = len(first.tokens)
     tallest = max(map(len, chosen))
-    cell = cell_size(n_pos, tallest)
-    across, ups = n_pos * cell[0], [len(rows) * cell[1] for rows in chosen]
-    page = LEFT + across + RIGHT, FOOT + len(names) * sum(BELOW + up + ABOVE for up in ups)
+    cell = cell_size(n_pos, tallest, font_size)
+    letters = font_size or LETTERS
+    left, right, above, below, foot = (inches * letters / LETTERS for inches in (LEFT, RIGHT, ABOVE, BELOW, FOOT))
+    at_a_time = n_pos if font_size is None else max(1, int(WIDEST / cell[0]))
+    strips = [slice(at, min(at + at_a_time, n_pos)) for at in range(0, n_pos, at_a_time)]
+    ups = [len(rows) * cell[1] for rows in chosen]
+    across = max(NARROWEST * letters / LETTERS, min(at_a_time, n_pos) * cell[0])
+    page = left + across + right, foot + len(names) * len(strips) * sum(below + up + above for up in ups)
 
     label = labels(first.tokenizer)
-    right = (first.next_tokens == first.final_tokens).tolist()
-    above = [label(token, LONGEST_LABEL) if token >= 0 else "" for token in first.next_tokens.tolist()]
-    above = [f"* {text}" if star else text for star, text in zip(right, above, strict=True)]
-    below = [label(token, LONGEST_LABEL) for token in first.tokens.tolist()]
+    hits = (first.next_tokens == first.final_tokens).tolist()
+    ahead = [label(token, LONGEST_LABEL) if token >= 0 else "" for token in first.next_tokens.tolist()]
+    ahead = [f"* {text}" if star else text for star, text in zip(hits, ahead, strict=True)]
+    read = [label(token, LONGEST_LABEL) for token in first.tokens.tolist()]
 
     figure = Figure(page, dpi=150)
     FigureCanvasAgg(figure)
@@ -102,21 +114,30 @@ def lens_figure(
     for name in names:
         panels = [panel(table, name, lambda token: label(token, LONGEST_LABEL)) for table in tables]
         masked = [np.ma.masked_invalid(each.value[rows].numpy()) for each, rows in zip(panels, chosen, strict=True)]
-        drawn = np.concatenate([numbers.compressed() for numbers in masked])
+        norm = _norm(name, panels[0].kind, style, np.concatenate([numbers.compressed() for numbers in masked]))
         for table, rows, up, (_, caption, kind), numbers in zip(tables, chosen, ups, panels, masked, strict=True):
-            bottom -= BELOW + up + ABOVE
-            ax, bar = add_axes(figure, bottom + BELOW, across, up)
             best = stat(table, "top").tokens[rows, :, 0]
             tokens = [[label(token, LONGEST) for token in row] for row in best.tolist()]
-            agrees = (best == table.final_tokens).nonzero().tolist()
-            _draw(ax, bar, kind, numbers, _norm(name, kind, style, drawn), tokens, agrees, cell)
+            agrees = best == table.final_tokens
             how = f"{drawable()(text_label(table.way))}, norm {table.norm}{', centred' if table.centre else ''}"
             heading = f"{drawable()(title)}\n{caption}; {how}" if title else f"{caption}\n{how}"
-            x, pad = (0.1 - LEFT) / across, 72 * ABOVE - 26
-            ax.set_title(heading, loc="left", x=x, y=1, pad=pad, fontsize=LETTERS, **PLAIN)
-            label_axes(ax, cell, below, above, [table.labels[r] for r in rows])
+            for strip in strips:
+                bottom -= below + up + above
+                wide = cell[0] * (strip.stop - strip.start)
+                ax, bar = add_axes(figure, bottom + below, wide, up, letters)
+                words, outlined = [row[strip] for row in tokens], agrees[:, strip].nonzero().tolist()
+                _draw(ax, bar, kind, numbers[:, strip], norm, words, outlined, cell, letters)
+                places = (
+                    ""
+                    if len(strips) == 1
+                    else f", positions {first.positions[strip.start]} to {first.positions[strip.stop - 1]}"
+                )
+                x, pad = (0.1 - left) / wide, 72 * above - 3.25 * letters
+                ax.set_title(heading + places, loc="left", x=x, y=1, pad=pad, fontsize=letters, **PLAIN)
+                label_axes(ax, cell, read[strip], ahead[strip], [table.labels[r] for r in rows], letters)
     for k, line in enumerate(KEY):
-        figure.text(0.1 / page[0], (0.36 - 0.13 * k) / page[1], line, fontsize=6.5, **PLAIN)
+        y = foot * (0.72 - 0.26 * k)
+        figure.text(0.1 / page[0], y / page[1], line, fontsize=6.5 * letters / LETTERS, **PLAIN)
     return figure
 
 
@@ -135,6 +156,7 @@ def _draw(
     tokens: list[list[str]],
     agrees: list[list[int]],
     cell: tuple[float, float],
+    letters: float,
 ) -> None:
     """The cells of one panel, their colours, texts and outlines, and the scale beside them."""
     is_rank, is_nats = kind == "rank", kind in ("nats", "js")
@@ -144,7 +166,7 @@ def _draw(
     found, low, high = numbers.compressed(), cast(float, norm.vmin), cast(float, norm.vmax)
     extend = EXTEND[bool((found < low).any()), bool((found > high).any())]
     scale = ax.figure.colorbar(image, cax=bar, extend=extend, extendfrac=0.1 / cell[1] / len(numbers), format="%g")
-    scale.ax.tick_params(labelsize=LABELS)
+    scale.ax.tick_params(labelsize=LABELS * letters / LETTERS)
 
     # Black or white, whichever stands out more: they are alike at a relative luminance of 0.18 (WCAG 2).
     rgb = np.asarray(colours(norm(numbers)))[..., :3]
@@ -155,7 +177,7 @@ def _draw(
     if is_rank or is_nats:
         form = {"rank": "{:.0f}", "js": "{:.2f}"}.get(kind, "{:.1f}")
         texts = [["" if v is None else form.format(v) for v in row] for row in numbers.tolist()]
-    write_cells(ax, cell, texts, ink)
+    write_cells(ax, cell, texts, ink, letters)
 
     line = min(1.0, 72 * min(cell) / 10)  # in points, and as far inside the cell, so that neighbours stay apart
     dx, dy = line / 72 / cell[0], line / 72 / cell[1]

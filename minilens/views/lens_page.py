@@ -26,6 +26,7 @@ from .tokens import printable, token_label
 
 STEPS = 65_000  # an odd number of them to a thousandth, so that a weight rounds to the same three decimals as its steps
 HIDDEN = 65_535
+LARGE = 24  # CSS pixels of the grid's text, for a projector
 LARGEST = 15_000_000  # bytes of a page with attention patterns
 
 
@@ -35,6 +36,7 @@ def lens_page(
     title: str = "",
     tokens: Tokens | None = None,
     patterns: Iterable[BlockTrace] | None = None,
+    large: bool = False,
 ) -> str:
     """The text of one HTML file that shows a table, or several as tabs, such as several decoders of one prompt.
 
@@ -42,6 +44,7 @@ def lens_page(
     they read: a table may show some of its positions only. One block is asked for at a time and none is kept, so that
     `patterns=run(model, model.embed(tokens))` is all layers, and `patterns=[trace(model, tokens).blocks[3]]` is one.
     In the file a head takes 4/3 n (n + 1) bytes for a text of n tokens: 88 kB for 256, 334 kB for 500.
+    large: the page opens with text for a projector.
 
     It has no address of anything else in it. Numbers are rounded to four significant digits, log-probabilities to at
     least four decimals as well; weights of attention are within 1 / 130,000, and rounded to three decimals they are
@@ -58,6 +61,7 @@ def lens_page(
         "title": printable(title),
         "scale": CIVIDIS,
         "ends": ENDS,
+        "size": LARGE if large else None,
         "tokens": {token: token_label(tables[0].tokenizer, token) for token in sorted(named)},
         "tables": [table_record(table) for table in tables],
         "attention": attention,

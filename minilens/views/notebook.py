@@ -14,15 +14,29 @@ from ..instruments.patching import Patching
 from ..table import LensTable
 from ..traces import BlockTrace
 
-HEIGHT = 720  # CSS pixels
+HIGHEST = 960  # CSS pixels of a frame; what is longer scrolls in it, and its lower edge can be drawn
+AROUND, LINE = 250, 22  # CSS pixels: what stands above and below the tables of a page, and a line of them
+PANEL = 24  # lines beside the grid of the lens
 MOST = 100  # parts that are shown: of neurons there are thousands
 
+# A frame is as dark as the notebook around it: JupyterLab, VS Code and Colab say how dark they are, and a browser tells
+# a page the scheme of its frame. Another notebook's own color-scheme is inherited.
+THEMES = """<style>
+:is([data-jp-theme-light=false], .vscode-dark, .vscode-high-contrast, [theme=dark]) .minilens { color-scheme: dark }
+:is([data-jp-theme-light=true], .vscode-light, .vscode-high-contrast-light, [theme=light]) .minilens {
+  color-scheme: light
+}
+</style>"""
 
-def in_frame(title: str, page: str, *, sandbox: str = "") -> str:
-    """An iframe with the text of a page in it. sandbox: what the page may do, such as allow-scripts."""
+
+def in_frame(title: str, page: str, *, lines: int | None = None, sandbox: str = "") -> str:
+    """An iframe with the text of a page in it. lines: those of its tables, by default the rows that it has outside of
+    what is folded. sandbox: what the page may do, such as allow-scripts."""
+    lines = page.partition("<details")[0].count("<tr") if lines is None else lines
+    style = f"width: 100%; height: {min(HIGHEST, AROUND + LINE * lines)}px; border: 0; resize: vertical"
     return (
-        f'<iframe title="{html.escape(title)}" sandbox="{sandbox}" srcdoc="{html.escape(page)}" '
-        f'style="width: 100%; height: {HEIGHT}px; border: 0"></iframe>'
+        f'{THEMES}<iframe class="minilens" title="{html.escape(title)}" sandbox="{sandbox}" '
+        f'srcdoc="{html.escape(page)}" style="{style}"></iframe>'
     )
 
 
@@ -30,7 +44,8 @@ def lens_html(table: LensTable) -> str | None:
     """The page of a table; its script sees nothing of the notebook. None for a table without statistics."""
     from .lens_page import lens_page
 
-    return in_frame("Logit lens", lens_page(table), sandbox="allow-scripts") if table.stats else None
+    lines = max(PANEL, 3 + len(table.labels))
+    return in_frame("Logit lens", lens_page(table), lines=lines, sandbox="allow-scripts") if table.stats else None
 
 
 def patching_html(patching: Patching) -> str:
@@ -65,7 +80,10 @@ def patterns_html(block: BlockTrace) -> str | None:
     """The attention pattern of each head. None on the device "meta", where there are no numbers."""
     from .pictures import patterns_page
 
-    return None if block.pattern.is_meta else in_frame("Attention", patterns_page(block))
+    if block.pattern.is_meta:
+        return None
+    n_heads = block.pattern.shape[1]
+    return in_frame("Attention", patterns_page(block), lines=9 * -(-n_heads // 5) + len(repr(block).splitlines()))
 
 
 def show_in_notebooks() -> None:

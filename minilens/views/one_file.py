@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 PARTS = Path(__file__).with_name("page")
-SCRIPTS = ("elements", "statistics", "grid", "panel", "pins", "attention", "numbers", "controls", "start")
+SCRIPTS = ("elements", "statistics", "grid", "panel", "pins", "attention", "heads", "numbers", "controls", "start")
 
 
 def one_file(
@@ -19,11 +19,13 @@ def one_file(
     asks: str = "",
     holds: str = "",
     connects: str = "'none'",
+    runs: str = "",
 ) -> str:
     """The page that draws a record.
 
     style: more of it. script: what runs at the end of the page's own. asks: HTML above the grid. holds: script elements
-    with more data. connects: where the page may send questions, by default nowhere.
+    with more data. connects: where the page may send questions, by default nowhere. runs: what the policy lets it run
+    beside that script, such as 'wasm-unsafe-eval': programs in WebAssembly that this script makes.
 
     The browser runs this script and no other, since the page names its hash.
     """
@@ -31,7 +33,7 @@ def one_file(
     whole = "\n".join(['\n"use strict";\n', *scripts, script])
     puts = {
         "STYLE": (PARTS / "page.css").read_text(encoding="utf-8") + style,
-        "HASH": f"'sha256-{b64encode(sha256(whole.encode()).digest()).decode()}'",
+        "HASH": f"'sha256-{b64encode(sha256(whole.encode()).digest()).decode()}' {runs}".rstrip(),
         "CONNECTS": connects,
         "ASKS": asks,
         "DATA": as_json(record),

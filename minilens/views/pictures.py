@@ -17,13 +17,17 @@ from .colours import RGB, of_share
 
 LARGEST = 256  # pixels of a pattern, across and down
 STYLE = """
-body { font: 14px system-ui, sans-serif; margin: 1em; color: #222; background: #fff }
+:root { color-scheme: light dark; --page: #fff; --text: #222; --quiet: #555; --line: #ccc }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --page: #15171a; --text: #e4e6e9; --quiet: #9aa2ab; --line: #4a5159 }
+}
+body { font: 14px system-ui, sans-serif; margin: 1em; color: var(--text); background: var(--page) }
 table { border-collapse: collapse; margin-bottom: 1em }
 caption { text-align: left; font-weight: 600; padding: 0.3em 0 }
-th { font-weight: 400; color: #555; padding: 0 0.4em; text-align: right }
+th { font-weight: 400; color: var(--quiet); padding: 0 0.4em; text-align: right }
 td { padding: 0.2em 0.4em; text-align: right; font-variant-numeric: tabular-nums }
 figure { display: inline-block; margin: 0 1em 1em 0 }
-img { width: 11em; height: 11em; image-rendering: pixelated; border: 1px solid #ccc }
+img { width: 11em; height: 11em; image-rendering: pixelated; border: 1px solid var(--line) }
 """
 
 

@@ -212,9 +212,9 @@ def test_the_page(gpt2: Path, tmp_path: Path, capsys: Capture) -> None:
     assert path.read_text(encoding="utf-8") == lens_page(tables, title=str(gpt2))
     assert main(["lens", TEXT, "--model", str(gpt2), "--html", str(path)]) == 2
     assert "exists: give another name, or --overwrite" in capsys.readouterr().err
-    lens(capsys, TEXT, "--model", gpt2, "--html", path, "--overwrite", "--top-k", "2")
+    lens(capsys, TEXT, "--model", gpt2, "--html", path, "--overwrite", "--top-k", "2", "--large")
     one = minilens.logit_lens(model, tokens, stats=stats, top_k=2, tokenizer=tokenizer)
-    assert path.read_text(encoding="utf-8") == lens_page(one, title=str(gpt2))
+    assert path.read_text(encoding="utf-8") == lens_page(one, title=str(gpt2), large=True)
 
 
 @pytest.mark.parametrize(
@@ -254,6 +254,8 @@ def test_the_figures(gpt2: Path, tmp_path: Path, capsys: Capture) -> None:
     size = int.from_bytes(files["png"].read_bytes()[16:20], "big")  # its width
     assert lens(capsys, TEXT, "--model", gpt2, *options, "--dpi", "75", "--title", "A title", "--overwrite") == ""
     assert abs(int.from_bytes(files["png"].read_bytes()[16:20], "big") - size / 2) <= 1
+    assert lens(capsys, TEXT, "--model", gpt2, "--png", files["png"], "--font-size", "16", "--overwrite") == ""
+    assert int.from_bytes(files["png"].read_bytes()[16:20], "big") > 1.5 * size
     begins = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
     assert all(path.read_bytes().startswith(begins[kind]) for kind, path in files.items())
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from checkpoints import changed, tokenizer_json
@@ -59,10 +60,19 @@ def served(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
     model, tokenizer = minilens.load(changed(tiny("gpt2")[1], folder, files={"tokenizer.json": tokenizer_json()}))
     assert tokenizer
     answerer = Slow(model, tokenizer, {})
+    other = changed(tiny("gpt_neo")[1], folder.with_name("other"), files={"tokenizer.json": tokenizer_json()})
+
+    def load_other() -> Answerer:
+        sleep(0.7)  # as large ones take
+        return Answerer(*minilens.load(other), {})  # type: ignore[arg-type]  # it has a tokenizer
+
+    def load_broken() -> Answerer:
+        raise ValueError("it cannot be read")
+
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        running = server(answerer, "small", TOKEN, port)
+        running = server({"small": lambda: answerer, "other": load_other, "broken": load_broken}, TOKEN, port)
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
         thread.start()
         while not running.started:
@@ -126,7 +136,8 @@ def test_the_page_and_its_answers(served: tuple[int, Slow]) -> None:
 
 def test_the_page_in_a_browser(served: tuple[int, Slow], browser: Any) -> None:
     port, answerer = served
-    page, broken = browser.new_page(), []
+    page, broken, sent = browser.new_page(), [], []
+    page.on("request", lambda request: sent.append(request.url))
     page.on("console", lambda message: broken.append(message.text))
     page.on("pageerror", lambda error: broken.append(str(error)))
     page.goto(f"http://127.0.0.1:{port}/{TOKEN}/#text=once%20upon")
@@ -144,8 +155,16 @@ def test_the_page_in_a_browser(served: tuple[int, Slow], browser: Any) -> None:
     written = minilens.generate(answerer.model, tokens, 2)[0, -2:].tolist()
     found = [text.split("\n")[0] for text in page.locator("#strip li").all_inner_texts()]
     assert found == [token_label(answerer.tokenizer, token) for token in written]
+    page.locator("#model-name").select_option("other")
+    page.wait_for_url(f"http://127.0.0.1:{port}/{TOKEN}/?model=other#*")
+    page.wait_for_selector("#asks[data-answered]")
+    assert page.locator("h1").inner_text() == "other" and page.locator("#text").input_value() == "once upon a time"
+    page.locator("#model-name").select_option("broken")
+    page.get_by_text("it cannot be read").wait_for()
+    assert page.locator("#model-name").input_value() == "other"
     page.close()
-    assert [text for text in broken if "favicon" not in text] == []
+    assert broken == []
+    assert {urlsplit(url).netloc for url in sent} == {f"127.0.0.1:{port}"}  # to its own origin only
 
 
 def test_only_the_page_itself_is_let_in(served: tuple[int, Slow]) -> None:
@@ -155,6 +174,10 @@ def test_only_the_page_itself_is_let_in(served: tuple[int, Slow]) -> None:
         (421, f"/{TOKEN}/", {"Host": f"evil.example:{port}"}),  # a name that somebody has led to this address
         (421, f"/{TOKEN}/", {"Host": "127.0.0.1"}),
         (421, f"/{TOKEN}/", {"Host": f"127.0.0.1:{port}@evil.example"}),
+        (204, "/favicon.ico", {}),  # browsers ask for it
+        (421, "/favicon.ico", {"Host": "evil.example"}),
+        (404, f"/{TOKEN}/?model=none", {}),
+        (500, f"/{TOKEN}/?model=broken", {}),
         (404, "/", {}),
         (404, "/a-toke/", {}),
         (404, f"/{TOKEN}", {}),
@@ -173,6 +196,7 @@ def test_only_the_page_itself_is_let_in(served: tuple[int, Slow]) -> None:
     ):
         assert asked(port, f"/{TOKEN}/ask", body, **headers)[0] == status, headers
     assert asked(port, f"/{TOKEN}/nothing", body)[0] == 404
+    assert asked(port, f"/{TOKEN}/ask?model=none", body)[0] == 404
     assert asked(port, f"/{TOKEN}/ask")[0] == 405
 
 
@@ -206,6 +230,21 @@ def test_what_is_no_question_is_refused(served: tuple[int, Slow], body: Any) -> 
     port, _ = served
     status, text = asked(port, f"/{TOKEN}/ask", body)
     assert status == 200 and json.loads(text).keys() == {"refused"}
+
+
+def test_models_take_turns(served: tuple[int, Slow]) -> None:
+    """One is kept, and a tab of another one still gets its own answers. A load says how long it takes."""
+    port, answerer = served
+    lines = [json.loads(line) for line in asked(port, f"/{TOKEN}/load?model=other", {})[1].splitlines()]
+    assert lines[0].keys() == {"step"} and lines[-1] == {"answer": "other"}
+    assert json.loads(asked(port, f"/{TOKEN}/load?model=broken", {})[1]) == {"refused": "it cannot be read"}
+    answers = [
+        json.loads(asked(port, f"/{TOKEN}/ask{which}", {"question": QUESTION})[1])["answer"]["tables"][0]
+        for which in ("", "?model=other")
+    ]
+    tokens = answerer.tokenizer.encode(QUESTION["text"])
+    assert answers[0]["final_tokens"] == minilens.logit_lens(answerer.model, tokens).final_tokens.tolist()
+    assert answers[0]["top"] != answers[1]["top"]
 
 
 def test_a_huge_body_is_not_read(served: tuple[int, Slow]) -> None:

@@ -347,6 +347,20 @@ def test_two_hundred_positions(long_table: minilens.LensTable) -> None:
     figure.canvas.draw()
 
 
+def test_columns_that_do_not_fit_stand_below(table: minilens.LensTable) -> None:
+    """Of words of 16 points the page has room for ten."""
+    figure = lens_figure(table, font_size=16.0)
+    n = len(table.tokens)
+    assert len(panels(figure)) == 2 and n == 20 and figure.get_figwidth() < 20
+    for first, axes in zip((0, 10), panels(figure), strict=True):
+        best = table.top.tokens[:, first : first + 10, 0].tolist()
+        assert cells(axes) == {
+            (r, x): short(token, LONGEST) for r, row in enumerate(best) for x, token in enumerate(row)
+        }
+        assert {text.get_fontsize() for text in axes.texts} == {16}
+        assert axes.get_title("left").endswith(f", positions {first} to {first + 9}")
+
+
 @pytest.mark.parametrize(
     ("show", "n", "has_text"),
     [("logit", 5, True), ("logit", 35, True), ("logit", 60, False), ("kl", 50, True), ("kl", 200, False)],
@@ -406,6 +420,7 @@ def test_without_a_tokenizer(table: minilens.LensTable) -> None:
         ({"show": ["logit", "tracked_kl"]}, 'no panel "tracked_kl"'),
         ({"style": "1999"}, 'no style "1999"; there are 2020, 2021'),
         ({"every": 0}, "every must be at least 1; got 0"),
+        ({"font_size": 3.0}, "font_size must be from 4 to 72 points; got 3"),
     ],
 )
 def test_what_does_not_exist(table: minilens.LensTable, options: dict[str, Any], message: str) -> None:

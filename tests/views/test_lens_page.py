@@ -331,7 +331,8 @@ def test_the_same_table_gives_the_same_file(tables: list[minilens.LensTable]) ->
 def test_a_notebook_gets_a_frame_of_its_own(tables: list[minilens.LensTable]) -> None:
     frame = tables[0]._repr_html_()
     assert frame is not None
-    (page,) = re.findall(r'^<iframe title="Logit lens" sandbox="allow-scripts" srcdoc="([^"<>]*)" style="[^"]*"', frame)
+    opening = r'<iframe class="minilens" title="Logit lens" sandbox="allow-scripts" '
+    (page,) = re.findall(opening + r'srcdoc="([^"<>]*)" style="[^"]*"', frame)
     assert html.unescape(page) == lens_page(tables[0])
     assert replace(tables[0], stats={})._repr_html_() is None  # nothing to show, so a notebook prints what it is
     assert repr(tables[0]).startswith("LensTable of 10 rows and 25 positions: decoder final, norm final; top, final")

@@ -8,7 +8,7 @@ const SCALES = {
   row: { text: "beside the query\u2019s strongest", of: (weight, strongest) => weight / strongest, ends: ["0", "the strongest of the row"] },
   weight: { text: "as it is", of: (weight) => weight, ends: ["0", "1"] },
 };
-const LETTER = 6.7; // pixels of a letter in a label
+let [FONT, LETTER] = [11, 6.7]; // pixels: how high and wide a letter of a label is
 const LONGEST = 12; // letters of a label
 const STRONGEST = 8; // keys in the table
 let codes; // the head's weights as the file has them, a query after another
@@ -38,6 +38,8 @@ let [DIGITS, ROOM, SIZE] = [0, 0, 0];
 
 function measureAttention() {
   const { tokens, layers, heads } = attention;
+  FONT = parseFloat(getComputedStyle(find("#picture canvas")).fontSize);
+  LETTER = 0.61 * FONT;
   textLength = tokens.length;
   DIGITS = String(textLength - 1).length * LETTER;
   const letters = Math.max(0, ...tokens.map((token) => width(cut(label(token)))));
@@ -45,12 +47,14 @@ function measureAttention() {
   const { clientWidth } = find("#attention");
   const beside = clientWidth > 900 ? heads[0].length * 57 + 340 : 0; // the other heads, and the panel
   const room = Math.min(clientWidth - beside, 0.78 * window.innerHeight) - ROOM - 2;
-  CELL = within(SMALLEST, Math.floor(room / textLength), LARGEST);
+  CELL = within(Math.max(SMALLEST, FONT + 3), Math.floor(room / textLength), LARGEST);
   SIZE = ROOM + textLength * CELL + 2;
-  const options = (values) => values.map((value) => element("option", { value, text: value }));
+  const choose = (select, values) => {
+    if (select.length !== values.length) select.replaceChildren(...values.map((value) => element("option", { value, text: value })));
+  };
   Object.assign(find("#picture").firstElementChild.style, { width: `${SIZE}px`, height: `${SIZE}px` });
-  find("#layer").replaceChildren(...options(layers));
-  find("#head").replaceChildren(...options([...heads[0].keys()]));
+  choose(find("#layer"), layers);
+  choose(find("#head"), [...heads[0].keys()]);
 }
 
 // A view is what is to be seen from `left` and `top` on, in pixels of the cells, with these rows' and columns' labels.
@@ -104,7 +108,7 @@ function drawCells(pen, [firstRow, endRow], [firstColumn, endColumn], { cell, ma
 
 // Where cells are small, only some rows and columns are named.
 function drawNames(pen, [first, end], turn, chosen, { cell, ink, quiet, mark }) {
-  const every = Math.ceil(11 / cell);
+  const every = Math.ceil(FONT / cell);
   const { font } = pen;
   for (let at = Math.ceil(first / every) * every; at < end; at += every) {
     const isChosen = mark && chosen.includes(at);
@@ -230,68 +234,11 @@ function chooseHead(layer, head) {
   keepState();
 }
 
-
-// ---- All heads, each as a small picture
-
-const SMALL = 48; // pixels
-
-function showHeads() {
-  const lines = attention.layers.map((layer) => element("div", {}, element("span", { text: layer }), ...headsOf(layer).map((_, head) => {
-    const name = `layer ${layer}, head ${head}`;
-    const button = element("button", { type: "button", "data-head": `${layer}.${head}`, "aria-label": name, title: name, onclick: () => chooseHead(layer, head) });
-    button.append(element("canvas", { width: SMALL, height: SMALL }));
-    return button;
-  })));
-  if (find("#heads").childElementCount !== lines.length) find("#heads").replaceChildren(...lines);
-  clearTimeout(showHeads.timer);
-  showHeads.timer = setTimeout(drawHeads, 60); // the grid first
-  markHead();
-}
-
-// They are one stop of the tab key.
-function markHead() {
-  find("#heads").querySelectorAll("button").forEach((button) => {
-    const isChosen = button.dataset.head === `${state.layer}.${state.head}`;
-    button.setAttribute("aria-pressed", isChosen);
-    button.tabIndex = isChosen ? 0 : -1;
-  });
-}
-
-function moveInHeads(event) {
-  const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: headsOf(state.layer).length, ArrowUp: -headsOf(state.layer).length }[event.key];
-  if (!step) return;
-  event.preventDefault();
-  stepHead(step);
-  find("#heads [aria-pressed=true]").focus();
-}
-
-// A pixel shows the strongest of the weights that fall on it.
-function drawHeads() {
-  const colours = STEPS.map((colour) => [...colour, 255]);
-  const n = Math.min(SMALL, textLength);
-  find("#heads").querySelectorAll("button").forEach((button) => {
-    const [layer, head] = button.dataset.head.split(".").map(Number);
-    const weights = codesOf(headsOf(layer)[head]);
-    const strongest = new Float32Array(n * n);
-    for (let query = 0, at = 0; query < textLength; query += 1) {
-      const y = Math.floor((query * n) / textLength);
-      for (let key = 0; key <= query; key += 1, at += 1) {
-        const x = Math.floor((key * n) / textLength);
-        if (weights[at] !== attention.hidden) strongest[y * n + x] = Math.max(strongest[y * n + x], weights[at]);
-      }
-    }
-    const canvas = Object.assign(button.firstElementChild, { width: n, height: n });
-    const image = new ImageData(n, n);
-    strongest.forEach((weight, at) => { if (at % n <= at / n) image.data.set(colours[stepOf(Math.sqrt(weight / attention.steps))], 4 * at); });
-    canvas.getContext("2d").putImageData(image, 0, 0);
-  });
-}
-
-// After the last head of a layer comes the first of the next layer, and after the last of all the first of all.
-function stepHead(step) {
-  const [{ layers }, heads] = [attention, headsOf(state.layer).length];
-  const to = layers.indexOf(state.layer) * heads + state.head + step + layers.length * heads;
-  chooseHead(layers[Math.floor(to / heads) % layers.length], to % heads);
+function layOutAttention() {
+  if (!attention) return;
+  measureAttention();
+  showHead();
+  showCell();
 }
 
 function listenToAttention() {
@@ -315,12 +262,7 @@ function listenToAttention() {
   // A screen reader speaks of weights while somebody is here, and not with every move in the grid.
   find("#attention").addEventListener("focusin", () => find("#weight").setAttribute("aria-live", "polite"));
   find("#attention").addEventListener("focusout", () => find("#weight").setAttribute("aria-live", "off"));
-  window.addEventListener("resize", () => {
-    if (!attention) return;
-    measureAttention();
-    showHead();
-    showCell();
-  });
+  window.addEventListener("resize", layOutAttention);
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawPicture);
   find("#scale").append(...Object.entries(SCALES).map(([value, { text }]) => element("option", { value, text })));
   find("#scale").addEventListener("change", () => { showScale(); drawPicture(); });

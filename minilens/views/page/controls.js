@@ -42,14 +42,20 @@ function showTabs() {
 }
 
 function showColours() {
+  const select = find("#colour");
+  const texts = statistics.map(statisticName).join();
+  if (select.dataset.texts !== texts) fillColours(select);
+  select.dataset.texts = texts;
+  select.value = statistic().key;
+}
+
+function fillColours(select) {
   const groups = new Map();
   for (const { key, group, name } of statistics) {
     if (!groups.has(group)) groups.set(group, element("optgroup", { label: group }));
     groups.get(group).append(element("option", { value: key, text: statisticName({ group, name }) }));
   }
-  const select = find("#colour");
   select.replaceChildren(...groups.values());
-  select.value = statistic().key;
 }
 
 // A closed select shows no group, so the option itself says whose probability, rank or logit it is.
@@ -100,6 +106,8 @@ function recolour() {
   showLegend();
 }
 
+const FEW_ROWS = 20; // a grid that leaves room for the panel below it
+
 // Everything anew: another tab, or a state from the address.
 function show() {
   table = data.tables[state.tab];
@@ -107,20 +115,23 @@ function show() {
   showTabs();
   showIntro();
   showColours();
-  const isFirst = !grid && state.position === null;
+  const [isFirst, before] = [!grid && state.position === null, grid];
   const inside = table.labels.some((_, r) => isInside(r));
   find("#subblocks").hidden = !inside;
   find("#subblocks input").checked = state.subblocks;
   showSize();
   const { scrollLeft, scrollTop } = find("#scroller");
-  grid = makeGrid([...table.positions.keys()]);
+  grid = makeGrid([...table.positions.keys()], before);
   paint(grid);
   showLegend();
   showRows(grid);
+  find("#both").classList.toggle("low", shownRows().length <= FEW_ROWS);
   markPins(grid);
-  listenToGrid(grid.made);
-  find("#scroller").replaceChildren(grid.made);
-  find("#scroller").scrollTo(isFirst ? 1e6 : scrollLeft, scrollTop); // the text's end
+  if (grid !== before) {
+    listenToGrid(grid.made);
+    find("#scroller").replaceChildren(grid.made);
+    find("#scroller").scrollTo(isFirst ? 1e6 : scrollLeft, scrollTop); // the text's end
+  }
   showPins();
   if (attention) {
     showHead();
@@ -143,7 +154,12 @@ function listen() {
     showPins();
     setFocus(focused(), { move: false });
   });
-  find("#size").addEventListener("input", ({ target }) => { state.size = Number(target.value); showSize(); keepState(); });
+  find("#size").addEventListener("input", ({ target }) => {
+    state.size = Number(target.value);
+    showSize();
+    layOutAttention();
+    keepState();
+  });
   find("#link").addEventListener("click", copyLink);
   const isSmall = window.matchMedia("(max-width: 50rem), (max-height: 34rem)"); // or zoomed in
   const fold = () => document.querySelectorAll(".fold").forEach((each) => { each.open = !isSmall.matches; });

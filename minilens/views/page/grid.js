@@ -21,42 +21,61 @@ function columnWidth(c) {
   return Math.min(12, Math.max(6, ...texts.map(width)));
 }
 
-function headers(columns, below) {
-  const corner = element("th", { class: "corner", scope: "row", text: below ? "input token" : "true next token" });
-  const cells = columns.map((c) => {
-    const text = below ? label(table.input_tokens[c]) : (isRight(c) ? "*" : "") + label(table.next_tokens[c]);
-    const cell = element("th", { title: text, ...(below ? {} : { scope: "col" }) });
-    if (!below) cell.append(element("small", { text: table.positions[c] }));
-    cell.append(text);
-    return cell;
-  });
-  return element(below ? "tfoot" : "thead", {}, element("tr", {}, corner, ...cells));
-}
-
-function makeGrid(columns) {
+// Cells and headers without their texts: a line for each row, the header above and the one below.
+function makeLines() {
   const made = element("table", { class: "grid", role: "grid", "aria-label": "Logit lens: residuals by positions" });
   const labelWidth = Math.max(...table.labels.map(width), "true next token".length - 1);
   const widths = element("colgroup", {}, element("col", { style: `width: calc(${labelWidth}ch + 6px)` }));
-  columns.forEach((c) => widths.append(element("col", { style: `width: calc(${columnWidth(c)}ch + 11px)` })));
+  const line = (text, corner = {}) => element("tr", {}, element("th", { scope: "row", text, ...corner }));
+  const lines = table.labels.map((text) => line(text));
+  const [above, below] = ["true next token", "input token"].map((text) => line(text, { class: "corner" }));
+  const body = element("tbody", {}, ...[...lines].reverse());
+  made.append(widths, element("thead", {}, above), body, element("tfoot", {}, below));
+  return { made, widths, above, below, lines, cells: table.labels.map(() => []), columns: [], rows: table.labels.join() };
+}
 
-  const body = element("tbody");
-  const lines = [];
-  const cells = [];
-  for (const r of [...table.labels.keys()].reverse()) {
-    const line = element("tr", {}, element("th", { scope: "row", text: table.labels[r] }));
-    cells[r] = columns.map((c) => {
-      const cell = document.createElement("td");
-      cell.textContent = label(bestAt(r, c));
-      cell.tabIndex = -1;
-      if (agreesAt(place(r, c))) cell.dataset.agrees = "";
-      return cell;
+// The cells of these columns of the table. What a grid of the same rows shows already stays as it is: a text that grows
+// costs a column or two.
+function makeGrid(columns, kept = null) {
+  const made = kept?.rows === table.labels.join() ? kept : makeLines();
+  columns.forEach((c, x) => {
+    if (x === made.columns.length) addColumn(made);
+    made.columns[x] = c;
+    const ahead = (isRight(c) ? "*" : "") + label(table.next_tokens[c]);
+    const [col, above, below] = [made.widths, made.above, made.below].map(({ children }) => children[x + 1]);
+    putText(above.firstChild.firstChild, String(table.positions[c]));
+    putText(above.lastChild, ahead);
+    putText(below.firstChild, label(table.input_tokens[c]));
+    if (above.title !== ahead) above.title = ahead;
+    if (below.title !== below.textContent) below.title = below.textContent;
+    const wide = `width: calc(${columnWidth(c)}ch + 11px)`;
+    if (col.getAttribute("style") !== wide) col.setAttribute("style", wide);
+    made.cells.forEach((line, r) => {
+      if (table.top) putText(line[x].firstChild, label(bestAt(r, c)));
+      line[x].toggleAttribute("data-agrees", agreesAt(place(r, c)));
     });
-    line.append(...cells[r]);
-    body.append(line);
-    lines[r] = line;
-  }
-  made.append(widths, headers(columns, false), body, headers(columns, true));
-  return { made, lines, cells, columns };
+  });
+  while (made.columns.length > columns.length) dropColumn(made);
+  return made;
+}
+
+const putText = (node, text) => { if (node.data !== text) node.data = text; };
+
+function addColumn({ widths, above, below, lines, cells }) {
+  widths.append(element("col"));
+  above.append(element("th", { scope: "col" }, element("small", { text: "0" }), new Text()));
+  below.append(element("th", {}, new Text()));
+  lines.forEach((line, r) => {
+    const cell = element("td", { tabindex: -1 }, new Text());
+    cells[r].push(cell);
+    line.append(cell);
+  });
+}
+
+function dropColumn({ widths, above, below, lines, cells, columns }) {
+  [widths, above, below, ...lines].forEach((line) => line.lastChild.remove());
+  cells.forEach((line) => line.pop());
+  columns.pop();
 }
 
 // One pass that only writes: the browser lays out and paints once, afterwards.
@@ -67,7 +86,7 @@ function paint({ cells, columns }, from = 0, to = columns.length) {
       const number = value(place(r, columns[x]));
       const wanted = number === null ? "nothing" : classOf(shade(number));
       if (line[x].className !== wanted) line[x].className = wanted;
-      if (!table.top) line[x].textContent = show(number);
+      if (!table.top) putText(line[x].firstChild, show(number));
     }
   }
 }

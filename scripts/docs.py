@@ -330,11 +330,13 @@ def take_pictures() -> None:
             page.goto(f"{path.as_uri()}#at=4.resid_post@7&pins={pins}")
             keep_picture(io.BytesIO(page.screenshot()), "page.png")
             main(["live", "tales-gpt2", "--html", str(path), "--overwrite"])
-            asked = {"text": "Once upon a time there was a little girl who", "edits": "5.h7", "attention": "5.7@9.0"}
-            page.set_viewport_size({"width": 1200, "height": 900})
+            asked = {"text": "Once upon a time there was a little girl who lived in a house with he", "edits": "5.h7"}
+            page.set_viewport_size({"width": 1200, "height": 930})
             page.goto(f"{path.as_uri()}#{urlencode(asked, quote_via=quote)}")
             page.wait_for_selector("#asks[data-answered]")
-            page.wait_for_timeout(500)  # the small pictures of all heads
+            page.locator("#text").press("Control+End")
+            page.keyboard.type("r")
+            page.wait_for_selector("#asks[data-answered='2']")
             keep_picture(io.BytesIO(page.screenshot()), "live.png")
             browser.close()
         main(["study", "--compare", "tales-gpt2", "tales-gpt-neo", "tales-ctrl", "--out", str(study)])

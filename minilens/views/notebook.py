@@ -5,6 +5,7 @@ A view is imported when it is asked for: `import minilens` stays quick.
 """
 
 import html
+from math import ceil
 
 from ..instruments.attribution import Attribution
 from ..instruments.attributions import Attributions
@@ -15,8 +16,10 @@ from ..table import LensTable
 from ..traces import BlockTrace
 
 HIGHEST = 960  # CSS pixels of a frame; what is longer scrolls in it, and its lower edge can be drawn
-AROUND, LINE = 250, 22  # CSS pixels: what stands above and below the tables of a page, and a line of them
-PANEL = 24  # lines beside the grid of the lens
+LINE = 22  # CSS pixels of a line of a table
+CONTROLS, WORDS, LITTLE = 250, 360, 100  # CSS pixels: what stands above and below the tables of a page
+PANEL = 25  # lines beside the grid of the lens
+PATTERN, REPR = 9, 12  # lines: a row of five patterns, and the block's repr below them
 MOST = 100  # parts that are shown: of neurons there are thousands
 
 # A frame is as dark as the notebook around it: JupyterLab, VS Code and Colab say how dark they are, and a browser tells
@@ -29,11 +32,14 @@ THEMES = """<style>
 </style>"""
 
 
-def in_frame(title: str, page: str, *, lines: int | None = None, sandbox: str = "") -> str:
-    """An iframe with the text of a page in it. lines: those of its tables, by default the rows that it has outside of
-    what is folded. sandbox: what the page may do, such as allow-scripts."""
+def in_frame(title: str, page: str, *, lines: int | None = None, around: int = WORDS, sandbox: str = "") -> str:
+    """An iframe with the text of a page in it.
+
+    lines: those of its tables, by default the rows that it has outside of what is folded. around: CSS pixels of what
+    else it has. sandbox: what the page may do, such as allow-scripts.
+    """
     lines = page.partition("<details")[0].count("<tr") if lines is None else lines
-    style = f"width: 100%; height: {min(HIGHEST, AROUND + LINE * lines)}px; border: 0; resize: vertical"
+    style = f"width: 100%; height: {min(HIGHEST, around + LINE * lines)}px; border: 0; resize: vertical"
     return (
         f'{THEMES}<iframe class="minilens" title="{html.escape(title)}" sandbox="{sandbox}" '
         f'srcdoc="{html.escape(page)}" style="{style}"></iframe>'
@@ -45,7 +51,8 @@ def lens_html(table: LensTable) -> str | None:
     from .lens_page import lens_page
 
     lines = max(PANEL, 3 + len(table.labels))
-    return in_frame("Logit lens", lens_page(table), lines=lines, sandbox="allow-scripts") if table.stats else None
+    how = {"lines": lines, "around": CONTROLS}
+    return in_frame("Logit lens", lens_page(table), **how, sandbox="allow-scripts") if table.stats else None
 
 
 def patching_html(patching: Patching) -> str:
@@ -59,7 +66,7 @@ def heads_html(scores: HeadScores) -> str:
     """The scores of every head, shaded."""
     from .pictures import heads_page
 
-    return in_frame("Head scores", heads_page(scores))
+    return in_frame("Head scores", heads_page(scores), around=LITTLE)
 
 
 def attribution_html(attribution: Attribution | Attributions) -> str:
@@ -82,8 +89,8 @@ def patterns_html(block: BlockTrace) -> str | None:
 
     if block.pattern.is_meta:
         return None
-    n_heads = block.pattern.shape[1]
-    return in_frame("Attention", patterns_page(block), lines=9 * -(-n_heads // 5) + len(repr(block).splitlines()))
+    lines = PATTERN * ceil(block.pattern.shape[1] / 5) + REPR
+    return in_frame("Attention", patterns_page(block), lines=lines, around=LITTLE)
 
 
 def show_in_notebooks() -> None:

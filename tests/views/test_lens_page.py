@@ -710,11 +710,19 @@ def test_light_dark_and_a_narrow_window(opened: Opener, tables: list[minilens.Le
 
 
 def test_the_frame_of_a_notebook_works(opened: Opener, tables: list[minilens.LensTable]) -> None:
-    page = opened("<!doctype html><meta charset=utf-8>" + str(tables[0]._repr_html_()))
+    """And is as dark as the notebook, whatever the system says."""
+    dark = "<!doctype html><meta charset=utf-8><body data-jp-theme-light=false>"
+    page = opened(dark + str(tables[0]._repr_html_()), color_scheme="null")
     frame = page.frame_locator("iframe")
     frame.locator("#scroller td").first.click()
     page.clock.run_for(200)
     assert frame.locator("#pins li").count() == 1
+    scheme = (
+        "() => [true, false].map((dark) => matchMedia(`(prefers-color-scheme: ${dark ? 'dark' : 'light'})`).matches)"
+    )
+    assert page.frames[1].evaluate(scheme) == [True, False]
+    page.evaluate("document.body.dataset.jpThemeLight = 'true'")
+    assert page.frames[1].evaluate(scheme) == [False, True]
 
 
 def test_a_large_page_recolours_what_is_in_sight_at_once(opened: Opener) -> None:

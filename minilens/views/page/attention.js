@@ -45,7 +45,9 @@ function measureAttention() {
   const letters = Math.max(0, ...tokens.map((token) => width(cut(label(token)))));
   ROOM = Math.ceil(DIGITS + LETTER + letters * LETTER) + 8;
   const { clientWidth } = find("#attention");
-  const beside = clientWidth > 900 ? heads[0].length * 57 + 340 : 0; // the other heads, and the panel
+  const others = heads[0].length * 57 + 30;
+  const beside = clientWidth > 900 ? others + 310 : 0; // the other heads, and the panel
+  find("#heads").style.minWidth = `min(${others}px, 45vw)`;
   const room = Math.min(clientWidth - beside, 0.78 * window.innerHeight) - ROOM - 2;
   CELL = within(Math.max(SMALLEST, FONT + 3), Math.floor(room / textLength), LARGEST);
   SIZE = ROOM + textLength * CELL + 2;

@@ -122,7 +122,8 @@ class Answerer:
         if not (0 <= position < tokens.shape[1] and 0 <= head < self.model.config.n_heads):
             raise ValueError(f"there is no position {position} or no head {head}")
         edit = then(*self._edits(question), _watching(lambda: False))
-        *_, block = run(self.model, self.model.embed(tokens), stop=layer + 1, edit=edit)
+        blocks = run(self.model, self.model.embed(tokens), edit=edit)
+        block = next(block for block in blocks if block.layer == layer)  # edits of later ones are none of its
         found = {}
         for name, axes in AXES.items():
             value: Tensor = getattr(block, name)

@@ -126,9 +126,10 @@ def test_the_page_and_its_answers(served: tuple[int, Slow]) -> None:
     lines = asked(port, f"/{TOKEN}/write", {"question": QUESTION, "how": how})[1].splitlines()
     steps = [json.loads(line)["step"]["token"] for line in lines[:-1]]
     assert steps == minilens.generate(answerer.model, tokens, 3)[0, -3:].tolist()
-    place = {"question": QUESTION, "layer": 2, "position": 4, "head": 1, "few": 5}
+    later = {**QUESTION, "edits": [{"kind": "zero", "layer": 2, "head": 3}]}  # than the block
+    place = {"question": later, "layer": 1, "position": 4, "head": 1, "few": 5}
     found = json.loads(asked(port, f"/{TOKEN}/walk", place)[1])["answer"]
-    block = minilens.trace(answerer.model, tokens).blocks[2]
+    block = minilens.trace(answerer.model, tokens).blocks[1]
     assert found["z"]["numbers"] == pytest.approx(block.z[0, 1, 4, :5].tolist())
     given = {"text": "once", "tokens": steps}
     assert json.loads(asked(port, f"/{TOKEN}/continued", given)[1])["answer"].startswith("once")

@@ -21,12 +21,13 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 LESSONS = ROOT / "docs" / "course" / "lessons"
 EDITIONS = ("student", "solution")
-SET_UP = "\n".join([
-    "import importlib.util",
-    "",
-    'if not importlib.util.find_spec("minilens"):  # as on Colab',
-    "    %pip install -q minilens",
-])  # fmt: skip
+ADDRESS = re.search(
+    r'^Repository = "(https://github\.com/[^"/]+/[^"/]+)"$', (ROOT / "pyproject.toml").read_text(), re.M
+)
+SET_UP = """import importlib.util
+
+if not importlib.util.find_spec("minilens"):  # as on Colab
+    %pip install -q {}"""
 IMPORTS = "\n".join([
     "import torch",
     "",
@@ -36,16 +37,24 @@ IMPORTS = "\n".join([
 ])  # fmt: skip
 
 
-def notebook(lesson: Path, edition: str) -> dict[str, Any]:
-    """A lesson as a notebook, for students or with the solutions."""
-    cells = [("code", SET_UP), ("code", IMPORTS)]
+def notebook(lesson: Path, edition: str, address: str = ADDRESS[1] if ADDRESS else "") -> dict[str, Any]:
+    """A lesson as a notebook, for students or with the solutions.
+
+    address: of the repository on GitHub. Where there is one, the notebook installs minilens from it and has a link that
+    opens it in Colab.
+    """
+    cells = [("code", SET_UP.format(f"git+{address}" if address else "minilens")), ("code", IMPORTS)]
     parts = re.split(r"^# %% (.+)\n", lesson.read_text(), flags=re.MULTILINE)[1:]
     for kind, text in zip(parts[::2], parts[1::2], strict=True):
         cells += [("markdown", _uncommented(text))] if kind == "text" else []
         cells += [("code", text.strip())] if kind == "code" else []
         cells += _exercise(kind, text, edition) if kind.startswith("exercise") else []
     (first, *_) = [at for at, (kind, _) in enumerate(cells) if kind == "markdown"]
-    cells.insert(0, cells.pop(first))  # the title stands above the set-up
+    title = cells.pop(first)[1]
+    if address:
+        place = f"{address.removeprefix('https://github.com/')}/blob/main/docs/course/{edition}/{lesson.stem}.ipynb"
+        title += f"\n\n[Open in Colab](https://colab.research.google.com/github/{place})"
+    cells.insert(0, ("markdown", title))  # above the set-up
     return {
         "cells": [_cell(kind, text, f"{lesson.stem}-{at}") for at, (kind, text) in enumerate(cells)],
         "metadata": {

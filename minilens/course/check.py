@@ -20,7 +20,7 @@ from . import diagnosis
 from .compare import SINGLE, same, tells
 from .lines import LineResult, Lines, raised
 from .program import Program, line_in, read_program
-from .reference import WINDOW, Reference, as_class, cloned, reference_of, shortened, value_of
+from .reference import WINDOW, Reference, as_class, cloned, reference_of, settings_read, shortened, value_of
 
 TOGETHER = "all together"
 CLOSE = 1e-3  # of the largest logit: float32 through all blocks
@@ -52,7 +52,7 @@ def _checked(source: str, path: str) -> Iterator[LineResult]:
         if isinstance(error, ValueError) and line_in(error, path) is None:
             raise
         raise ValueError(f"{Path(path).name}, line {line_in(error, path)}: {raised(error)}") from error
-    reference = reference_of(student.family)
+    reference = reference_of(student.family, settings_read(student))
     is_right = True
     parts = {part: student.part(part) for part in reference.program.parts}
     weights = list(_tensors(reference.model))

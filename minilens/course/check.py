@@ -7,7 +7,9 @@ it stands.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,15 @@ from torch import Tensor
 from ..loading import load
 from ..model import Model
 from . import diagnosis
-from .compare import SINGLE, same, tells
-from .lines import LineResult, Lines, raised
+from .compare import SINGLE, same, sized, tells
+from .errors import alike, is_of_a_name, raised, shapes
+from .levels import moves
+from .lines import LineResult, Lines
 from .program import Program, line_in, read_program
-from .reference import WINDOW, Reference, as_class, cloned, reference_of, settings_read, shortened, value_of
+from .reference import BLOCKS, WINDOW, Reference, as_class, cloned, reference_of, settings_read, shortened, value_of
 
 TOGETHER = "all together"
+COARSER = 4.0  # times the error of the solution in bfloat16: more is no chance
 CLOSE = 1e-3  # of the largest logit: float32 through all blocks
 
 
@@ -54,20 +59,13 @@ def _checked(source: str, path: str) -> Iterator[LineResult]:
         raise ValueError(f"{Path(path).name}, line {line_in(error, path)}: {raised(error)}") from error
     reference = reference_of(student.family, settings_read(student))
     is_right = True
-    parts = {part: student.part(part) for part in reference.program.parts}
     weights = list(_tensors(reference.model))
     versions = [each._version for each in weights]
     replaced = set(reference.program.functions)  # by those of the solution, until they are known to be right
-    for part, function in parts.items():
-        if function is None:
-            results = [LineResult(0, part, "missing", f"there is no function {part}")]
-        else:
-            with _forced(student, reference, replaced) as model:
-                if part == "block":
-                    results = list(Lines(student, reference, model).results())
-                else:
-                    args = (model,) if part in student.methods else ()
-                    results = [_function(student, reference, part, function, args)]
+    for part in reference.program.parts:
+        results = _results(student, reference, part, replaced)
+        if any(result.verdict == "wrong" for result in results):
+            results = _levelled(student, reference, part, replaced, results)
         if versions != [each._version for each in weights]:
             reference_of.cache_clear()  # its weights are others now
             yield LineResult(student.parts[part].lineno, part, "wrong", "it writes into the weights of the model")
@@ -79,6 +77,41 @@ def _checked(source: str, path: str) -> Iterator[LineResult]:
         yield from results
     if is_right:
         yield _together(student, reference)
+
+
+def _results(student: Program, reference: Reference, part: str, replaced: set[str]) -> list[LineResult]:
+    """What became of a function or a method, or of the lines of `block`."""
+    function = student.part(part)
+    if function is None:
+        others = student.parts.keys() - reference.program.parts.keys()
+        told = f"there is no function {part}"
+        if other := alike(part, others):
+            return [LineResult(student.parts[other].lineno, part, "missing", f"{told}, but {other} is here")]
+        return [LineResult(0, part, "missing", told)]
+    with _forced(student, reference, replaced) as model:
+        if part == "block":
+            return list(Lines(student, reference, model).results())
+        return [_function(student, reference, part, function, (model,) if part in student.methods else ())]
+
+
+def _levelled(
+    student: Program, reference: Reference, part: str, replaced: set[str], results: list[LineResult]
+) -> list[LineResult]:
+    """The results, with the line at the wrong level named, if the first wrong value is right where it is moved."""
+    at = next(at for at, result in enumerate(results) if result.verdict == "wrong")
+    wrong = {result.name for result in results if result.verdict != "right"}
+    for line, what, source in moves(student.lines, student.parts[part]):
+        if results[at].mistake and not student.lines[line - 1].lstrip().startswith("return"):
+            continue  # only a `return` in a loop gives the numbers of another mistake
+        try:
+            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+                other = read_program(source, student.path)
+                again = _results(other, reference, part, replaced)
+        except (Exception, SystemExit):
+            continue
+        if {result.name for result in again if result.verdict != "right"} <= wrong - {results[at].name}:
+            return [*results[:at], replace(results[at], line=line, mistake=what), *results[at + 1 :]]
+    return results
 
 
 def _tensors(whole: Any) -> Iterator[Tensor]:
@@ -117,7 +150,11 @@ def _function(
         try:
             mine = value_of(function(*model, *given))
         except (Exception, SystemExit) as error:
-            return LineResult(line_in(error, student.path) or line, part, "wrong", raised(error))
+            told = raised(error)
+            if not is_of_a_name(error):
+                told += f"{shapes(student.arguments(part, (*model, *args)))}; it should give "
+                told += f"[{sized(real, reference.axes(part))}]"
+            return LineResult(line_in(error, student.path) or line, part, "wrong", told)
         if mine is Ellipsis:
             return LineResult(line, part, "not written")
         if any(each._version for each in given if isinstance(each, Tensor)):
@@ -146,6 +183,27 @@ def _together(student: Program, reference: Reference) -> LineResult:
         torch.set_default_dtype(torch.float64)
     if isinstance(mine, Tensor) and mine.shape == real.shape:
         if (mine - real).abs().max() < CLOSE * real.abs().max():
-            return LineResult(0, TOGETHER, "right")
+            return LineResult(0, TOGETHER, "right", _in_half(student, reference))
         return LineResult(0, TOGETHER, "wrong", "the logits differ, though each line is right: does one keep a value?")
     return LineResult(0, TOGETHER, "wrong", f"the logits {tells(mine, real, 'row batch pos d_vocab')}")
+
+
+def _in_half(student: Program, reference: Reference) -> str:
+    """What becomes of the student's model on weights in bfloat16, where that is worse than of the solution."""
+    kinds = (torch.float32, torch.bfloat16)
+    full, half = (shortened(load(reference.name, dtype=kind)[0], n_layers=BLOCKS, window=WINDOW) for kind in kinds)
+    exact, ours = (value_of(as_class(reference.program.model, each).lens(reference.tokens)) for each in (full, half))
+    torch.set_default_dtype(torch.float32)
+    try:
+        mine = value_of(as_class(student.model, half).lens(reference.tokens))
+    except (Exception, SystemExit) as error:
+        return f"in float32; on weights in bfloat16, in line {line_in(error, student.path) or 0}, {raised(error)}"
+    finally:
+        torch.set_default_dtype(torch.float64)
+    worse, bound = ((each.double() - exact.double()).abs().max().item() for each in (mine, ours))
+    if worse <= COARSER * bound:
+        return ""
+    return (
+        f"in float32; on weights in bfloat16 its logits are off by up to {worse:.2g}, and the solution's by "
+        f"{bound:.2g}: take scores, softmax and norms in float32"
+    )

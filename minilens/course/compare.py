@@ -48,13 +48,21 @@ def _off(mine: Tensor, real: Tensor) -> tuple[Tensor, float]:
     return (mine - real).masked_fill((mine == real) | (mine.isnan() & real.isnan()), 0).abs(), limit * size
 
 
+def _names(real: Tensor, axes: str) -> list[str]:
+    return axes.split() if len(axes.split()) == real.ndim else [f"axis {n}" for n in range(real.ndim)]
+
+
+def sized(real: Tensor, axes: str) -> str:
+    """The axes with their sizes: batch 2, pos 12, d_model 256."""
+    return ", ".join(f"{name} {size}" for name, size in zip(_names(real, axes), real.shape, strict=True))
+
+
 def tells(mine: Any, real: Tensor, axes: str) -> str:
     """How a student's value differs from the model's, in a sentence without its subject; nothing where it does not.
 
     axes: the name of each axis, with spaces between.
     """
-    names = axes.split() if len(axes.split()) == real.ndim else [f"axis {n}" for n in range(real.ndim)]
-    want = ", ".join(f"{name} {size}" for name, size in zip(names, real.shape, strict=True))
+    names, want = _names(real, axes), sized(real, axes)
     if mine is None:
         return f"is None, and should be a tensor [{want}]: is a `return` missing?"
     if isinstance(mine, list | tuple) and mine and all(isinstance(each, Tensor) for each in mine):

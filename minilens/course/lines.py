@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..model import Model
 from . import diagnosis
-from .compare import SINGLE, same, tells
+from .compare import SINGLE, same, sized, tells
 from .diagnosis import Written
-from .program import Names, Program, line_in
+from .errors import alike, is_of_a_name, raised, shapes
+from .program import Names, Program, assigned, line_in
 from .reference import AXES, Block, Reference, cloned
 
 Verdict = Literal["right", "not written", "missing", "wrong"]
@@ -84,9 +85,18 @@ class Lines:
 
     def _absent(self) -> Iterator[LineResult]:
         """Values that the student's lines read, and that none of them gives."""
-        read = {node.id for node in ast.walk(self.student.parts["block"]) if isinstance(node, ast.Name)}
-        for name in AXES.keys() & (read - self.last.keys()):
-            yield LineResult(0, name, "missing", f"no line of block gives {name}, and others read it")
+        names = [node for node in ast.walk(self.student.parts["block"]) if isinstance(node, ast.Name)]
+        read = {node.id for node in names if isinstance(node.ctx, ast.Load)}
+        mine = {
+            name: each.node.lineno for each in self.statements for name in each.names if name not in read | AXES.keys()
+        }
+        for name in sorted(AXES.keys() & (read - self.last.keys())):
+            if other := alike(name, mine):
+                yield LineResult(
+                    mine[other], name, "missing", f"it gives {other}, and others read {name}: is it a typo?"
+                )
+            else:
+                yield LineResult(0, name, "missing", f"no line of block gives {name}, and others read it")
 
     def _outcomes(self, block: Block) -> dict[int, Outcome]:
         """What became of each statement in one layer.
@@ -115,25 +125,23 @@ class Lines:
             names |= {name: block.value(at, name) for name in statement.names if name in AXES.keys() - given}
         found: dict[int, Outcome] = {}
         held: dict[str, Tensor] = {}
-        for at, (node, assigned) in enumerate(self.statements):
+        for at, (node, given_here) in enumerate(self.statements):
             due = {
                 name: Written(None, self.places[at, name])
-                for name in assigned
+                for name in given_here
                 if (at, name) in self.places and (name not in free or self.last[name] == at)
             }
-            result = LineResult(node.lineno, ", ".join(due or assigned), "right")
+            result = LineResult(node.lineno, ", ".join(due or given_here), "right")
             written: dict[str, Written] = {}
             try:
                 self.student.run(node, names)
             except (Exception, SystemExit) as error:
-                line = line_in(error, self.student.path, node.lineno, node.end_lineno or node.lineno)
-                told = f"{raised(error)}{self._within(error, line)}{_shapes(node, names)}"
-                found[at] = Outcome(replace(result, line=line or node.lineno, verdict="wrong", told=told), {})
+                found[at] = Outcome(self._raised(block, result, error, node, names, due), {})
             else:
                 written = {n: Written(names[n], each.at) for n, each in due.items() if names[n] is not Ellipsis}
                 touched = [name for name, value in held.items() if value._version and name not in due]
                 if due or touched:
-                    found[at] = Outcome(self._judged(block, result, due, written, touched), written)
+                    found[at] = Outcome(self._judged(block, result, node, due, written, touched), written)
             for name, each in due.items():
                 held[name] = names[name] = block.value(each.at, name).clone()
             for name in {*held} - {*due}:
@@ -141,15 +149,37 @@ class Lines:
                     del held[name]
         return found
 
+    def _raised(
+        self,
+        block: Block,
+        result: LineResult,
+        error: BaseException,
+        node: ast.stmt,
+        names: Names,
+        due: Mapping[str, Written],
+    ) -> LineResult:
+        """A statement that did not run: why, the shapes of what it reads, and those of what it should give."""
+        line = line_in(error, self.student.path, node.lineno, node.end_lineno or node.lineno)
+        told = f"{raised(error)}{self._within(error, line)}"
+        if not is_of_a_name(error):
+            wanted: dict[str, list[str]] = {}
+            for name, each in due.items():
+                real = block.value(each.at, name)
+                wanted.setdefault(sized(real, _axes(name, real)), []).append(name)
+            told += shapes(_read(node, names))
+            told += "".join(f"; {', '.join(names)} should be [{size}]" for size, names in wanted.items())
+        return replace(result, line=line or node.lineno, verdict="wrong", told=told)
+
     def _within(self, error: BaseException, line: int | None) -> str:
         """Where an error arose, if that is in a function that this line calls, which is right by itself."""
         deepest = line_in(error, self.student.path)
-        return f" in line {deepest}, which this line calls" if deepest not in (line, None) else ""
+        return f" (in line {deepest}, which this line calls)" if deepest not in (line, None) else ""
 
     def _judged(
         self,
         block: Block,
         result: LineResult,
+        node: ast.stmt,
         due: Mapping[str, Written],
         written: Mapping[str, Written],
         touched: Sequence[str],
@@ -160,9 +190,9 @@ class Lines:
             return replace(result, verdict="wrong", told=told)
         for name, (mine, at) in written.items():
             real = block.value(at, name)
-            axes = AXES[name] if real.ndim == len(AXES[name].split()) else AXES["resid_pre"]  # before it is split
-            if told := tells(mine, real, axes):
-                return replace(result, verdict="wrong", told=f"{name} {told}")
+            if told := tells(mine, real, _axes(name, real)):
+                inner = [each for each in ast.walk(node) if isinstance(each, ast.stmt) and name in assigned(each)]
+                return replace(result, line=inner[-1].lineno, verdict="wrong", told=f"{name} {told}")
         return result if len(written) == len(due) else replace(result, verdict="not written")
 
     def _own(self) -> set[int]:
@@ -173,16 +203,17 @@ class Lines:
         }
 
 
-def _shapes(node: ast.stmt, names: Names) -> str:
-    """The shapes of what a statement reads."""
-    read = {each.id: names.get(each.id) for each in ast.walk(node) if isinstance(each, ast.Name)}
-    told = [f"{name} is {list(each.shape)}" for name, each in read.items() if isinstance(each, Tensor)]
-    return f" (here {', '.join(told)})" if told else ""
+def _axes(name: str, real: Tensor) -> str:
+    """The names of the axes of a value of `block`."""
+    return AXES[name] if real.ndim == len(AXES[name].split()) else AXES["resid_pre"]  # before it is split into heads
 
 
-def raised(error: BaseException) -> str:
-    """An error in a student's line, in one sentence."""
-    told = " ".join(str(error).split())
-    if isinstance(error, SystemExit):
-        return "it ends the process (SystemExit); take the exit away"
-    return f"it raises {type(error).__name__}{f': {told}' if told else ''}"
+def _read(node: ast.stmt, names: Names) -> Names:
+    """What a statement reads, by the names that it has there: q, w.W_Q."""
+    found: Names = {}
+    for each in ast.walk(node):
+        if isinstance(each, ast.Name):
+            found[each.id] = names.get(each.id)
+        elif isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name):
+            found[ast.unparse(each)] = getattr(names.get(each.value.id), each.attr, None)
+    return found

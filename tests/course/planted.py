@@ -118,4 +118,33 @@ PLANTED = [
     Planted(ALL, "resid_post = resid_mid + mlp_out", "resid_post = resid_mid + 0.5 * mlp_out", ""),
     Planted(ALL, "resid_post = resid_mid + mlp_out", "resid_post = resid_mid + mlp_out + w.b_out", ""),
 ]
+
+LOOP = """z = torch.zeros_like(v)
+        for head in range(cfg.n_heads):
+            weights = pattern[:, head]
+            z[:, head] = weights @ v[:, head]
+"""
+
+
+# Lines that cannot stand so: family, what is right and wrong, the line to name, what is told of it, and its mistake.
+# With LOOP in the place of `z = pattern @ v`.
+CANNOT_STAND = [
+    # At the wrong level: in a loop or an `if`, or not
+    ("gpt2", "        return rows", "            return rows", "return rows", "has the shape", "It stands in the loop; it belongs after it."),
+    ("gpt2", "    rows.append(", "rows.append(", "rows.append(", "has the shape", "It stands after the loop; it belongs in it."),
+    ("gpt2", LOOP, LOOP.replace("    z[", "z["), "z[:, head]", "only at head 0 to 6", "It stands after the loop; it belongs in it."),
+    ("gpt2", LOOP, "for head in range(cfg.n_heads):\n            z = torch.zeros_like(v)\n            z[:, head] = pattern[:, head] @ v[:, head]\n", "z = torch.zeros", "only at head", "It is made anew in each round of the loop; it belongs before it."),
+    ("gpt_neo", "        scores = scores.masked", "            scores = scores.masked", "scores = scores.masked", "the model's is -inf", "It stands in the `if`; it belongs after it."),
+    # A name that is spelled wrong
+    ("gpt2", "pattern = softmax", "patern = softmax", "patern", "it gives patern, and others read pattern: is it a typo?", ""),
+    ("gpt2", "weights @ v", "weigths @ v", "weigths", "there is no name weigths here: did you mean weights?", ""),
+    ("gpt2", "w.W_in", "w.W_inn", "w.W_inn", "Block has no W_inn: did you mean W_in?", ""),
+    ("gpt2", "def final_norm", "def finalnorm", "def finalnorm", "there is no function final_norm, but finalnorm is here", ""),
+    # Shapes that do not fit
+    ("gpt2", "upcast(k).mT", "upcast(k)", "upcast(k)", "the first has 32 numbers, and the second has 12 rows (here q is [2, 8, 12, 32], k is [2, 8, 12, 32]); it should give [batch 2, head 8, query 12, key 12]", ""),
+    ("gpt2", "resid_pre + attn_out", "resid_pre + z", "resid_pre + z", "along axis 3 one has 256 places, the other 32 (here resid_pre is [2, 12, 256], z is [2, 8, 12, 32]); resid_mid should be", ""),
+    ("gpt2", ".chunk(3, -1)", "", "linear(ln1_out", "there are 3 names on the left, and 2 values on the right", ""),
+    ("gpt2", "w.W_in, w.b_in", "w.W_in, w.b_out", "w.W_in", "a tensor of 256 numbers stands where 1024 are needed", ""),
+    ("gpt2", "flatten(-2)", "view(z.shape[0], z.shape[2], -1)", ".view(", "view cannot join axes that have been exchanged", ""),
+]
 # fmt: on

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from planted import PLANTED, SPLIT, Planted
+from planted import CANNOT_STAND, LOOP, PLANTED, SPLIT, Planted
 
 from minilens.course.check import check
 from minilens.course.exercise import exercise, model_class, solution
@@ -183,7 +183,7 @@ def test_a_mistake_is_named_where_several_lines_stand_in_one() -> None:
 @pytest.mark.parametrize(
     "right, wrong, name, told",
     [
-        ("z = pattern @ v  #", "z = pattern @ v.mT  #", "z", "RuntimeError: .* v is [2, 8, 12, 32]"),
+        ("z = pattern @ v  #", "z = pattern @ v.mT  #", "z", "do not fit: .* v is [2, 8, 12, 32]"),
         ("linear(ln2_out, w.W_in, w.b_in)", "linear(ln2_out, w.W_in, w.b_in).log()", "mlp_pre", "is NaN at"),
         (f"return {SPLIT}", SPLIT, "split_heads", "is None, .*is a `return` missing"),
         ("z.transpose(1, 2).flatten(-2)", "z.tolist()", "merge_heads", "is a list, and should be a tensor"),
@@ -199,7 +199,7 @@ def test_a_mistake_is_named_where_several_lines_stand_in_one() -> None:
         ("resid_mid + mlp_out", "2 * (resid_mid + mlp_out)", "resid_post", "each number is 2 times the model's"),
         ("softmax(scores, v.dtype)", "scores.softmax(-1).tril(-1)", "pattern", "by up to 1: at batch 0, head 0"),
         ("causal_mask(resid)  #", "causal_mask(resid).long()  #", "visible", "int64, and should hold True and False"),
-        ("linear(merge_heads(z), w.W_O", "linear(z, w.W_O", "attn_out", "RuntimeError: .*, which this line calls"),
+        ("linear(merge_heads(z), w.W_O", "linear(z, w.W_O", "attn_out", "not fit: .*in line .*, which this line calls"),
         ("rows = [self.unembed(resid)]", "rows = [self.unembed(resid)[:, -1]]", "lens", "holds tensors of the shapes"),
     ],
 )  # fmt: skip
@@ -210,6 +210,30 @@ def test_what_goes_wrong_is_told_at_its_line(right: str, wrong: str, name: str, 
     assert result.line == 0 or place_of(source, result.line) == place_of(
         source, source[: source.index(wrong)].count("\n") + 1
     )
+
+
+@pytest.mark.parametrize("family, right, wrong, planted, told, mistake", CANNOT_STAND)
+def test_a_line_that_cannot_stand_so_is_told_with_what_it_should_be(
+    family: str, right: str, wrong: str, planted: str, told: str, mistake: str
+) -> None:
+    """The line itself; in a loop the one inside."""
+    source = solution(family).replace("z = pattern @ v  # batch head pos d_head\n", LOOP)
+    assert right in source
+    source = source.replace(right, wrong, 1)
+    result = next(each for each in wrong_in(source) if each.verdict != "not written")
+    assert planted in source.splitlines()[result.line - 1], result
+    assert told in result.told and result.mistake == mistake
+
+
+def test_what_is_coarse_or_cannot_run_in_bfloat16_is_noted_and_is_right() -> None:
+    source = solution("gpt2")
+    for right, wrong, told in (
+        ("", "", ""),
+        (", dtype=torch.promote_types(dtype, torch.float32)).to(dtype)", ")", "it multiplies numbers of two kinds"),
+    ):
+        *_, last = check(source.replace(right, wrong), "mine.py")
+        assert last.name == "all together" and last.verdict == "right" and bool(last.told) == bool(told)
+        assert told in last.told
 
 
 def test_a_value_that_lives_on_between_calls_is_found_when_all_is_run_together() -> None:

@@ -4,6 +4,7 @@
     python scripts/course.py --write   make them
     python scripts/course.py --run     run every one (needs nbclient and ipykernel): the solutions are right, and in the
                                        student's edition each blank is told from an answer
+    python scripts/course.py --mistakes    how many of the mistakes in tests/course/planted.py `minilens check` finds
 
 A lesson is a Python file of cells. `# %% text` begins a text, `# %% code` code, `# %% exercise 1.2, 10 minutes` an
 exercise: its question in comments, with lines that begin with "hint:" and "null:"; code that is given; and below
@@ -13,6 +14,7 @@ minilens.course.lessons.check_1_2 looks at; `# with: lens` names what that is gi
 
 import json
 import re
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,7 +116,23 @@ def run(path: Path) -> list[str]:
     ]
 
 
+def mistakes() -> int:
+    """Print a table of the planted mistakes: of how many the line is found, the mistake named, another one named."""
+    planted = runpy.run_path(str(ROOT / "tests" / "course" / "planted.py"))
+    print("| family | planted | line found | mistake named | wrongly named |", "|---|---|---|---|---|", sep="\n")
+    wrong = 0
+    for family in ("gpt2", "gpt_neo", "ctrl"):
+        n, *off = planted["measured"](family)
+        missed, unnamed, misnamed = map(len, off)
+        named = n - missed - unnamed - misnamed
+        print(f"| {family} | {n} | {1 - missed / n:.0%} | {named / n:.0%} | {misnamed / n:.0%} |")
+        wrong += missed + misnamed
+    return 1 if wrong else 0
+
+
 def main() -> int:
+    if "--mistakes" in sys.argv:
+        return mistakes()
     wrong = 0
     for path, text in made().items():
         name = path.relative_to(ROOT)

@@ -65,7 +65,7 @@ def _checked(source: str, path: str) -> Iterator[LineResult]:
     for part in reference.program.parts:
         results = _results(student, reference, part, replaced)
         if any(result.verdict == "wrong" for result in results):
-            results = _levelled(student, reference, part, replaced, results)
+            results = _run_again(student, reference, part, replaced, results)
         if versions != [each._version for each in weights]:
             reference_of.cache_clear()  # its weights are others now
             yield LineResult(student.parts[part].lineno, part, "wrong", "it writes into the weights of the model")
@@ -79,8 +79,13 @@ def _checked(source: str, path: str) -> Iterator[LineResult]:
         yield _together(student, reference)
 
 
-def _results(student: Program, reference: Reference, part: str, replaced: set[str]) -> list[LineResult]:
-    """What became of a function or a method, or of the lines of `block`."""
+def _results(
+    student: Program, reference: Reference, part: str, replaced: set[str], *, is_named: bool = True
+) -> list[LineResult]:
+    """What became of a function or a method, or of the lines of `block`.
+
+    is_named: look for the known mistakes.
+    """
     function = student.part(part)
     if function is None:
         others = student.parts.keys() - reference.program.parts.keys()
@@ -90,23 +95,32 @@ def _results(student: Program, reference: Reference, part: str, replaced: set[st
         return [LineResult(0, part, "missing", told)]
     with _forced(student, reference, replaced) as model:
         if part == "block":
-            return list(Lines(student, reference, model).results())
-        return [_function(student, reference, part, function, (model,) if part in student.methods else ())]
+            return list(Lines(student, reference, model, is_named=is_named).results())
+        args = (model,) if part in student.methods else ()
+        return [_function(student, reference, part, function, args, is_named=is_named)]
 
 
-def _levelled(
+def _run_again(
     student: Program, reference: Reference, part: str, replaced: set[str], results: list[LineResult]
 ) -> list[LineResult]:
-    """The results, with the line at the wrong level named, if the first wrong value is right where it is moved."""
+    """The results, with what only another run of the student's own lines shows of the first wrong one.
+
+    Its level is wrong if it is right where it is moved; and it has to do with chance if it is otherwise each time.
+    """
     at = next(at for at, result in enumerate(results) if result.verdict == "wrong")
     wrong = {result.name for result in results if result.verdict != "right"}
+    if not results[at].mistake and "differs at" in results[at].told:
+        again = _results(student, reference, part, replaced, is_named=False)
+        if again[at].told != results[at].told:
+            chance = replace(results[at], mistake="It gives other numbers each time: is there a dropout?")
+            return [*results[:at], chance, *results[at + 1 :]]
     for line, what, source in moves(student.lines, student.parts[part]):
         if results[at].mistake and not student.lines[line - 1].lstrip().startswith("return"):
             continue  # only a `return` in a loop gives the numbers of another mistake
         try:
             with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
                 other = read_program(source, student.path)
-                again = _results(other, reference, part, replaced)
+                again = _results(other, reference, part, replaced, is_named=False)
         except (Exception, SystemExit):
             continue
         if {result.name for result in again if result.verdict != "right"} <= wrong - {results[at].name}:
@@ -140,7 +154,13 @@ def _forced(student: Program, reference: Reference, replaced: set[str]) -> Itera
 
 
 def _function(
-    student: Program, reference: Reference, part: str, function: Callable[..., Any], model: tuple[Model, ...]
+    student: Program,
+    reference: Reference,
+    part: str,
+    function: Callable[..., Any],
+    model: tuple[Model, ...],
+    *,
+    is_named: bool,
 ) -> LineResult:
     """A function or a method, on the arguments of the solution's own calls."""
     line = student.parts[part].body[-1].lineno
@@ -163,10 +183,10 @@ def _function(
         is_single &= same(mine, real, within=SINGLE)
         told = tells(mine, real, reference.axes(part))
         wrong = wrong or (f"it {told}" if told else "")
-    mistake = diagnosis.of_calls(reference, part, seen) if wrong else ""
+    mistake = diagnosis.of_calls(reference, part, seen) if wrong and is_named else ""
     if wrong and not mistake:  # perhaps a value was in float32 on its way
         wrong = "" if is_single else wrong
-        mistake = diagnosis.of_calls(reference, part, seen, SINGLE) if wrong else ""
+        mistake = diagnosis.of_calls(reference, part, seen, SINGLE) if wrong and is_named else ""
     return LineResult(line, part, "wrong" if wrong else "right", wrong, mistake)
 
 

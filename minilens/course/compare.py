@@ -25,12 +25,19 @@ def same(mine: Any, real: Tensor, *, within: float | None = None) -> bool:
 
     within: SINGLE takes for the same what was in float32 on its way.
     """
+    mine = _as_mask(mine, real)
     if not isinstance(mine, Tensor) or mine.shape != real.shape or mine.is_complex() or _is_no_mask(mine, real):
         return False
     off, limit = _off(mine, real)
     if within is not None:
         limit *= within / bound(mine, real)
     return bool((off <= limit).all())  # not where one of the two is NaN
+
+
+def _as_mask(mine: Any, real: Tensor) -> Any:
+    """A mask without axes of one before those of queries and keys, which change nothing."""
+    is_mask = real.dtype == torch.bool and isinstance(mine, Tensor) and mine.ndim > real.ndim
+    return mine.reshape(real.shape) if is_mask and mine.shape == (1,) * (mine.ndim - 2) + real.shape else mine
 
 
 def _is_no_mask(mine: Tensor, real: Tensor) -> bool:
@@ -70,6 +77,7 @@ def tells(mine: Any, real: Tensor, axes: str) -> str:
         return f"holds tensors of the shapes {shapes}; together they should be [{want}], of which each is a part"
     if not isinstance(mine, Tensor):
         return f"is a {type(mine).__name__}, and should be a tensor [{want}]"
+    mine = _as_mask(mine, real)
     if mine.shape != real.shape:
         return f"has the shape {list(mine.shape)}, and should have [{want}]"
     if _is_no_mask(mine, real):

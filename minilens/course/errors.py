@@ -2,7 +2,7 @@
 
 import builtins
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -51,7 +51,9 @@ MEANINGS = {
     r"number of dim(?:ension)?s .*permut|permute\(.*\): number of dimensions":
         "permute must name every axis of the tensor once",
     r"Boolean value of Tensor with more than one value":
-        "it asks a whole tensor for true or false: where(...) or masked_fill(...) ask each number",
+        "it asks a whole tensor for true or false: ask `is None`, or each number by where(...)",
+    r"must be Tensor, not BlockTrace":
+        "it takes a whole BlockTrace for a tensor: its .resid_post is the stream after the block",
     r"'ellipsis'|'types.EllipsisType'":
         "a `...` that it reads is not written yet",
 }  # fmt: skip
@@ -63,9 +65,11 @@ def raised(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return "it ends the process (SystemExit); take the exit away"
     if isinstance(error, NameError) and error.name:
-        return f"there is no name {error.name} here{_alike(error.name, _names_at(error))}"
+        names = _names_at(error)
+        held = [f"{name}.{error.name}" for name in ("cfg", "w", "self") if hasattr(names.get(name), error.name)]
+        return f"there is no name {error.name} here{_asked(held[0] if held else alike(error.name, names))}"
     if isinstance(error, AttributeError) and error.name:
-        return f"{type(error.obj).__name__} has no {error.name}{_alike(error.name, dir(error.obj))}"
+        return f"{type(error.obj).__name__} has no {error.name}{_asked(alike(error.name, dir(error.obj)))}"
     for pattern, meaning in MEANINGS.items():
         if found := re.search(pattern, told):
             return meaning.format(*found.groups())
@@ -83,19 +87,19 @@ def shapes(values: Mapping[str, Any]) -> str:
     return f" (here {', '.join(told)})" if told else ""
 
 
-def alike(name: str, names: Any) -> str:
+def alike(name: str, names: Iterable[str]) -> str:
     """The one of these names that is spelled nearly like this one, or nothing."""
-    return next(iter(get_close_matches(name, [each for each in names if each != name], n=1, cutoff=0.7)), "")
+    others = [each for each in names if each != name and not each.startswith("_")]
+    return next(iter(get_close_matches(name, others, n=1, cutoff=0.65)), "")
 
 
-def _alike(name: str, names: Any) -> str:
-    other = alike(name, [each for each in names if not each.startswith("_")])
-    return f": did you mean {other}?" if other else ""
+def _asked(name: str) -> str:
+    return f": did you mean {name}?" if name else ""
 
 
-def _names_at(error: BaseException) -> list[str]:
-    """All names where an error arose."""
+def _names_at(error: BaseException) -> dict[str, Any]:
+    """All that has a name where an error arose."""
     at = error.__traceback__
     while at and at.tb_next:
         at = at.tb_next
-    return [*at.tb_frame.f_locals, *at.tb_frame.f_globals, *dir(builtins)] if at else []
+    return {**vars(builtins), **at.tb_frame.f_globals, **at.tb_frame.f_locals} if at else {}

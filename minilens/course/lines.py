@@ -44,8 +44,8 @@ class Outcome(NamedTuple):
 class Lines:
     """The statements of `block` in a student's file."""
 
-    def __init__(self, student: Program, reference: Reference, model: Model) -> None:
-        self.student, self.reference, self.model = student, reference, model
+    def __init__(self, student: Program, reference: Reference, model: Model, *, is_named: bool) -> None:
+        self.student, self.reference, self.model, self.is_named = student, reference, model, is_named
         self.statements = student.statements()
         mine = [(at, name) for at, each in enumerate(self.statements) for name in each.names]
         real = [(at, name) for at, each in enumerate(reference.statements) for name in each.names if name in AXES]
@@ -76,11 +76,14 @@ class Lines:
 
     def _diagnosed(self, result: LineResult, written: Sequence[tuple[Block, Mapping[str, Written]]]) -> LineResult:
         """A wrong line with its mistake, if one is known; right where float32 on the way explains it."""
-        if mistake := diagnosis.of_statement(self.reference, written, self._own()):
+        mistake = diagnosis.of_statement(self.reference, written, self._own()) if self.is_named else ""
+        if mistake:
             return replace(result, mistake=mistake)
         values = [(each.value, block.value(each.at, name)) for block, of in written for name, each in of.items()]
         if "differs at" in result.told and all(same(mine, real, within=SINGLE) for mine, real in values):
             return LineResult(result.line, result.name, "right")
+        if not self.is_named:
+            return result
         return replace(result, mistake=diagnosis.of_statement(self.reference, written, self._own(), SINGLE))
 
     def _absent(self) -> Iterator[LineResult]:
@@ -171,9 +174,13 @@ class Lines:
         return replace(result, line=line or node.lineno, verdict="wrong", told=told)
 
     def _within(self, error: BaseException, line: int | None) -> str:
-        """Where an error arose, if that is in a function that this line calls, which is right by itself."""
-        deepest = line_in(error, self.student.path)
-        return f" (in line {deepest}, which this line calls)" if deepest not in (line, None) else ""
+        """Where an error arose, if that is in a function that this line calls: the student's, or the solution's."""
+        deepest, at = line_in(error, self.student.path), error.__traceback__
+        if deepest not in (line, None):
+            return f" (in line {deepest}, which this line calls)"
+        while at and at.tb_frame.f_code.co_name not in self.reference.program.functions:
+            at = at.tb_next
+        return f" (in {at.tb_frame.f_code.co_name}, which this line calls)" if at else ""
 
     def _judged(
         self,

@@ -60,13 +60,14 @@ IN_BLOCK: dict[tuple[str, str], dict[str, str]] = {
         "(linear(resid_pre, W, b) for W, b in ((w.W_Q, w.b_Q), (w.W_K, w.b_K), (w.W_V, w.b_V)))": "All three read the "
         "stream itself; they must read ln1_out, after the norm.",
         "(linear(ln1_out, W) for W in (w.W_Q, w.W_K, w.W_V))": "The biases b_Q, b_K and b_V are forgotten.",
+        "(linear(ln1_out, W, w.b_Q) for W in (w.W_Q, w.W_K, w.W_V))": "All three have the bias b_Q; each has its own.",
         "(linear(ln1_out, W.mT, b) for W, b in ((w.W_Q, w.b_Q), (w.W_K, w.b_K), (w.W_V, w.b_V)))": "All three matrices "
         "are transposed.",
     },
     ("scores", " * cfg.score_scale[layer]"): {
         " * cfg.score_scale[0]": "This is the scale of layer 0 in each layer; each has its own, score_scale[layer].",
         "": "The scores are not scaled: they must be multiplied by 1 / sqrt(d_head).",
-        " / q.shape[-1]": "The scores are divided by d_head; the square root is missing.",
+        " / q.shape[-1]": "The scores are divided by as much as d_head; it must be its square root.",
         " * q.shape[-1] ** 0.5": "The scores are multiplied by sqrt(d_head); they must be divided.",
         " / cfg.d_model**0.5": "The scores are divided by sqrt(d_model); it is d_head that counts.",
         " / cfg.n_heads**0.5": "The scores are divided by sqrt(n_heads); it is d_head that counts.",
@@ -76,7 +77,7 @@ IN_BLOCK: dict[tuple[str, str], dict[str, str]] = {
     },
     ("scores", " * q.shape[-1] ** -0.5"): {
         "": "The scores are not scaled: they must be divided by sqrt(d_head).",
-        " / q.shape[-1]": "The scores are divided by d_head; the square root is missing.",
+        " / q.shape[-1]": "The scores are divided by as much as d_head; it must be its square root.",
         " * q.shape[-1] ** 0.5": "The scores are multiplied by sqrt(d_head); they must be divided.",
         " / cfg.d_model**0.5": "The scores are divided by sqrt(d_model); it is d_head that counts.",
         " / cfg.n_heads**0.5": "The scores are divided by sqrt(n_heads); it is d_head that counts.",
@@ -92,6 +93,7 @@ IN_BLOCK: dict[tuple[str, str], dict[str, str]] = {
         "scores.masked_fill(~visible, 0)": "Hidden scores are 0; they must be -inf, for exp(0) is 1.",
         "scores.masked_fill(~visible, torch.inf)": "Hidden scores are +inf; they must be -inf.",
         "scores.masked_fill(~visible.mT, -torch.inf)": "The mask is transposed: positions see what comes after them.",
+        "scores - 1e9 * visible": "What is visible is hidden, and what is hidden visible.",
         "scores + visible": "The mask is added as 0 and 1; hidden scores must be -inf.",
         "scores": "Nothing is hidden: the mask is not used.",
     },

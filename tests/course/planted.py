@@ -1,6 +1,11 @@
-"""Mistakes as students make them, to be planted in the solution of a family."""
+"""Mistakes as students make them, planted in the solution of a family; how many of them `check` finds and names."""
 
-from typing import NamedTuple
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from minilens.course.check import check
+from minilens.course.exercise import solution
 
 ALL = "gpt2 gpt_neo ctrl"
 GPT2, NEO, CTRL = ALL.split()
@@ -91,7 +96,7 @@ PLANTED = [
     Planted(f"{CTRL}", "attention_scores(q, k) * q.shape[-1] ** -0.5", "q @ k.transpose(-2, -1)", "not scaled"),
     Planted(GPT2, "attention_scores(q, k) * cfg.score_scale[layer]", "cfg.score_scale[0] * attention_scores(q, k)", "scale of layer 0"),
     Planted(GPT2, "attention_scores(q, k) * cfg.score_scale[layer]", "attention_scores(q, k) / math.sqrt(cfg.d_model)", "sqrt(d_model)"),
-    Planted(CTRL, "attention_scores(q, k) * q.shape[-1] ** -0.5", "attention_scores(q, k) / (cfg.d_model // cfg.n_heads)", "root is missing"),
+    Planted(CTRL, "attention_scores(q, k) * q.shape[-1] ** -0.5", "attention_scores(q, k) / (cfg.d_model // cfg.n_heads)", "its square root"),
     Planted(NEO, "attention_scores(q.float(), k.float())", "attention_scores(q, k) / math.sqrt(q.shape[-1])", "GPT-Neo's are not"),
     Planted(NEO, "visible.triu(1 - cfg.window)", "visible & (torch.ones_like(visible).triu(-cfg.window))", "one too long"),
     Planted(NEO, "visible.triu(1 - cfg.window)", "visible.triu(-(cfg.window - 2))", "one too short"),
@@ -148,3 +153,52 @@ CANNOT_STAND = [
     ("gpt2", "flatten(-2)", "view(z.shape[0], z.shape[2], -1)", ".view(", "view cannot join axes that have been exchanged", ""),
 ]
 # fmt: on
+
+
+class Measured(NamedTuple):
+    """What became of the mistakes planted in one family."""
+
+    planted: int
+    not_found: list[Any]  # mistakes whose line is right to `check`, and lines that it calls wrong without one
+    not_named: list[Planted]
+    wrong: list[tuple[Planted, str]]  # and what they were said to be
+
+
+def measured(family: str) -> Measured:
+    """Plant all mistakes of a family, and check."""
+    total = Measured(sum(family in each.families.split() for each in PLANTED), [], [], [])
+    for source, mistakes in files(family):
+        results = [result for result in check(source, "mine.py") if result.verdict != "right"]
+        found = {place_of(source, result.line): result for result in results}
+        total.not_found.extend(each for place, each in mistakes.items() if place not in found)
+        total.not_found.extend(result for place, result in found.items() if place not in mistakes)
+        for place in mistakes.keys() & found.keys():
+            each, told = mistakes[place], found[place].mistake
+            if not told:
+                total.not_named.append(each)
+            elif not each.named or each.named not in told:
+                total.wrong.append((each, told))
+    return total
+
+
+def files(family: str) -> Iterator[tuple[str, dict[str, Planted]]]:
+    """The solution of a family with mistakes, in each file as many as there are different places, by these places."""
+    right, left = solution(family), [each for each in PLANTED if family in each.families.split()]
+    while left:
+        source, now = right, {}
+        for each in left:
+            assert right.count(each.right) == 1, each.right
+            place = place_of(right, right[: right.index(each.right)].count("\n") + 1)
+            if place not in now:
+                now[place] = each
+                source = source.replace(each.right, each.wrong)
+        yield source, now
+        left = [each for each in left if each not in now.values()]
+
+
+def place_of(source: str, line: int) -> str:
+    """The function that holds this line; in `block` the statement, by its first line."""
+    lines = source.splitlines()[:line]
+    (*_, name) = re.findall(r"def (\w+)", "\n".join(lines))
+    first = max((at for at, text in enumerate(lines, 1) if re.match(r" {8}\S", text)), default=0)
+    return name if name != "block" else f"{first}"

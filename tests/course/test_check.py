@@ -1,11 +1,10 @@
 """The check of an exercise: mistakes planted in the solution, as students make them, and what else a file may hold."""
 
 import re
-from collections.abc import Iterator
 
 import pytest
 import torch
-from planted import CANNOT_STAND, LOOP, PLANTED, SPLIT, Planted
+from planted import CANNOT_STAND, LOOP, SPLIT, measured, place_of
 
 from minilens.course.check import check
 from minilens.course.exercise import exercise, model_class, solution
@@ -20,42 +19,13 @@ def wrong_in(source: str) -> list[LineResult]:
     return [result for result in check(source, "mine.py") if result.verdict != "right"]
 
 
-def files(family: str) -> Iterator[tuple[str, dict[str, Planted]]]:
-    """The solution of a family with mistakes, in each file as many as there are different places, by these places."""
-    right, left = solution(family), [each for each in PLANTED if family in each.families.split()]
-    while left:
-        source, now = right, {}
-        for each in left:
-            assert right.count(each.right) == 1, each.right
-            place = place_of(right, right[: right.index(each.right)].count("\n") + 1)
-            if place not in now:
-                now[place] = each
-                source = source.replace(each.right, each.wrong)
-        yield source, now
-        left = [each for each in left if each not in now.values()]
-
-
-def place_of(source: str, line: int) -> str:
-    """The function that holds this line; in `block` the statement, by its first line."""
-    lines = source.splitlines()[:line]
-    (*_, name) = re.findall(r"def (\w+)", "\n".join(lines))
-    first = max((at for at, text in enumerate(lines, 1) if re.match(r" {8}\S", text)), default=0)
-    return name if name != "block" else f"{first}"
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_planted_mistake_is_found_at_its_line_and_most_are_named(family: str) -> None:
     """Each wrong line always, and no other; the mistake in four of five at least, and never another mistake."""
-    unnamed, n = [], 0
-    for source, mistakes in files(family):
-        found = {place_of(source, result.line): result for result in wrong_in(source)}
-        for place, each in mistakes.items():
-            result = found.pop(place)
-            assert each.named in result.mistake and bool(each.named) == bool(result.mistake), (each, result)
-            unnamed += [] if result.mistake else [each]
-        assert not found
-        n += len(mistakes)
-    assert n >= 20 and len(unnamed) <= 0.2 * n, unnamed
+    found = measured(family)
+    assert found.not_found == [] and found.wrong == []
+    assert not any(each.named for each in found.not_named)
+    assert found.planted >= 20 and len(found.not_named) <= 0.2 * found.planted, found.not_named
 
 
 def test_each_known_mistake_has_its_place() -> None:

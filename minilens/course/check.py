@@ -6,7 +6,7 @@ gives have the model's values. So each mistake is found at its own line. Where e
 it stands.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from io import StringIO
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..loading import load
 from ..model import Model
 from . import diagnosis
-from .compare import SINGLE, same, sized, tells
+from .compare import CLOSE, SINGLE, same, sized, tells
 from .errors import alike, is_of_a_name, raised, shapes
 from .levels import moves
 from .lines import LineResult, Lines
@@ -27,8 +27,8 @@ from .program import Program, line_in, read_program
 from .reference import BLOCKS, WINDOW, Reference, as_class, cloned, reference_of, settings_read, shortened, value_of
 
 TOGETHER = "all together"
+AGAIN = 3  # runs that show whether numbers are the same each time
 COARSER = 4.0  # times the error of the solution in bfloat16: more is no chance
-CLOSE = 1e-3  # of the largest logit: float32 through all blocks
 
 
 def check(source: str, path: str, *, each: Callable[[LineResult], object] = bool) -> tuple[LineResult, ...]:
@@ -64,7 +64,7 @@ def _checked(source: str, path: str) -> Iterator[LineResult]:
     replaced = set(reference.program.functions)  # by those of the solution, until they are known to be right
     for part in reference.program.parts:
         results = _results(student, reference, part, replaced)
-        if any(result.verdict == "wrong" for result in results):
+        if any(result.verdict == "wrong" for result in results):  # a mistake that is none of the solution's lines?
             results = _run_again(student, reference, part, replaced, results)
         if versions != [each._version for each in weights]:
             reference_of.cache_clear()  # its weights are others now
@@ -93,38 +93,55 @@ def _results(
         if other := alike(part, others):
             return [LineResult(student.parts[other].lineno, part, "missing", f"{told}, but {other} is here")]
         return [LineResult(0, part, "missing", told)]
-    with _forced(student, reference, replaced) as model:
+    with _forced(student, reference, replaced - {part}) as model:
         if part == "block":
             return list(Lines(student, reference, model, is_named=is_named).results())
         args = (model,) if part in student.methods else ()
         return [_function(student, reference, part, function, args, is_named=is_named)]
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Within, nothing is printed: it has been already."""
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        yield
+
+
 def _run_again(
     student: Program, reference: Reference, part: str, replaced: set[str], results: list[LineResult]
 ) -> list[LineResult]:
-    """The results, with what only another run of the student's own lines shows of the first wrong one.
+    """The results, with what only another run of the student's own lines shows.
 
-    Its level is wrong if it is right where it is moved; and it has to do with chance if it is otherwise each time.
+    A line stands at the wrong level if all is right where it is moved, or more than before. What is otherwise each time
+    has to do with chance.
     """
-    at = next(at for at, result in enumerate(results) if result.verdict == "wrong")
-    wrong = {result.name for result in results if result.verdict != "right"}
-    if not results[at].mistake and "differs at" in results[at].told:
-        again = _results(student, reference, part, replaced, is_named=False)
-        if again[at].told != results[at].told:
-            chance = replace(results[at], mistake="It gives other numbers each time: is there a dropout?")
-            return [*results[:at], chance, *results[at + 1 :]]
+
+    def wrong(of: Iterable[LineResult]) -> set[str]:
+        return {result.name for result in of if result.verdict != "right"}
+
+    if any("differs at" in result.told and not result.mistake for result in results):
+        with _silent():
+            runs = [_results(student, reference, part, replaced, is_named=False) for _ in range(AGAIN)]
+        always = set.intersection(*({result.told for result in run} for run in runs))
+        chance = "It gives other numbers each time: is there a dropout?"
+        results = [
+            replace(result, mistake=chance)
+            if "differs at" in result.told and not result.mistake and result.told not in always
+            else result
+            for result in results
+        ]
     for line, what, source in moves(student.lines, student.parts[part]):
-        if results[at].mistake and not student.lines[line - 1].lstrip().startswith("return"):
-            continue  # only a `return` in a loop gives the numbers of another mistake
         try:
-            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            with _silent():
                 other = read_program(source, student.path)
-                again = _results(other, reference, part, replaced, is_named=False)
+                still = wrong(_results(other, reference, part, replaced, is_named=False))
         except (Exception, SystemExit):
             continue
-        if {result.name for result in again if result.verdict != "right"} <= wrong - {results[at].name}:
-            return [*results[:at], replace(results[at], line=line, mistake=what), *results[at + 1 :]]
+        is_return = student.lines[line - 1].lstrip().startswith("return")  # in a loop: as if rows were forgotten
+        for at, result in enumerate(results):
+            can_be = result.verdict == "wrong" and (is_return or not result.mistake)
+            if can_be and still <= wrong(results) - {result.name}:
+                return [*results[:at], replace(result, line=line, mistake=what), *results[at + 1 :]]
     return results
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 HIDDEN = 800  # below the largest score of its row by more than this, a score has the weight exp(-800) = 0 in float64
 SINGLE = 64 * torch.finfo(torch.float32).eps
+CLOSE = 1e-3  # of the largest number: float32 through several lines
 FEW = 4  # places that are named one by one
 
 
@@ -72,6 +73,8 @@ def tells(mine: Any, real: Tensor, axes: str) -> str:
     names, want = _names(real, axes), sized(real, axes)
     if mine is None:
         return f"is None, and should be a tensor [{want}]: is a `return` missing?"
+    if isinstance(mine, tuple) and len(mine) == 1:
+        return f"is a tuple of one, and should be a tensor [{want}]: is there a comma at its end?"
     if isinstance(mine, list | tuple) and mine and all(isinstance(each, Tensor) for each in mine):
         shapes = ", ".join(str(list(each.shape)) for each in mine)
         return f"holds tensors of the shapes {shapes}; together they should be [{want}], of which each is a part"

@@ -52,6 +52,8 @@ MEANINGS = {
         "permute must name every axis of the tensor once",
     r"Boolean value of Tensor with more than one value":
         "it asks a whole tensor for true or false: ask `is None`, or each number by where(...)",
+    r"maximum recursion depth exceeded":
+        "it calls itself without an end",
     r"must be Tensor, not BlockTrace":
         "it takes a whole BlockTrace for a tensor: its .resid_post is the stream after the block",
     r"'ellipsis'|'types.EllipsisType'":
@@ -90,6 +92,8 @@ def shapes(values: Mapping[str, Any]) -> str:
 def alike(name: str, names: Iterable[str]) -> str:
     """The one of these names that is spelled nearly like this one, or nothing."""
     others = [each for each in names if each != name and not each.startswith("_")]
+    if name.replace("0", "O") in others:
+        return name.replace("0", "O")
     return next(iter(get_close_matches(name, others, n=1, cutoff=0.65)), "")
 
 

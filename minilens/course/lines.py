@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..model import Model
 from . import diagnosis
-from .compare import SINGLE, same, sized, tells
+from .compare import CLOSE, SINGLE, same, sized, tells
 from .diagnosis import Written
 from .errors import alike, is_of_a_name, raised, shapes
 from .program import Names, Program, assigned, line_in
@@ -61,6 +61,7 @@ class Lines:
 
     def results(self) -> Iterator[LineResult]:
         """What became of each statement, in all layers."""
+        is_right = True
         runs = [self._outcomes(block) for block in self.reference.blocks]
         for at in sorted({at for run in runs for at in run}):
             outcomes = [(block, run[at]) for block, run in zip(self.reference.blocks, runs, strict=True) if at in run]
@@ -71,8 +72,12 @@ class Lines:
             written = [(block, outcome.written) for block, outcome in outcomes if outcome.written]
             if result.verdict == "wrong" and worst.written:
                 result = self._diagnosed(result, written)
+            is_right &= result.verdict == "right"
             yield result
-        yield from self._absent()
+        absent = list(self._absent())
+        yield from absent
+        if is_right and not absent:
+            yield from self._returned()
 
     def _diagnosed(self, result: LineResult, written: Sequence[tuple[Block, Mapping[str, Written]]]) -> LineResult:
         """A wrong line with its mistake, if one is known; right where float32 on the way explains it."""
@@ -90,16 +95,45 @@ class Lines:
         """Values that the student's lines read, and that none of them gives."""
         names = [node for node in ast.walk(self.student.parts["block"]) if isinstance(node, ast.Name)]
         read = {node.id for node in names if isinstance(node.ctx, ast.Load)}
-        mine = {
-            name: each.node.lineno for each in self.statements for name in each.names if name not in read | AXES.keys()
+        given = {name: each.node.lineno for each in self.statements for name in each.names if name not in AXES}
+        unread = {name: line for name, line in given.items() if name not in read}
+        compared = {
+            ast.unparse(each.node.value.left): each.node.lineno
+            for each in self.statements
+            if isinstance(each.node, ast.Expr) and isinstance(each.node.value, ast.Compare)
         }
         for name in sorted(AXES.keys() & (read - self.last.keys())):
-            if other := alike(name, mine):
-                yield LineResult(
-                    mine[other], name, "missing", f"it gives {other}, and others read {name}: is it a typo?"
-                )
+            told = f"no line of block gives {name}, and others read it"
+            if name in compared:
+                yield LineResult(compared[name], name, "missing", f"{told}; this one compares (==) and gives nothing")
+            elif other := alike(name, unread) or alike(name, given):
+                yield LineResult(given[other], name, "missing", f"{told}; this one gives {other}: is it a typo?")
             else:
-                yield LineResult(0, name, "missing", f"no line of block gives {name}, and others read it")
+                yield LineResult(0, name, "missing", told)
+
+    def _returned(self) -> Iterator[LineResult]:
+        """What block gives back, where it is not what its lines gave."""
+        body = self.student.parts["block"].body
+        block = self.student.part("block")
+        assert block is not None
+        for each in self.reference.blocks:
+            args = [each.before[0][arg.arg] for arg in self.reference.program.parts["block"].args.args]
+            result = LineResult(body[-1].lineno, "what block returns", "wrong")
+            try:
+                given = block(self.model, *cloned(args[1:]))
+            except (Exception, SystemExit) as error:
+                line = line_in(error, self.student.path) or body[-1].lineno
+                yield replace(result, line=line, told=raised(error))
+                return
+            if given is None:
+                yield replace(result, told="it is None: is a `return` missing?")
+                return
+            for name in AXES.keys() & {name for at in self.reference.statements for name in at.names}:
+                real = each.before[-1][name]
+                mine = getattr(given, name, real)
+                if not same(mine, real, within=CLOSE):
+                    yield replace(result, told=f"its {name} {tells(mine, real, _axes(name, real))}")
+                    return
 
     def _outcomes(self, block: Block) -> dict[int, Outcome]:
         """What became of each statement in one layer.
@@ -143,7 +177,9 @@ class Lines:
             else:
                 written = {n: Written(names[n], each.at) for n, each in due.items() if names[n] is not Ellipsis}
                 touched = [name for name, value in held.items() if value._version and name not in due]
-                if due or touched:
+                if told := self._of_another_block(block, names, given_here):
+                    found[at] = Outcome(replace(result, verdict="wrong", told=told), {})
+                elif due or touched:
                     found[at] = Outcome(self._judged(block, result, node, due, written, touched), written)
             for name, each in due.items():
                 held[name] = names[name] = block.value(each.at, name).clone()
@@ -151,6 +187,15 @@ class Lines:
                 if held[name]._version:
                     del held[name]
         return found
+
+    def _of_another_block(self, block: Block, names: Names, given: Sequence[str]) -> str:
+        """Whether a name that is given stands for the weights of another block. It has those of this one then."""
+        for name in given:
+            for layer, weights in enumerate(self.model.blocks):
+                if names.get(name) is weights and layer != block.layer:
+                    names[name] = self.model.blocks[block.layer]
+                    return f"{name} has the weights of block {layer}"
+        return ""
 
     def _raised(
         self,

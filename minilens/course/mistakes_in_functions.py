@@ -233,6 +233,9 @@ IN_FUNCTIONS: dict[tuple[str, str], dict[str, str]] = {
         "read what the block before leaves.",
         "self.block(self.n_layers - 1 - layer, resid).resid_post": "The blocks are run in the reverse order.",
     },
+    ("lens", "self.embed(tokens)"): {
+        "self.W_E[tokens]": "The stream begins with self.embed(tokens), which is more than the rows of W_E.",
+    },
     ("lens", "return rows"): {
         "return rows[:-1]": "The last row is missing: the model's own output.",
         "return rows[-1]": "This is the last row only.",

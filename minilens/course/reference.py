@@ -77,7 +77,8 @@ def as_class(model: type[Any], weights: Model) -> Any:
 
 def value_of(result: Any) -> Any:
     """What a function gave, as one tensor: that of `lens` is a list."""
-    is_list = isinstance(result, list | tuple) and result and all(isinstance(each, Tensor) for each in result)
+    is_list = isinstance(result, list) or (isinstance(result, tuple) and len(result) > 1)
+    is_list = is_list and bool(result) and all(isinstance(each, Tensor) for each in result)
     return torch.stack(list(result)) if is_list and len({each.shape for each in result}) == 1 else result
 
 

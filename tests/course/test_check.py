@@ -112,7 +112,8 @@ class Mine(GPT2):
         q, k, v = (split_heads(part, 8) for part in qkv.split(256, dim=2))
         scores = q @ k.transpose(-2, -1)
         scores = scores / torch.sqrt(torch.tensor(k.size(-1)))
-        scores = scores.masked_fill(causal_mask(resid)[None, None] == 0, -1e9)
+        visible = causal_mask(resid)[None, None]
+        scores = scores.masked_fill(visible == 0, -1e9)
         pattern = torch.zeros_like(scores)
         for head in range(8):
             pattern[:, head] = softmax(scores[:, head])

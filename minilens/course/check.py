@@ -16,19 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..loading import load
 from ..model import Model
 from . import diagnosis
-from .compare import CLOSE, SINGLE, same, sized, tells
+from .compare import SINGLE, same, sized, tells
 from .errors import alike, is_of_a_name, raised, shapes
 from .levels import moves
 from .lines import LineResult, Lines
 from .program import Program, line_in, read_program
-from .reference import BLOCKS, WINDOW, Reference, as_class, cloned, reference_of, settings_read, shortened, value_of
+from .reference import Reference, as_class, cloned, reference_of, settings_read, value_of
+from .whole import returned, together
 
-TOGETHER = "all together"
 AGAIN = 3  # runs that show whether numbers are the same each time
-COARSER = 4.0  # times the error of the solution in bfloat16: more is no chance
 
 
 def check(source: str, path: str, *, each: Callable[[LineResult], object] = bool) -> tuple[LineResult, ...]:
@@ -76,7 +74,7 @@ def _checked(source: str, path: str) -> Iterator[LineResult]:
             is_right = False
         yield from results
     if is_right:
-        yield _together(student, reference)
+        yield together(student, reference)
 
 
 def _results(
@@ -95,7 +93,9 @@ def _results(
         return [LineResult(0, part, "missing", told)]
     with _forced(student, reference, replaced - {part}) as model:
         if part == "block":
-            return list(Lines(student, reference, model, is_named=is_named).results())
+            results = list(Lines(student, reference, model, is_named=is_named).results())
+            is_right = all(result.verdict == "right" for result in results)
+            return results + (list(returned(student, reference, model)) if is_right else [])
         args = (model,) if part in student.methods else ()
         return [_function(student, reference, part, function, args, is_named=is_named)]
 
@@ -205,42 +205,3 @@ def _function(
         wrong = "" if is_single else wrong
         mistake = diagnosis.of_calls(reference, part, seen, SINGLE) if wrong and is_named else ""
     return LineResult(line, part, "wrong" if wrong else "right", wrong, mistake)
-
-
-def _together(student: Program, reference: Reference) -> LineResult:
-    """The student's own model, run as it stands on float32 weights, as it would be used."""
-    torch.set_default_dtype(torch.float32)
-    weights = shortened(load(reference.name)[0], window=WINDOW)
-    real = value_of(as_class(reference.program.model, weights).lens(reference.tokens))
-    try:
-        mine = value_of(as_class(student.model, weights).lens(reference.tokens))
-    except (Exception, SystemExit) as error:
-        return LineResult(line_in(error, student.path) or 0, TOGETHER, "wrong", raised(error))
-    finally:
-        torch.set_default_dtype(torch.float64)
-    if isinstance(mine, Tensor) and mine.shape == real.shape:
-        if (mine - real).abs().max() < CLOSE * real.abs().max():
-            return LineResult(0, TOGETHER, "right", _in_half(student, reference))
-        return LineResult(0, TOGETHER, "wrong", "the logits differ, though each line is right: does one keep a value?")
-    return LineResult(0, TOGETHER, "wrong", f"the logits {tells(mine, real, 'row batch pos d_vocab')}")
-
-
-def _in_half(student: Program, reference: Reference) -> str:
-    """What becomes of the student's model on weights in bfloat16, where that is worse than of the solution."""
-    kinds = (torch.float32, torch.bfloat16)
-    full, half = (shortened(load(reference.name, dtype=kind)[0], n_layers=BLOCKS, window=WINDOW) for kind in kinds)
-    exact, ours = (value_of(as_class(reference.program.model, each).lens(reference.tokens)) for each in (full, half))
-    torch.set_default_dtype(torch.float32)
-    try:
-        mine = value_of(as_class(student.model, half).lens(reference.tokens))
-    except (Exception, SystemExit) as error:
-        return f"in float32; on weights in bfloat16, in line {line_in(error, student.path) or 0}, {raised(error)}"
-    finally:
-        torch.set_default_dtype(torch.float64)
-    worse, bound = ((each.double() - exact.double()).abs().max().item() for each in (mine, ours))
-    if worse <= COARSER * bound:
-        return ""
-    return (
-        f"in float32; on weights in bfloat16 its logits are off by up to {worse:.2g}, and the solution's by "
-        f"{bound:.2g}: take scores, softmax and norms in float32"
-    )

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ..model import Model
 from . import diagnosis
-from .compare import CLOSE, SINGLE, same, sized, tells
+from .compare import SINGLE, same, sized, tells
 from .diagnosis import Written
 from .errors import alike, is_of_a_name, raised, shapes
 from .program import Names, Program, assigned, line_in
-from .reference import AXES, Block, Reference, cloned
+from .reference import AXES, Block, Reference, axes_of, cloned
 
 Verdict = Literal["right", "not written", "missing", "wrong"]
 RANK: tuple[Verdict, ...] = ("right", "not written", "missing", "wrong")  # of two the later one counts
@@ -61,7 +61,6 @@ class Lines:
 
     def results(self) -> Iterator[LineResult]:
         """What became of each statement, in all layers."""
-        is_right = True
         runs = [self._outcomes(block) for block in self.reference.blocks]
         for at in sorted({at for run in runs for at in run}):
             outcomes = [(block, run[at]) for block, run in zip(self.reference.blocks, runs, strict=True) if at in run]
@@ -72,12 +71,8 @@ class Lines:
             written = [(block, outcome.written) for block, outcome in outcomes if outcome.written]
             if result.verdict == "wrong" and worst.written:
                 result = self._diagnosed(result, written)
-            is_right &= result.verdict == "right"
             yield result
-        absent = list(self._absent())
-        yield from absent
-        if is_right and not absent:
-            yield from self._returned()
+        yield from self._absent()
 
     def _diagnosed(self, result: LineResult, written: Sequence[tuple[Block, Mapping[str, Written]]]) -> LineResult:
         """A wrong line with its mistake, if one is known; right where float32 on the way explains it."""
@@ -110,30 +105,6 @@ class Lines:
                 yield LineResult(given[other], name, "missing", f"{told}; this one gives {other}: is it a typo?")
             else:
                 yield LineResult(0, name, "missing", told)
-
-    def _returned(self) -> Iterator[LineResult]:
-        """What block gives back, where it is not what its lines gave."""
-        body = self.student.parts["block"].body
-        block = self.student.part("block")
-        assert block is not None
-        for each in self.reference.blocks:
-            args = [each.before[0][arg.arg] for arg in self.reference.program.parts["block"].args.args]
-            result = LineResult(body[-1].lineno, "what block returns", "wrong")
-            try:
-                given = block(self.model, *cloned(args[1:]))
-            except (Exception, SystemExit) as error:
-                line = line_in(error, self.student.path) or body[-1].lineno
-                yield replace(result, line=line, told=raised(error))
-                return
-            if given is None:
-                yield replace(result, told="it is None: is a `return` missing?")
-                return
-            for name in AXES.keys() & {name for at in self.reference.statements for name in at.names}:
-                real = each.before[-1][name]
-                mine = getattr(given, name, real)
-                if not same(mine, real, within=CLOSE):
-                    yield replace(result, told=f"its {name} {tells(mine, real, _axes(name, real))}")
-                    return
 
     def _outcomes(self, block: Block) -> dict[int, Outcome]:
         """What became of each statement in one layer.
@@ -213,7 +184,7 @@ class Lines:
             wanted: dict[str, list[str]] = {}
             for name, each in due.items():
                 real = block.value(each.at, name)
-                wanted.setdefault(sized(real, _axes(name, real)), []).append(name)
+                wanted.setdefault(sized(real, axes_of(name, real)), []).append(name)
             told += shapes(_read(node, names))
             told += "".join(f"; {', '.join(names)} should be [{size}]" for size, names in wanted.items())
         return replace(result, line=line or node.lineno, verdict="wrong", told=told)
@@ -242,7 +213,7 @@ class Lines:
             return replace(result, verdict="wrong", told=told)
         for name, (mine, at) in written.items():
             real = block.value(at, name)
-            if told := tells(mine, real, _axes(name, real)):
+            if told := tells(mine, real, axes_of(name, real)):
                 inner = [each for each in ast.walk(node) if isinstance(each, ast.stmt) and name in assigned(each)]
                 return replace(result, line=inner[-1].lineno, verdict="wrong", told=f"{name} {told}")
         return result if len(written) == len(due) else replace(result, verdict="not written")
@@ -253,11 +224,6 @@ class Lines:
         return {
             at for at, each in enumerate(self.reference.statements) if at not in given and set(each.names) & AXES.keys()
         }
-
-
-def _axes(name: str, real: Tensor) -> str:
-    """The names of the axes of a value of `block`."""
-    return AXES[name] if real.ndim == len(AXES[name].split()) else AXES["resid_pre"]  # before it is split into heads
 
 
 def _read(node: ast.stmt, names: Names) -> Names:

@@ -33,6 +33,12 @@ AXES = {
     if name != "layer"
 } | {"visible": "query key"}
 
+
+def axes_of(name: str, real: Tensor) -> str:
+    """The names of the axes of a value of `block`."""
+    return AXES[name] if real.ndim == len(AXES[name].split()) else AXES["resid_pre"]  # before it is split into heads
+
+
 Call = tuple[tuple[Any, ...], Tensor]  # what a function was given, without the model, and what it gave
 
 

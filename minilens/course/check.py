@@ -131,17 +131,19 @@ def _run_again(
             for result in results
         ]
     for line, what, source in moves(student.lines, student.parts[part]):
+        is_return = student.lines[line - 1].lstrip().startswith("return")  # in a loop: as if rows were forgotten
+        unnamed = [at for at, each in enumerate(results) if each.verdict == "wrong" and (is_return or not each.mistake)]
+        if not unnamed:
+            continue
         try:
             with _silent():
                 other = read_program(source, student.path)
                 still = wrong(_results(other, reference, part, replaced, is_named=False))
         except (Exception, SystemExit):
             continue
-        is_return = student.lines[line - 1].lstrip().startswith("return")  # in a loop: as if rows were forgotten
-        for at, result in enumerate(results):
-            can_be = result.verdict == "wrong" and (is_return or not result.mistake)
-            if can_be and still <= wrong(results) - {result.name}:
-                return [*results[:at], replace(result, line=line, mistake=what), *results[at + 1 :]]
+        for at in unnamed:
+            if still <= wrong(results) - {results[at].name}:
+                return [*results[:at], replace(results[at], line=line, mistake=what), *results[at + 1 :]]
     return results
 
 

@@ -72,8 +72,8 @@ PLANTED = [
     Planted(NEO, "linear(self.final_norm(resid), self.W_U, self.b_U)", "linear(self.final_norm(resid), self.W_U, self.b_U).softmax(dim=-1)", "probabilities"),
     Planted(CTRL, "layer_norm(resid, self.ln_final, self.ln_final_eps)", "layer_norm(resid, self.ln_final, self.config.ln_eps)", "epsilon is that of the blocks"),
     Planted(ALL, "rows = [self.unembed(resid)]", "rows = []", "first row is missing"),
-    Planted(ALL, "rows.append(self.unembed(resid))", "rows.append(self.unembed(resid).log_softmax(dim=-1))", "After the blocks these are log-probabilities"),
-    Planted(CTRL, "return rows", "return [F.softmax(row, dim=-1) for row in rows]", "These are probabilities"),
+    Planted(GPT2, "rows.append(self.unembed(resid))", "rows.append(self.unembed(resid).log_softmax(dim=-1))", "After the blocks these are log-probabilities"),
+    Planted(NEO, "return rows", "return [F.softmax(row, dim=-1) for row in rows]", "These are probabilities"),
     # In the block
     Planted(CTRL, "layer_norm(resid_pre, w.ln1, cfg.ln_eps)", "layer_norm(resid_pre, w.ln1, self.ln_final_eps)", "that of the final norm"),
     Planted(ALL, "layer_norm(resid_pre, w.ln1, cfg.ln_eps)", "resid_pre", "The norm does nothing"),
@@ -104,7 +104,7 @@ PLANTED = [
     Planted(NEO, "if cfg.is_local[layer]:", "if layer % 2 == 0:", "Local and global layers are exchanged"),
     Planted(NEO, "if cfg.is_local[layer]:", "if False:", "window is not used"),
     Planted(ALL, "scores.masked_fill(~visible, -torch.inf)", "torch.where(visible, -math.inf, scores)", "What is visible is hidden"),
-    Planted(ALL, "scores.masked_fill(~visible, -torch.inf)", "scores - 1e9 * visible", "What is visible is hidden"),
+    Planted(NEO, "scores.masked_fill(~visible, -torch.inf)", "scores - 1e9 * visible", "What is visible is hidden"),
     Planted(CTRL, "attention_scores(q, k) * q.shape[-1] ** -0.5", "attention_scores(q, k) / math.sqrt(cfg.d_mlp)", "as much as d_head"),
     Planted(ALL, "scores.masked_fill(~visible, -torch.inf)", "torch.where(visible, scores, 0.0)", "exp(0) is 1"),
     Planted(ALL, "pattern @ v  #", "torch.einsum('bhqk,bhqd->bhkd', pattern, v)  #", "transposed"),
@@ -152,8 +152,6 @@ CANNOT_STAND = [
     ("gpt2", "def final_norm", "def finalnorm", "def finalnorm", "there is no function final_norm, but finalnorm is here", ""),
     ("gpt2", "resid_pre = resid ", "resid_pre == resid ", "resid_pre == resid", "this one compares (==) and gives nothing", ""),
     # What is given back, or held
-    ("gpt2", "return BlockTrace(", "BlockTrace(", "BlockTrace(", "it is None: is a `return` missing?", ""),
-    ("gpt2", "resid_pre, ln1_out, q, k, v, scores", "resid_pre, ln1_out, k, q, v, scores", "return BlockTrace(", "differs at", ""),
     ("gpt2", "self.blocks[layer], self.config", "self.blocks[0], self.config", "self.blocks[0]", "in layer 1 w has the weights of block 0", ""),
     ("gpt2", "flatten(-2)", "flatten(-2),", "flatten(-2),", "is a tuple of one, and should be a tensor [batch 2, pos 12, d_model 256]: is there a comma", ""),
     ("gpt2", "z.transpose(1, 2).flatten(-2)", "merge_heads(z)", "merge_heads(z)", "it calls itself without an end", ""),

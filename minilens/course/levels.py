@@ -21,8 +21,8 @@ class Moved(NamedTuple):
 def moves(lines: Sequence[str], part: ast.FunctionDef) -> Iterator[Moved]:
     """The file with each line of a function moved that could stand at the wrong level."""
     for outer in ast.walk(part):
-        body = getattr(outer, "body", None)
-        for at, node in enumerate(body if isinstance(body, list) else []):
+        body: list[ast.stmt] = outer.body if isinstance(outer, ast.FunctionDef | ast.For | ast.If) else []
+        for at, node in enumerate(body):
             if isinstance(node, ast.For | ast.If) and not node.orelse and node.body[0].lineno > node.lineno:
                 yield from _across(lines, node, body[at + 1 :])
 

@@ -21,12 +21,10 @@ from . import diagnosis
 from .compare import SINGLE, same, sized, tells
 from .errors import alike, is_of_a_name, raised, shapes
 from .levels import moves
-from .lines import LineResult, Lines
+from .lines import CHANCE, LineResult, Lines
 from .program import Program, line_in, read_program
 from .reference import Reference, as_class, cloned, reference_of, settings_read, value_of
 from .whole import returned, together
-
-AGAIN = 3  # runs that show whether numbers are the same each time
 
 
 def check(source: str, path: str, *, each: Callable[[LineResult], object] = bool) -> tuple[LineResult, ...]:
@@ -63,7 +61,7 @@ def _checked(source: str, path: str) -> Iterator[LineResult]:
     for part in reference.program.parts:
         results = _results(student, reference, part, replaced)
         if any(result.verdict == "wrong" for result in results):  # a mistake that is none of the solution's lines?
-            results = _run_again(student, reference, part, replaced, results)
+            results = _levelled(student, reference, part, replaced, results)
         if versions != [each._version for each in weights]:
             reference_of.cache_clear()  # its weights are others now
             yield LineResult(student.parts[part].lineno, part, "wrong", "it writes into the weights of the model")
@@ -100,43 +98,21 @@ def _results(
         return [_function(student, reference, part, function, args, is_named=is_named)]
 
 
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Within, nothing is printed: it has been already."""
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        yield
-
-
-def _run_again(
+def _levelled(
     student: Program, reference: Reference, part: str, replaced: set[str], results: list[LineResult]
 ) -> list[LineResult]:
-    """The results, with what only another run of the student's own lines shows.
-
-    A line stands at the wrong level if all is right where it is moved, or more than before. What is otherwise each time
-    has to do with chance.
-    """
+    """The results, with a line at the wrong level named: where it is moved, more is right than before."""
 
     def wrong(of: Iterable[LineResult]) -> set[str]:
         return {result.name for result in of if result.verdict != "right"}
 
-    if any("differs at" in result.told and not result.mistake for result in results):
-        with _silent():
-            runs = [_results(student, reference, part, replaced, is_named=False) for _ in range(AGAIN)]
-        always = set.intersection(*({result.told for result in run} for run in runs))
-        chance = "It gives other numbers each time: is there a dropout?"
-        results = [
-            replace(result, mistake=chance)
-            if "differs at" in result.told and not result.mistake and result.told not in always
-            else result
-            for result in results
-        ]
     for line, what, source in moves(student.lines, student.parts[part]):
         is_return = student.lines[line - 1].lstrip().startswith("return")  # in a loop: as if rows were forgotten
         unnamed = [at for at, each in enumerate(results) if each.verdict == "wrong" and (is_return or not each.mistake)]
         if not unnamed:
             continue
         try:
-            with _silent():
+            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
                 other = read_program(source, student.path)
                 still = wrong(_results(other, reference, part, replaced, is_named=False))
         except (Exception, SystemExit):
@@ -183,7 +159,7 @@ def _function(
 ) -> LineResult:
     """A function or a method, on the arguments of the solution's own calls."""
     line = student.parts[part].body[-1].lineno
-    seen, wrong, is_single = [], "", True
+    seen, wrong, state = [], "", torch.get_rng_state()
     for args, real in reference.calls[part]:
         given = cloned(args)
         try:
@@ -199,11 +175,13 @@ def _function(
         if any(each._version for each in given if isinstance(each, Tensor)):
             return LineResult(line, part, "wrong", "it writes into a tensor that it was given; make a new one")
         seen.append((args, mine))
-        is_single &= same(mine, real, within=SINGLE)
-        told = tells(mine, real, reference.axes(part))
-        wrong = wrong or (f"it {told}" if told else "")
+        if not wrong and (told := tells(mine, real, reference.axes(part))):
+            wrong = f"it {told}"
+    if wrong and not torch.equal(state, torch.get_rng_state()):
+        return LineResult(line, part, "wrong", wrong, CHANCE)
     mistake = diagnosis.of_calls(reference, part, seen) if wrong and is_named else ""
     if wrong and not mistake:  # perhaps a value was in float32 on its way
-        wrong = "" if is_single else wrong
+        pairs = zip(seen, reference.calls[part], strict=True)
+        wrong = "" if all(same(mine, real, within=SINGLE) for (_, mine), (_, real) in pairs) else wrong
         mistake = diagnosis.of_calls(reference, part, seen, SINGLE) if wrong and is_named else ""
     return LineResult(line, part, "wrong" if wrong else "right", wrong, mistake)

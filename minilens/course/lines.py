@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..model import Model
@@ -20,6 +21,7 @@ from .program import Names, Program, assigned, line_in
 from .reference import AXES, Block, Reference, axes_of, cloned
 
 Verdict = Literal["right", "not written", "missing", "wrong"]
+CHANCE = "It draws random numbers: is there a dropout?"
 RANK: tuple[Verdict, ...] = ("right", "not written", "missing", "wrong")  # of two the later one counts
 
 
@@ -69,7 +71,7 @@ class Lines:
             if result.told and block.layer:
                 result = replace(result, told=f"in layer {block.layer} {result.told}")
             written = [(block, outcome.written) for block, outcome in outcomes if outcome.written]
-            if result.verdict == "wrong" and worst.written:
+            if result.verdict == "wrong" and worst.written and not result.mistake:
                 result = self._diagnosed(result, written)
             yield result
         yield from self._absent()
@@ -141,6 +143,7 @@ class Lines:
             }
             result = LineResult(node.lineno, ", ".join(due or given_here), "right")
             written: dict[str, Written] = {}
+            state = torch.get_rng_state()
             try:
                 self.student.run(node, names)
             except (Exception, SystemExit) as error:
@@ -152,6 +155,8 @@ class Lines:
                     found[at] = Outcome(replace(result, verdict="wrong", told=told), {})
                 elif due or touched:
                     found[at] = Outcome(self._judged(block, result, node, due, written, touched), written)
+            if at in found and found[at].result.verdict == "wrong" and not torch.equal(state, torch.get_rng_state()):
+                found[at] = found[at]._replace(result=replace(found[at].result, mistake=CHANCE))
             for name, each in due.items():
                 held[name] = names[name] = block.value(each.at, name).clone()
             for name in {*held} - {*due}:

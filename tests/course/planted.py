@@ -53,6 +53,7 @@ PLANTED = [
     Planted(NEO, GELU, "torch.clamp(x, min=0)", "ReLU"),
     Planted(GPT2, GELU, "torch.clamp(x, 0, 6)", "ReLU6"),
     Planted(f"{GPT2} {NEO}", GELU, "0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.0444715 * x**3)))", ""),
+    Planted(GPT2, GELU, "F.dropout(F.gelu(x, approximate='tanh'), 0.1)", "random numbers"),
     Planted(CTRL, SINES, "torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], -1).reshape(n, d_model)", "take turns"),
     Planted(CTRL, SINES, "torch.cat([angles[:, 0::2].cos(), angles[:, 1::2].sin()], -1)", "cosines stand before"),
     Planted(CTRL, "for size in (d_model, n))", "for size in (d_model, n)); position = position + 1", "from 0"),
@@ -143,7 +144,7 @@ CANNOT_STAND = [
     ("gpt2", LOOP, LOOP.replace("    z[", "z["), "z[:, head]", "only at head 0 to 6", "It stands after the loop; it belongs in it."),
     ("gpt2", LOOP, "for head in range(cfg.n_heads):\n            z = torch.zeros_like(v)\n            z[:, head] = pattern[:, head] @ v[:, head]\n", "z = torch.zeros", "only at head", "It is made anew in each round of the loop; it belongs before it."),
     ("gpt_neo", "        scores = scores.masked", "            scores = scores.masked", "scores = scores.masked", "the model's is -inf", "It stands in the `if`; it belongs after it."),
-    ("ctrl", "resid_mid + mlp_out", "resid_mid + F.dropout(mlp_out)", "dropout", "resid_post differs at", "It gives other numbers each time: is there a dropout?"),
+    ("ctrl", "resid_mid + mlp_out", "resid_mid + F.dropout(mlp_out)", "dropout", "resid_post differs at", "It draws random numbers: is there a dropout?"),
     # A name that is spelled wrong, or is another's
     ("ctrl", "split_heads(q, cfg.n_heads)", "split_heads(q, n_heads)", "split_heads(q", "there is no name n_heads here: did you mean cfg.n_heads?", ""),
     ("gpt2", "pattern = softmax", "patern = softmax", "patern", "no line of block gives pattern, and others read it; this one gives patern: is it a typo?", ""),

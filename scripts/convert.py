@@ -23,16 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from minilens.checkpoint.pickled import Fault, check_pickle, read_plain
-from minilens.checkpoint.settings import shown
-from minilens.checkpoint.tensors import common_prefix
+from minilens.course.nanogpt import Tensors, converted, from_dict, named, write
 
-Tensors = dict[str, torch.Tensor]
-
-SIZES = {"n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "dropout"}  # nanoGPT's model_args
 OLD_NAMES = {  # of minGPT before 2022 -> those of GPT-2
     r"tok_emb\.": "wte.",
     r"head\.": "lm_head.",
@@ -54,18 +49,12 @@ def saved(path: Path) -> Any:
             f"{path} cannot be read: {why}; where it was trained, save it again with "
             "torch.save({name: tensor for name, tensor in model.state_dict().items()}, ...)"
         ) from error
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def named(found: Any, path: Path) -> Tensors:
-    """The tensors by GPT-2's names, without the wrappers of torch.compile and DataParallel and without masks."""
-    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
-        raise ValueError(f"{path} holds no state dict: names and their tensors")
-    if sum(tensor.numel() * tensor.itemsize for tensor in found.values()) > 2 * path.stat().st_size:
+    found = torch.load(path, map_location="cpu", weights_only=True)
+    state = found.get("model", found) if isinstance(found, dict) else {}
+    tensors = [each for each in state.values() if isinstance(each, torch.Tensor)] if isinstance(state, dict) else []
+    if sum(tensor.numel() * tensor.itemsize for tensor in tensors) > 2 * path.stat().st_size:
         raise ValueError(f"{path} is broken: its tensors are larger than the file")
-    prefix = common_prefix(list(found))
-    tensors = {name.removeprefix(prefix).removeprefix("transformer."): tensor for name, tensor in found.items()}
-    return {name: tensor for name, tensor in tensors.items() if not re.search(r"\.attn\.(bias|mask)$", name)}
+    return found
 
 
 def renamed(old: Tensors) -> Tensors:
@@ -81,55 +70,9 @@ def renamed(old: Tensors) -> Tensors:
     return tensors
 
 
-def converted(tensors: Tensors, n_head: int, activation: str, path: Path) -> tuple[dict[str, Any], Tensors]:
-    """config.json, and the tensors as transformers has them: linear weights the other way round, all biases there."""
-    try:
-        (d_vocab, d_model), n_ctx = tensors["wte.weight"].shape, len(tensors["wpe.weight"])
-        d_mlp = len(tensors["h.0.mlp.c_fc.weight"])
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} is no GPT-2: it has no {error}") from error
-    n_layer = sum(name.endswith(".ln_1.weight") for name in tensors)
-    shapes = {"wte.weight": [d_vocab, d_model], "wpe.weight": [n_ctx, d_model]}
-    for layer in range(n_layer):
-        for name, n_out, n_in in (
-            ("attn.c_attn", 3 * d_model, d_model),
-            ("attn.c_proj", d_model, d_model),
-            ("mlp.c_fc", d_mlp, d_model),
-            ("mlp.c_proj", d_model, d_mlp),
-        ):
-            shapes |= {f"h.{layer}.{name}.weight": [n_out, n_in], f"h.{layer}.{name}.bias": [n_out]}
-    for norm in (*(f"h.{layer}.ln_{n}" for layer in range(n_layer) for n in (1, 2)), "ln_f"):
-        shapes |= {f"{norm}.weight": [d_model], f"{norm}.bias": [d_model]}
-    left = tensors.pop("lm_head.weight", tensors["wte.weight"])
-    is_tied = torch.equal(left, tensors["wte.weight"])
-    if unknown := sorted(tensors.keys() - shapes.keys()):
-        raise ValueError(f"{path} is no GPT-2: GPT-2 has no place for the tensor {unknown[0]!r}")
-    if not n_head or d_model % n_head:
-        raise ValueError(f"the number of heads must divide d_model, {d_model}: give it with --heads; got {n_head}")
-
-    found: Tensors = {} if is_tied else {"lm_head.weight": left}
-    for name, shape in shapes.items():
-        tensor = tensors.get(name)
-        if tensor is None and not name.endswith(".bias"):
-            raise ValueError(f"{path} is no GPT-2: it has no {name}")
-        tensor = torch.zeros(shape) if tensor is None else tensor
-        if list(tensor.shape) != shape:
-            raise ValueError(f"{path} is no GPT-2: {name} has the shape {list(tensor.shape)}, not {shape}")
-        found[f"transformer.{name}"] = tensor.mT if re.search(r"\.c_\w+\.weight$", name) else tensor
-    config = dict(model_type="gpt2", architectures=["GPT2LMHeadModel"], vocab_size=d_vocab, n_positions=n_ctx)
-    config |= dict(n_embd=d_model, n_layer=n_layer, n_head=n_head, n_inner=d_mlp, activation_function=activation)
-    config |= dict(layer_norm_epsilon=1e-5, tie_word_embeddings=is_tied)
-    return config, {name: tensor.contiguous().clone() for name, tensor in found.items()}
-
-
 def nanogpt(path: Path, heads: int | None, activation: str | None) -> tuple[dict[str, Any], Tensors]:
     """A file with "model" and "model_args", as nanoGPT's train.py writes it; also a state dict alone, with --heads."""
-    found = saved(path)
-    whole = found if isinstance(found, dict) and "model" in found else {"model": found}
-    args = whole.get("model_args") or {}
-    if unknown := [name for name in args if name not in SIZES and args[name]]:
-        raise ValueError(f"{path} is no GPT-2: nanoGPT's model has no {unknown[0]}, here {shown(args[unknown[0]])}")
-    return converted(named(whole["model"], path), heads or args.get("n_head", 0), activation or "gelu", path)
+    return from_dict(saved(path), heads, activation or "gelu", path)
 
 
 def mingpt(path: Path, heads: int | None, activation: str | None) -> tuple[dict[str, Any], Tensors]:
@@ -209,8 +152,7 @@ def main(argv: list[str] | None = None) -> int:
         if tokenizer and tokenizer.get_vocab_size() > config["vocab_size"]:
             raise ValueError(f"{args.meta} has {tokenizer.get_vocab_size()} letters, the model {config['vocab_size']}")
         args.folder.mkdir()
-        (args.folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        save_file(tensors, args.folder / "model.safetensors", metadata={"format": "pt"})
+        write(args.folder, config, tensors)
         if tokenizer:
             tokenizer.save(str(args.folder / "tokenizer.json"))
             kind = {"tokenizer_class": "PreTrainedTokenizerFast"}  # which adds no <|endoftext|> to it

@@ -4,6 +4,7 @@
     python scripts/course.py --write   make them
     python scripts/course.py --run     run every one (needs nbclient and ipykernel): the solutions are right, and in the
                                        student's edition each blank is told from an answer
+    python scripts/course.py --mistakes    how many of the mistakes in tests/course/planted.py `minilens check` finds
 
 A lesson is a Python file of cells. `# %% text` begins a text, `# %% code` code, `# %% exercise 1.2, 10 minutes` an
 exercise: its question in comments, with lines that begin with "hint:" and "null:"; code that is given; and below
@@ -13,6 +14,7 @@ minilens.course.lessons.check_1_2 looks at; `# with: lens` names what that is gi
 
 import json
 import re
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +23,13 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 LESSONS = ROOT / "docs" / "course" / "lessons"
 EDITIONS = ("student", "solution")
-SET_UP = "\n".join([
-    "import importlib.util",
-    "",
-    'if not importlib.util.find_spec("minilens"):  # as on Colab',
-    "    %pip install -q minilens",
-])  # fmt: skip
+ADDRESS = re.search(
+    r'^Repository = "(https://github\.com/[^"/]+/[^"/]+)"$', (ROOT / "pyproject.toml").read_text(), re.M
+)
+SET_UP = """import importlib.util
+
+if not importlib.util.find_spec("minilens"):  # as on Colab
+    %pip install -q {}"""
 IMPORTS = "\n".join([
     "import torch",
     "",
@@ -36,16 +39,24 @@ IMPORTS = "\n".join([
 ])  # fmt: skip
 
 
-def notebook(lesson: Path, edition: str) -> dict[str, Any]:
-    """A lesson as a notebook, for students or with the solutions."""
-    cells = [("code", SET_UP), ("code", IMPORTS)]
+def notebook(lesson: Path, edition: str, address: str = ADDRESS[1] if ADDRESS else "") -> dict[str, Any]:
+    """A lesson as a notebook, for students or with the solutions.
+
+    address: of the repository on GitHub. Where there is one, the notebook installs minilens from it and has a link that
+    opens it in Colab.
+    """
+    cells = [("code", SET_UP.format(f"git+{address}" if address else "minilens")), ("code", IMPORTS)]
     parts = re.split(r"^# %% (.+)\n", lesson.read_text(), flags=re.MULTILINE)[1:]
     for kind, text in zip(parts[::2], parts[1::2], strict=True):
         cells += [("markdown", _uncommented(text))] if kind == "text" else []
         cells += [("code", text.strip())] if kind == "code" else []
         cells += _exercise(kind, text, edition) if kind.startswith("exercise") else []
     (first, *_) = [at for at, (kind, _) in enumerate(cells) if kind == "markdown"]
-    cells.insert(0, cells.pop(first))  # the title stands above the set-up
+    title = cells.pop(first)[1]
+    if address:
+        place = f"{address.removeprefix('https://github.com/')}/blob/main/docs/course/{edition}/{lesson.stem}.ipynb"
+        title += f"\n\n[Open in Colab](https://colab.research.google.com/github/{place})"
+    cells.insert(0, ("markdown", title))  # above the set-up
     return {
         "cells": [_cell(kind, text, f"{lesson.stem}-{at}") for at, (kind, text) in enumerate(cells)],
         "metadata": {
@@ -105,7 +116,23 @@ def run(path: Path) -> list[str]:
     ]
 
 
+def mistakes() -> int:
+    """Print a table of the planted mistakes: of how many the line is found, the mistake named, another one named."""
+    planted = runpy.run_path(str(ROOT / "tests" / "course" / "planted.py"))
+    print("| family | planted | line found | mistake named | wrongly named |", "|---|---|---|---|---|", sep="\n")
+    wrong = 0
+    for family in ("gpt2", "gpt_neo", "ctrl"):
+        n, *off = planted["measured"](family)
+        missed, unnamed, misnamed = map(len, off)
+        named = n - missed - unnamed - misnamed
+        print(f"| {family} | {n} | {1 - missed / n:.0%} | {named / n:.0%} | {misnamed / n:.0%} |")
+        wrong += missed + misnamed
+    return 1 if wrong else 0
+
+
 def main() -> int:
+    if "--mistakes" in sys.argv:
+        return mistakes()
     wrong = 0
     for path, text in made().items():
         name = path.relative_to(ROOT)

@@ -6,24 +6,25 @@ gives have the model's values. So each mistake is found at its own line. Where e
 it stands.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..loading import load
 from ..model import Model
 from . import diagnosis
-from .compare import SINGLE, same, tells
-from .lines import LineResult, Lines, raised
+from .compare import SINGLE, same, sized, tells
+from .errors import alike, is_of_a_name, raised, shapes
+from .levels import moves
+from .lines import CHANCE, LineResult, Lines
 from .program import Program, line_in, read_program
-from .reference import WINDOW, Reference, as_class, cloned, reference_of, shortened, value_of
-
-TOGETHER = "all together"
-CLOSE = 1e-3  # of the largest logit: float32 through all blocks
+from .reference import Reference, as_class, cloned, reference_of, settings_read, value_of
+from .whole import returned, together
 
 
 def check(source: str, path: str, *, each: Callable[[LineResult], object] = bool) -> tuple[LineResult, ...]:
@@ -52,22 +53,15 @@ def _checked(source: str, path: str) -> Iterator[LineResult]:
         if isinstance(error, ValueError) and line_in(error, path) is None:
             raise
         raise ValueError(f"{Path(path).name}, line {line_in(error, path)}: {raised(error)}") from error
-    reference = reference_of(student.family)
+    reference = reference_of(student.family, settings_read(student))
     is_right = True
-    parts = {part: student.part(part) for part in reference.program.parts}
     weights = list(_tensors(reference.model))
     versions = [each._version for each in weights]
     replaced = set(reference.program.functions)  # by those of the solution, until they are known to be right
-    for part, function in parts.items():
-        if function is None:
-            results = [LineResult(0, part, "missing", f"there is no function {part}")]
-        else:
-            with _forced(student, reference, replaced) as model:
-                if part == "block":
-                    results = list(Lines(student, reference, model).results())
-                else:
-                    args = (model,) if part in student.methods else ()
-                    results = [_function(student, reference, part, function, args)]
+    for part in reference.program.parts:
+        results = _results(student, reference, part, replaced)
+        if any(result.verdict == "wrong" for result in results):  # a mistake that is none of the solution's lines?
+            results = _levelled(student, reference, part, replaced, results)
         if versions != [each._version for each in weights]:
             reference_of.cache_clear()  # its weights are others now
             yield LineResult(student.parts[part].lineno, part, "wrong", "it writes into the weights of the model")
@@ -78,7 +72,55 @@ def _checked(source: str, path: str) -> Iterator[LineResult]:
             is_right = False
         yield from results
     if is_right:
-        yield _together(student, reference)
+        yield together(student, reference)
+
+
+def _results(
+    student: Program, reference: Reference, part: str, replaced: set[str], *, is_named: bool = True
+) -> list[LineResult]:
+    """What became of a function or a method, or of the lines of `block`.
+
+    is_named: look for the known mistakes.
+    """
+    function = student.part(part)
+    if function is None:
+        others = student.parts.keys() - reference.program.parts.keys()
+        told = f"there is no function {part}"
+        if other := alike(part, others):
+            return [LineResult(student.parts[other].lineno, part, "missing", f"{told}, but {other} is here")]
+        return [LineResult(0, part, "missing", told)]
+    with _forced(student, reference, replaced - {part}) as model:
+        if part == "block":
+            results = list(Lines(student, reference, model, is_named=is_named).results())
+            is_right = all(result.verdict == "right" for result in results)
+            return results + (list(returned(student, reference, model)) if is_right else [])
+        args = (model,) if part in student.methods else ()
+        return [_function(student, reference, part, function, args, is_named=is_named)]
+
+
+def _levelled(
+    student: Program, reference: Reference, part: str, replaced: set[str], results: list[LineResult]
+) -> list[LineResult]:
+    """The results, with a line at the wrong level named: where it is moved, more is right than before."""
+
+    def wrong(of: Iterable[LineResult]) -> set[str]:
+        return {result.name for result in of if result.verdict != "right"}
+
+    for line, what, source in moves(student.lines, student.parts[part]):
+        is_return = student.lines[line - 1].lstrip().startswith("return")  # in a loop: as if rows were forgotten
+        unnamed = [at for at, each in enumerate(results) if each.verdict == "wrong" and (is_return or not each.mistake)]
+        if not unnamed:
+            continue
+        try:
+            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+                other = read_program(source, student.path)
+                still = wrong(_results(other, reference, part, replaced, is_named=False))
+        except (Exception, SystemExit):
+            continue
+        for at in unnamed:
+            if still <= wrong(results) - {results[at].name}:
+                return [*results[:at], replace(results[at], line=line, mistake=what), *results[at + 1 :]]
+    return results
 
 
 def _tensors(whole: Any) -> Iterator[Tensor]:
@@ -107,45 +149,39 @@ def _forced(student: Program, reference: Reference, replaced: set[str]) -> Itera
 
 
 def _function(
-    student: Program, reference: Reference, part: str, function: Callable[..., Any], model: tuple[Model, ...]
+    student: Program,
+    reference: Reference,
+    part: str,
+    function: Callable[..., Any],
+    model: tuple[Model, ...],
+    *,
+    is_named: bool,
 ) -> LineResult:
     """A function or a method, on the arguments of the solution's own calls."""
     line = student.parts[part].body[-1].lineno
-    seen, wrong, is_single = [], "", True
+    seen, wrong, state = [], "", torch.get_rng_state()
     for args, real in reference.calls[part]:
         given = cloned(args)
         try:
             mine = value_of(function(*model, *given))
         except (Exception, SystemExit) as error:
-            return LineResult(line_in(error, student.path) or line, part, "wrong", raised(error))
+            told = raised(error)
+            if not is_of_a_name(error):
+                told += f"{shapes(student.arguments(part, (*model, *args)))}; it should give "
+                told += f"[{sized(real, reference.axes(part))}]"
+            return LineResult(line_in(error, student.path) or line, part, "wrong", told)
         if mine is Ellipsis:
             return LineResult(line, part, "not written")
         if any(each._version for each in given if isinstance(each, Tensor)):
             return LineResult(line, part, "wrong", "it writes into a tensor that it was given; make a new one")
         seen.append((args, mine))
-        is_single &= same(mine, real, within=SINGLE)
-        told = tells(mine, real, reference.axes(part))
-        wrong = wrong or (f"it {told}" if told else "")
-    mistake = diagnosis.of_calls(reference, part, seen) if wrong else ""
+        if not wrong and (told := tells(mine, real, reference.axes(part))):
+            wrong = f"it {told}"
+    if wrong and not torch.equal(state, torch.get_rng_state()):
+        return LineResult(line, part, "wrong", wrong, CHANCE)
+    mistake = diagnosis.of_calls(reference, part, seen) if wrong and is_named else ""
     if wrong and not mistake:  # perhaps a value was in float32 on its way
-        wrong = "" if is_single else wrong
-        mistake = diagnosis.of_calls(reference, part, seen, SINGLE) if wrong else ""
+        pairs = zip(seen, reference.calls[part], strict=True)
+        wrong = "" if all(same(mine, real, within=SINGLE) for (_, mine), (_, real) in pairs) else wrong
+        mistake = diagnosis.of_calls(reference, part, seen, SINGLE) if wrong and is_named else ""
     return LineResult(line, part, "wrong" if wrong else "right", wrong, mistake)
-
-
-def _together(student: Program, reference: Reference) -> LineResult:
-    """The student's own model, run as it stands on float32 weights, as it would be used."""
-    torch.set_default_dtype(torch.float32)
-    weights = shortened(load(reference.name)[0], window=WINDOW)
-    real = value_of(as_class(reference.program.model, weights).lens(reference.tokens))
-    try:
-        mine = value_of(as_class(student.model, weights).lens(reference.tokens))
-    except (Exception, SystemExit) as error:
-        return LineResult(line_in(error, student.path) or 0, TOGETHER, "wrong", raised(error))
-    finally:
-        torch.set_default_dtype(torch.float64)
-    if isinstance(mine, Tensor) and mine.shape == real.shape:
-        if (mine - real).abs().max() < CLOSE * real.abs().max():
-            return LineResult(0, TOGETHER, "right")
-        return LineResult(0, TOGETHER, "wrong", "the logits differ, though each line is right: does one keep a value?")
-    return LineResult(0, TOGETHER, "wrong", f"the logits {tells(mine, real, 'row batch pos d_vocab')}")

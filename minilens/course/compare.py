@@ -8,6 +8,7 @@ from torch import Tensor
 
 HIDDEN = 800  # below the largest score of its row by more than this, a score has the weight exp(-800) = 0 in float64
 SINGLE = 64 * torch.finfo(torch.float32).eps
+CLOSE = 1e-3  # of the largest number: float32 through several lines
 FEW = 4  # places that are named one by one
 
 
@@ -25,12 +26,19 @@ def same(mine: Any, real: Tensor, *, within: float | None = None) -> bool:
 
     within: SINGLE takes for the same what was in float32 on its way.
     """
+    mine = _as_mask(mine, real)
     if not isinstance(mine, Tensor) or mine.shape != real.shape or mine.is_complex() or _is_no_mask(mine, real):
         return False
     off, limit = _off(mine, real)
     if within is not None:
         limit *= within / bound(mine, real)
     return bool((off <= limit).all())  # not where one of the two is NaN
+
+
+def _as_mask(mine: Any, real: Tensor) -> Any:
+    """A mask without axes of one before those of queries and keys, which change nothing."""
+    is_mask = real.dtype == torch.bool and isinstance(mine, Tensor) and mine.ndim > real.ndim
+    return mine.reshape(real.shape) if is_mask and mine.shape == (1,) * (mine.ndim - 2) + real.shape else mine
 
 
 def _is_no_mask(mine: Tensor, real: Tensor) -> bool:
@@ -48,20 +56,31 @@ def _off(mine: Tensor, real: Tensor) -> tuple[Tensor, float]:
     return (mine - real).masked_fill((mine == real) | (mine.isnan() & real.isnan()), 0).abs(), limit * size
 
 
+def _names(real: Tensor, axes: str) -> list[str]:
+    return axes.split() if len(axes.split()) == real.ndim else [f"axis {n}" for n in range(real.ndim)]
+
+
+def sized(real: Tensor, axes: str) -> str:
+    """The axes with their sizes: batch 2, pos 12, d_model 256."""
+    return ", ".join(f"{name} {size}" for name, size in zip(_names(real, axes), real.shape, strict=True))
+
+
 def tells(mine: Any, real: Tensor, axes: str) -> str:
     """How a student's value differs from the model's, in a sentence without its subject; nothing where it does not.
 
     axes: the name of each axis, with spaces between.
     """
-    names = axes.split() if len(axes.split()) == real.ndim else [f"axis {n}" for n in range(real.ndim)]
-    want = ", ".join(f"{name} {size}" for name, size in zip(names, real.shape, strict=True))
+    names, want = _names(real, axes), sized(real, axes)
     if mine is None:
         return f"is None, and should be a tensor [{want}]: is a `return` missing?"
+    if isinstance(mine, tuple) and len(mine) == 1:
+        return f"is a tuple of one, and should be a tensor [{want}]: is there a comma at its end?"
     if isinstance(mine, list | tuple) and mine and all(isinstance(each, Tensor) for each in mine):
         shapes = ", ".join(str(list(each.shape)) for each in mine)
         return f"holds tensors of the shapes {shapes}; together they should be [{want}], of which each is a part"
     if not isinstance(mine, Tensor):
         return f"is a {type(mine).__name__}, and should be a tensor [{want}]"
+    mine = _as_mask(mine, real)
     if mine.shape != real.shape:
         return f"has the shape {list(mine.shape)}, and should have [{want}]"
     if _is_no_mask(mine, real):

@@ -18,6 +18,9 @@ from ..loading import load
 from ..model import Model, decode, trace
 from ..table import LensTable, logit_lens
 from .answers import checks
+from .training import check_8_1 as check_8_1
+from .training import check_8_2 as check_8_2
+from .training import check_8_3 as check_8_3
 
 STORY = "Once upon a time there was a little girl named Lily. She loved to play with her ball in the park."
 GAVE = "Tom and Sue went to the park. {} gave the ball to"
@@ -96,8 +99,7 @@ def check_3_1() -> Tensor:
 @checks("The guess is mostly there some blocks before the end.")
 def check_3_2() -> Tensor:
     """At which share of the positions each row's best token is the output's."""
-    table = _table()
-    return table.agrees.float().mean(1)
+    return _table().agrees.float().mean(1)
 
 
 @checks("But row 0? It repeats its input, and that is what the output before has guessed: choose a null with care.")

@@ -8,6 +8,8 @@ IN_BLOCK: dict[tuple[str, str], dict[str, str]] = {
         "layer_norm(resid_pre, self.ln_final, cfg.ln_eps)": "The norm has the weights of the final one, in place of "
         "w.ln1.",
         "layer_norm(resid_pre, self.blocks[0].ln1, cfg.ln_eps)": "These are the weights of block 0 in another block.",
+        "layer_norm(resid_pre, w.ln1, self.ln_final_eps)": "The epsilon is that of the final norm; it must be "
+        "cfg.ln_eps.",
     },
     ("q", "linear(ln1_out, w.W_QKV, w.b_QKV).chunk(3, -1)"): {
         "linear(resid_pre, w.W_QKV, w.b_QKV).chunk(3, -1)": "It reads the stream itself; it must read ln1_out, after "
@@ -30,6 +32,17 @@ IN_BLOCK: dict[tuple[str, str], dict[str, str]] = {
             f"linear(ln1_out, w.W_{name}.mT{bias})": f"W_{name} is transposed.",
             **({f"linear(ln1_out, w.W_{name})": f"The bias b_{name} is forgotten."} if bias else {}),
             **{
+                f"linear(ln1_out, w.W_{other}{bias})": f"The matrix is W_{other}; it must be W_{name}."
+                for other in "QKV"
+                if other != name
+            },
+            **{
+                f"linear(ln1_out, w.W_{other}, w.b_{other})": f"Matrix and bias are W_{other} and b_{other}; they must "
+                f"be W_{name} and b_{name}."
+                for other in "QKV"
+                if bias and other != name
+            },
+            **{
                 f"linear(ln1_out, w.W_{name}, w.b_{other})": f"The bias is b_{other}; it must be b_{name}."
                 for other in "QKV"
                 if bias and other != name
@@ -47,12 +60,14 @@ IN_BLOCK: dict[tuple[str, str], dict[str, str]] = {
         "(linear(resid_pre, W, b) for W, b in ((w.W_Q, w.b_Q), (w.W_K, w.b_K), (w.W_V, w.b_V)))": "All three read the "
         "stream itself; they must read ln1_out, after the norm.",
         "(linear(ln1_out, W) for W in (w.W_Q, w.W_K, w.W_V))": "The biases b_Q, b_K and b_V are forgotten.",
+        "(linear(ln1_out, W, w.b_Q) for W in (w.W_Q, w.W_K, w.W_V))": "All three have the bias b_Q; each has its own.",
         "(linear(ln1_out, W.mT, b) for W, b in ((w.W_Q, w.b_Q), (w.W_K, w.b_K), (w.W_V, w.b_V)))": "All three matrices "
         "are transposed.",
     },
     ("scores", " * cfg.score_scale[layer]"): {
+        " * cfg.score_scale[0]": "This is the scale of layer 0 in each layer; each has its own, score_scale[layer].",
         "": "The scores are not scaled: they must be multiplied by 1 / sqrt(d_head).",
-        " / q.shape[-1]": "The scores are divided by d_head; the square root is missing.",
+        " / q.shape[-1]": "The scores are divided by as much as d_head; it must be its square root.",
         " * q.shape[-1] ** 0.5": "The scores are multiplied by sqrt(d_head); they must be divided.",
         " / cfg.d_model**0.5": "The scores are divided by sqrt(d_model); it is d_head that counts.",
         " / cfg.n_heads**0.5": "The scores are divided by sqrt(n_heads); it is d_head that counts.",
@@ -62,7 +77,7 @@ IN_BLOCK: dict[tuple[str, str], dict[str, str]] = {
     },
     ("scores", " * q.shape[-1] ** -0.5"): {
         "": "The scores are not scaled: they must be divided by sqrt(d_head).",
-        " / q.shape[-1]": "The scores are divided by d_head; the square root is missing.",
+        " / q.shape[-1]": "The scores are divided by as much as d_head; it must be its square root.",
         " * q.shape[-1] ** 0.5": "The scores are multiplied by sqrt(d_head); they must be divided.",
         " / cfg.d_model**0.5": "The scores are divided by sqrt(d_model); it is d_head that counts.",
         " / cfg.n_heads**0.5": "The scores are divided by sqrt(n_heads); it is d_head that counts.",
@@ -78,6 +93,7 @@ IN_BLOCK: dict[tuple[str, str], dict[str, str]] = {
         "scores.masked_fill(~visible, 0)": "Hidden scores are 0; they must be -inf, for exp(0) is 1.",
         "scores.masked_fill(~visible, torch.inf)": "Hidden scores are +inf; they must be -inf.",
         "scores.masked_fill(~visible.mT, -torch.inf)": "The mask is transposed: positions see what comes after them.",
+        "scores - 1e9 * visible": "What is visible is hidden, and what is hidden visible.",
         "scores + visible": "The mask is added as 0 and 1; hidden scores must be -inf.",
         "scores": "Nothing is hidden: the mask is not used.",
     },
@@ -130,6 +146,8 @@ IN_BLOCK: dict[tuple[str, str], dict[str, str]] = {
         "layer_norm(resid_mid, w.ln1, cfg.ln_eps)": "The norm has the weights of the first, w.ln1, in place of w.ln2.",
         "layer_norm(resid_mid, self.ln_final, cfg.ln_eps)": "The norm has the weights of the final one, in place of "
         "w.ln2.",
+        "layer_norm(resid_mid, w.ln2, self.ln_final_eps)": "The epsilon is that of the final norm; it must be "
+        "cfg.ln_eps.",
         "layer_norm(resid_pre, w.ln2, cfg.ln_eps)": "It is the norm of resid_pre; attention's part is left out.",
         "layer_norm(attn_out, w.ln2, cfg.ln_eps)": "It is the norm of attn_out; it must be of the stream, resid_mid.",
         "layer_norm(ln1_out, w.ln2, cfg.ln_eps)": "It is the norm of ln1_out; it must be of the stream, resid_mid.",
@@ -145,6 +163,7 @@ IN_BLOCK: dict[tuple[str, str], dict[str, str]] = {
         "F.gelu(mlp_pre, approximate='tanh')": "This is a GELU (tanh); CTRL has a ReLU.",
         "F.gelu(mlp_pre)": "This is a GELU; CTRL has a ReLU.",
         "F.silu(mlp_pre)": "This is SiLU; CTRL has a ReLU.",
+        "F.relu6(mlp_pre)": "This is ReLU6, which ends at 6; CTRL has a ReLU.",
         "F.leaky_relu(mlp_pre)": "This is a leaky ReLU; CTRL has a ReLU.",
         "mlp_pre.abs()": "This is the absolute value; CTRL has a ReLU.",
         "mlp_pre.clamp(max=0)": "The ReLU keeps the wrong half.",

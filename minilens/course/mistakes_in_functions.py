@@ -101,6 +101,7 @@ IN_FUNCTIONS: dict[tuple[str, str], dict[str, str]] = {
         "F.gelu(x)": "This is the exact GELU; GPT-2 has the tanh approximation.",
         "x * torch.sigmoid(1.702 * x)": "This is the sigmoid approximation of GELU; GPT-2 has the tanh approximation.",
         "F.relu(x)": "This is a ReLU.",
+        "F.relu6(x)": "This is ReLU6.",
         "F.silu(x)": "This is SiLU, x * sigmoid(x).",
         "torch.tanh(x)": "This is tanh alone.",
         "x": "There is no activation function.",
@@ -186,6 +187,8 @@ IN_FUNCTIONS: dict[tuple[str, str], dict[str, str]] = {
         "resid": "The norm does nothing: what goes in comes out.",
         "layer_norm(layer_norm(resid, self.ln_final, self.ln_final_eps), self.ln_final, self.ln_final_eps)": "The "
         "final norm is taken twice.",
+        "layer_norm(resid, self.ln_final, self.config.ln_eps)": "The epsilon is that of the blocks; it must be "
+        "self.ln_final_eps.",
         "layer_norm(resid, self.blocks[-1].ln2, self.ln_final_eps)": "The weights are those of ln2 of the last block.",
         "layer_norm(resid, self.blocks[-1].ln1, self.ln_final_eps)": "The weights are those of ln1 of the last block.",
         "layer_norm(resid, self.blocks[0].ln1, self.ln_final_eps)": "The weights are those of ln1 of block 0.",
@@ -210,9 +213,17 @@ IN_FUNCTIONS: dict[tuple[str, str], dict[str, str]] = {
     ("lens", "rows.append(self.unembed(resid))"): {
         "rows.append(linear(resid, self.W_U, self.b_U))": "After the blocks the final norm is missing.",
         "rows.insert(0, self.unembed(resid))": "The rows are in the reverse order.",
+        "rows.append(self.unembed(resid).softmax(-1))": "After the blocks these are probabilities; logits are wanted, "
+        "before softmax.",
+        "rows.append(self.unembed(resid).log_softmax(-1))": "After the blocks these are log-probabilities; logits are "
+        "wanted, before softmax.",
     },
     ("lens", "rows = [self.unembed(resid)]"): {
         "rows = []": "The first row is missing: the stream entering block 0.",
+        "rows = [self.unembed(resid).softmax(-1)]": "The first row holds probabilities; logits are wanted, before "
+        "softmax.",
+        "rows = [self.unembed(resid).log_softmax(-1)]": "The first row holds log-probabilities; logits are wanted, "
+        "before softmax.",
     },
     ("lens", "self.block(layer, resid).resid_post"): {
         "self.block(layer, resid).resid_mid": "The stream is carried on from between attention and MLP.",
@@ -222,10 +233,16 @@ IN_FUNCTIONS: dict[tuple[str, str], dict[str, str]] = {
         "read what the block before leaves.",
         "self.block(self.n_layers - 1 - layer, resid).resid_post": "The blocks are run in the reverse order.",
     },
+    ("lens", "self.embed(tokens)"): {
+        "self.W_E[tokens]": "The stream begins with self.embed(tokens), which is more than the rows of W_E.",
+    },
     ("lens", "return rows"): {
         "return rows[:-1]": "The last row is missing: the model's own output.",
         "return rows[-1]": "This is the last row only.",
         "return [row[:, -1] for row in rows]": "These are the logits at the last position; they are wanted at all.",
         "return [row.softmax(-1) for row in rows]": "These are probabilities; logits are wanted, before softmax.",
+        "return [row.log_softmax(-1) for row in rows]": "These are log-probabilities; logits are wanted, before "
+        "softmax.",
+        "return [row.argmax(-1) for row in rows]": "These are the best tokens; logits are wanted.",
     },
 }  # fmt: skip

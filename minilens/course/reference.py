@@ -24,12 +24,20 @@ TEXTS = (
 LENGTH = 12  # tokens of each text: another number than batch, heads, d_head and d_model
 WINDOW = 5  # of GPT-Neo here, so that these texts are longer
 BLOCKS = 2  # of the model that are run, for speed; in GPT-Neo the second is local
+WIDER = 4.0  # times W_in and b_in of the last block here, so that some numbers are beyond 6, where ReLU6 ends
+OTHER_EPS = 1e-3  # of CTRL's final norm here, which elsewhere is as in the blocks
 MOST_CALLS = 6  # of one function, that are noted
 AXES = {
     name: " ".join(axis.removeprefix("_") for axis in shape.dim_str.split())
     for name, shape in get_type_hints(BlockTrace).items()
     if name != "layer"
 } | {"visible": "query key"}
+
+
+def axes_of(name: str, real: Tensor) -> str:
+    """The names of the axes of a value of `block`."""
+    return AXES[name] if real.ndim == len(AXES[name].split()) else AXES["resid_pre"]  # before it is split into heads
+
 
 Call = tuple[tuple[Any, ...], Tensor]  # what a function was given, without the model, and what it gave
 
@@ -75,19 +83,44 @@ def as_class(model: type[Any], weights: Model) -> Any:
 
 def value_of(result: Any) -> Any:
     """What a function gave, as one tensor: that of `lens` is a list."""
-    is_list = isinstance(result, list | tuple) and result and all(isinstance(each, Tensor) for each in result)
+    is_list = isinstance(result, list) or (isinstance(result, tuple) and len(result) > 1)
+    is_list = is_list and bool(result) and all(isinstance(each, Tensor) for each in result)
     return torch.stack(list(result)) if is_list and len({each.shape for each in result}) == 1 else result
 
 
-@lru_cache(maxsize=3)
+def settings_read(student: Program) -> frozenset[str]:
+    """The settings that a file takes from the config, and does not write as numbers.
+
+    In the bundled models some have one value everywhere. The reference for this file gives them others, so that the
+    wrong one of two shows.
+    """
+    block, final_norm = (
+        list(ast.walk(student.parts[part])) if part in student.parts else [] for part in ("block", "final_norm")
+    )
+    in_block, after = ({node.attr for node in part if isinstance(node, ast.Attribute)} for part in (block, final_norm))
+    is_number = any(isinstance(node, ast.Constant) and isinstance(node.value, float) for node in final_norm)
+    is_read = "ln_final_eps" in in_block | after or "ln_eps" in after
+    return frozenset(in_block & {"score_scale"} | ({"ln_final_eps"} if is_read and not is_number else set()))
+
+
+@lru_cache(maxsize=6)
 @torch.no_grad()
-def reference_of(family: str) -> Reference:
-    """The solution of a family, run on the first blocks of the bundled model of that family."""
+def reference_of(family: str, settings: frozenset[str] = frozenset()) -> Reference:
+    """The solution of a family, run on the first blocks of the bundled model of that family.
+
+    settings: those that get another value.
+    """
     name = f"tales-{family.replace('_', '-')}"
     loaded, tokenizer = load(name, dtype=torch.float64)
     assert tokenizer is not None
     tokens = torch.cat([tokenizer.encode(text)[:, :LENGTH] for text in TEXTS])
-    loaded = shortened(loaded, n_layers=BLOCKS, window=WINDOW)
+    scales = tuple(scale / (layer + 1) for layer, scale in enumerate(getattr(loaded.config, "score_scale", ())))
+    others = {"score_scale": scales, "ln_final_eps": OTHER_EPS}
+    loaded = shortened(
+        loaded, n_layers=BLOCKS, window=WINDOW, **{name: value for name, value in others.items() if name in settings}
+    )
+    *first, last = loaded.blocks
+    loaded = replace(loaded, blocks=(*first, replace(last, W_in=WIDER * last.W_in, b_in=WIDER * last.b_in)))
     program = read_program(solution(family), f"{family}.py")
     model = as_class(program.model, loaded)
     calls: dict[str, list[Call]] = {part: [] for part in program.parts}

@@ -26,6 +26,8 @@ def check_view(checked: Checked) -> Group:
     parts: list[Table | Text] = [table, Text()]
     for result in wrong_lines(checked.results):
         parts += _told(result, lines)
+    noted = [result for result in checked.results if result.verdict == "right" and result.told]
+    parts += [part for result in noted for part in (Text(f"{result.name}: right {printable(result.told)}."), Text())]
     if checked.printed:
         shown = [printable(line) for line in checked.printed.splitlines()[:MOST_PRINTED]]
         parts += [Text("The file printed:"), *(Text(f"  {line}") for line in shown), Text()]

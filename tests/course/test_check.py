@@ -1,11 +1,10 @@
 """The check of an exercise: mistakes planted in the solution, as students make them, and what else a file may hold."""
 
 import re
-from collections.abc import Iterator
 
 import pytest
 import torch
-from planted import PLANTED, SPLIT, Planted
+from planted import CANNOT_STAND, LOOP, SPLIT, measured, place_of
 
 from minilens.course.check import check
 from minilens.course.exercise import exercise, model_class, solution
@@ -20,42 +19,13 @@ def wrong_in(source: str) -> list[LineResult]:
     return [result for result in check(source, "mine.py") if result.verdict != "right"]
 
 
-def files(family: str) -> Iterator[tuple[str, dict[str, Planted]]]:
-    """The solution of a family with mistakes, in each file as many as there are different places, by these places."""
-    right, left = solution(family), [each for each in PLANTED if family in each.families.split()]
-    while left:
-        source, now = right, {}
-        for each in left:
-            assert right.count(each.right) == 1, each.right
-            place = place_of(right, right[: right.index(each.right)].count("\n") + 1)
-            if place not in now:
-                now[place] = each
-                source = source.replace(each.right, each.wrong)
-        yield source, now
-        left = [each for each in left if each not in now.values()]
-
-
-def place_of(source: str, line: int) -> str:
-    """The function that holds this line; in `block` the statement, by its first line."""
-    lines = source.splitlines()[:line]
-    (*_, name) = re.findall(r"def (\w+)", "\n".join(lines))
-    first = max((at for at, text in enumerate(lines, 1) if re.match(r" {8}\S", text)), default=0)
-    return name if name != "block" else f"{first}"
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_planted_mistake_is_found_at_its_line_and_most_are_named(family: str) -> None:
     """Each wrong line always, and no other; the mistake in four of five at least, and never another mistake."""
-    unnamed, n = [], 0
-    for source, mistakes in files(family):
-        found = {place_of(source, result.line): result for result in wrong_in(source)}
-        for place, each in mistakes.items():
-            result = found.pop(place)
-            assert each.named in result.mistake and bool(each.named) == bool(result.mistake), (each, result)
-            unnamed += [] if result.mistake else [each]
-        assert not found
-        n += len(mistakes)
-    assert n >= 20 and len(unnamed) <= 0.2 * n, unnamed
+    found = measured(family)
+    assert found.not_found == [] and found.wrong == []
+    assert not any(each.named for each in found.not_named)
+    assert found.planted >= 20 and len(found.not_named) <= 0.2 * found.planted, found.not_named
 
 
 def test_each_known_mistake_has_its_place() -> None:
@@ -142,7 +112,8 @@ class Mine(GPT2):
         q, k, v = (split_heads(part, 8) for part in qkv.split(256, dim=2))
         scores = q @ k.transpose(-2, -1)
         scores = scores / torch.sqrt(torch.tensor(k.size(-1)))
-        scores = scores.masked_fill(causal_mask(resid)[None, None] == 0, -1e9)
+        visible = causal_mask(resid)[None, None]
+        scores = scores.masked_fill(visible == 0, -1e9)
         pattern = torch.zeros_like(scores)
         for head in range(8):
             pattern[:, head] = softmax(scores[:, head])
@@ -183,7 +154,7 @@ def test_a_mistake_is_named_where_several_lines_stand_in_one() -> None:
 @pytest.mark.parametrize(
     "right, wrong, name, told",
     [
-        ("z = pattern @ v  #", "z = pattern @ v.mT  #", "z", "RuntimeError: .* v is [2, 8, 12, 32]"),
+        ("z = pattern @ v  #", "z = pattern @ v.mT  #", "z", "do not fit: .* v is [2, 8, 12, 32]"),
         ("linear(ln2_out, w.W_in, w.b_in)", "linear(ln2_out, w.W_in, w.b_in).log()", "mlp_pre", "is NaN at"),
         (f"return {SPLIT}", SPLIT, "split_heads", "is None, .*is a `return` missing"),
         ("z.transpose(1, 2).flatten(-2)", "z.tolist()", "merge_heads", "is a list, and should be a tensor"),
@@ -199,7 +170,9 @@ def test_a_mistake_is_named_where_several_lines_stand_in_one() -> None:
         ("resid_mid + mlp_out", "2 * (resid_mid + mlp_out)", "resid_post", "each number is 2 times the model's"),
         ("softmax(scores, v.dtype)", "scores.softmax(-1).tril(-1)", "pattern", "by up to 1: at batch 0, head 0"),
         ("causal_mask(resid)  #", "causal_mask(resid).long()  #", "visible", "int64, and should hold True and False"),
-        ("linear(merge_heads(z), w.W_O", "linear(z, w.W_O", "attn_out", "RuntimeError: .*, which this line calls"),
+        ("linear(merge_heads(z), w.W_O", "linear(z, w.W_O", "attn_out", "not fit: .*in line .*, which this line calls"),
+        ("return BlockTrace(", "BlockTrace(", "what block returns", "it is None: is a `return` missing?"),
+        ("ln1_out, q, k, v, scores", "ln1_out, k, q, v, scores", "what block returns", "its q differs at"),
         ("rows = [self.unembed(resid)]", "rows = [self.unembed(resid)[:, -1]]", "lens", "holds tensors of the shapes"),
     ],
 )  # fmt: skip
@@ -210,6 +183,37 @@ def test_what_goes_wrong_is_told_at_its_line(right: str, wrong: str, name: str, 
     assert result.line == 0 or place_of(source, result.line) == place_of(
         source, source[: source.index(wrong)].count("\n") + 1
     )
+
+
+def test_a_line_that_cannot_stand_so_is_told_with_what_it_should_be() -> None:
+    """The line itself; in a loop the one inside. In each file as many as there are different places."""
+    left = list(CANNOT_STAND)
+    while left:
+        source = base = solution(left[0][0]).replace("z = pattern @ v  # batch head pos d_head\n", LOOP)
+        now = {}
+        for each in left:
+            family, right, wrong, *_ = each
+            if family == left[0][0]:
+                place = LOOP if right in LOOP else place_of(base, base[: base.index(right)].count("\n") + 1)
+                if place not in now:
+                    now[place] = each
+                    source = source.replace(right, wrong, 1)
+        results = [result for result in wrong_in(source) if result.line]
+        for *_, planted, told, mistake in now.values():
+            (result,) = [each for each in results if planted in source.splitlines()[each.line - 1]]
+            assert told in result.told and result.mistake == mistake, result
+        left = [each for each in left if each not in now.values()]
+
+
+def test_what_is_coarse_or_cannot_run_in_bfloat16_is_noted_and_is_right() -> None:
+    source = solution("gpt2")
+    for right, wrong, told in (
+        ("", "", ""),
+        (", dtype=torch.promote_types(dtype, torch.float32)).to(dtype)", ")", "it multiplies numbers of two kinds"),
+    ):
+        *_, last = check(source.replace(right, wrong), "mine.py")
+        assert last.name == "all together" and last.verdict == "right" and bool(last.told) == bool(told)
+        assert told in last.told
 
 
 def test_a_value_that_lives_on_between_calls_is_found_when_all_is_run_together() -> None:

@@ -30,6 +30,16 @@ def test_every_exercise_has_a_check_hints_and_a_null() -> None:
     assert len(texts) == len(NAMES) and all("Hint 1" in each and "If nothing were there" in each for each in texts)
 
 
+def test_a_known_address_gives_a_link_to_colab_and_the_place_to_install_from() -> None:
+    (plain, first), (linked, second) = (
+        ["".join(cell["source"]) for cell in course.notebook(LESSONS[0], "student", address)["cells"][:2]]
+        for address in ("", "https://github.com/a/b")
+    )
+    place = "https://colab.research.google.com/github/a/b/blob/main/docs/course/student/1_tokens.ipynb"
+    assert linked == f"{plain}\n\n[Open in Colab]({place})"
+    assert first.endswith("install -q minilens") and second.endswith("install -q git+https://github.com/a/b")
+
+
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.stem)
 def test_a_lesson_runs_in_both_editions(lesson: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Cell after cell, as a notebook runs them; in the student's edition with every blank left as it is."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer
 
 import minilens
+from minilens.course.nanogpt import from_nanogpt
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "convert.py"))
 D, HEADS, LAYERS, CONTEXT = 24, 3, 2, 16
@@ -110,6 +111,7 @@ def test_nanogpt(tmp_path: Path, bias: bool, prefix: str, capsys: pytest.Capture
     path = nanogpt(reference, tmp_path / "ckpt.pt", prefix, bias=bias)
     model, tokenizer = convert("nanogpt", path, folder=tmp_path / "folder")
     check(model, reference)
+    check(from_nanogpt(torch.load(path, weights_only=True)), reference)
     assert tokenizer is None and "copy tokenizer.json of openai-community/gpt2" in capsys.readouterr().out
     assert minilens.verify(tmp_path / "folder").faults == ()
 
@@ -232,8 +234,11 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["nanogpt", good, "--meta", tmp_path / "evil.pkl"], "cannot be read: "),
         (["nanogpt", good, "--meta", tmp_path / "words.pkl"], "its stoi does not give each letter a number"),
         (["nanogpt", good, "--meta", tmp_path / "many.pkl"], "has 8 letters, the model 7"),
-        (["mingpt", tmp_path / "state.pt"], "give it with --heads; got 0"),
-        (["mingpt", tmp_path / "state.pt", "--heads", "5"], "must divide d_model, 24: give it with --heads; got 5"),
+        (["mingpt", tmp_path / "state.pt"], "give heads= (in the command --heads); got 0"),
+        (
+            ["mingpt", tmp_path / "state.pt", "--heads", "5"],
+            "must divide d_model, 24: give heads= (in the command --heads); got 5",
+        ),
         (["llmc", good], "is no model of llm.c"),
         (["llmc", tmp_path / "cut.bin"], "is cut short or broken"),
         (["llmc", llmc(GPT(), tmp_path / "old.bin", 2, 0)], "has the version 2 of llm.c's format: write it again"),

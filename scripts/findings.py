@@ -48,7 +48,8 @@ def on_passages(base: Study, model: Any, tokenizer: Any, texts: Sequence[str]) -
         here = replace(base, tables={**base.tables, **tables})
         found.append([finding(here) for finding in ON_PASSAGE])
     for claims in zip(*found, strict=True):
-        means, errors = zip(*(estimate([c.asked[k].value for c in claims]) for k in range(len(claims[0].asked))))
+        checks = zip(*(claim.asked for claim in claims), strict=True)
+        means, errors = zip(*(estimate([check.value for check in each]) for each in checks), strict=True)
         n_shown = sum(claim.verdict == "shown" for claim in claims)
         yield Column(with_values(claims[0], means), list(errors), f" ({n_shown} of {len(claims)})")
 
@@ -78,7 +79,7 @@ def without_one(base: Study) -> Iterator[Study]:
 def cell(check: Check, error: float) -> str:
     if math.isnan(check.value):
         return "none"
-    return f"{check.value:.2g}" + ("" if math.isnan(error) else f" ± {error:.1g}") + ("" if check.holds else " ✗")
+    return f"{check.value:.2g}" + ("" if math.isnan(error) else f" ± {error:.1g}") + ("" if check.holds else ", no")
 
 
 def main() -> None:

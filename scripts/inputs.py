@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-
 from parity import machine
+from torch import Tensor
 
 import minilens
 from minilens.corpus.documents import TextFile
@@ -48,7 +47,7 @@ class Start(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A mean over documents and its standard error."""
+    """A mean and its standard error, which is not a number for one value."""
 
     mean: float
     error: float
@@ -97,8 +96,9 @@ def ratio(at: Start) -> float:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    found = torch.tensor(values, dtype=torch.float64)
-    return Estimate(found.mean().item(), (found.std() / math.sqrt(len(found))).item())
+    n, mean = len(values), math.fsum(values) / len(values)
+    squares = math.fsum((value - mean) ** 2 for value in values)
+    return Estimate(mean, math.sqrt(squares / (n - 1) / n) if n > 1 else math.nan)
 
 
 def over(documents: Sequence[Tensor], of: Callable[[Tensor, torch.Generator], dict[str, float]]) -> dict[str, Estimate]:
@@ -184,10 +184,8 @@ def curve(
         write = turned(at.write, direction, draw)
         rows = []
         for factor in factors:
-            if what == "write":
-                changed = at._replace(write=write * factor)
-            else:
-                changed = start(model, tokens, draw, 1 / factor)
+            longer = at._replace(write=write * factor)
+            changed = longer if what == "write" else start(model, tokens, draw, 1 / factor)
             rows.append((ratio(changed), *firsts(model, changed, changed.write)))
         found.append(rows)
     return Curve(factors, *torch.tensor(found, dtype=torch.float64).permute(2, 1, 0))
@@ -239,17 +237,13 @@ def intervene(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    part = commands.add_parser("intervene", help="on models as they are")
-    part.add_argument("text", type=Path, help="held-out stories")
-    part.add_argument("models", nargs="+")
-    part.add_argument("--out", type=Path, required=True)
-    part.add_argument("--ignore-key", action="append", default=[])
-    part.set_defaults(do=intervene)
-    args = parser.parse_args()
+    parser.add_argument("text", type=Path, help="held-out stories")
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--ignore-key", action="append", default=[])
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    args.do(args)
+    intervene(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from inputs import FACTORS, N_DOCUMENTS, curve, measured, write_json
+from inputs import FACTORS, N_DOCUMENTS, curve, estimate, measured, write_json
 from parity import machine
 from torch import Tensor
 from train import (
@@ -35,7 +35,7 @@ from train import (
     make_model,
     rate,
 )
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 import minilens
@@ -65,10 +65,6 @@ class Recipe:
     is_tied: bool = True
     window: int = 0  # of all layers; 0: none
 
-    @property
-    def n_heads(self) -> int:
-        return self.d_model // self.d_head
-
 
 BASE = Recipe()
 NEO = replace(BASE, family="gpt_neo")
@@ -79,6 +75,7 @@ RECIPES = {
     "embed-no-decay": replace(BASE, embed_decay=0.0),
     "no-decay": replace(BASE, embed_decay=0.0, decay=0.0),
     "decay-times-30": replace(BASE, embed_decay=30 * WEIGHT_DECAY, decay=30 * WEIGHT_DECAY),
+    "decay-times-100": replace(BASE, embed_decay=100 * WEIGHT_DECAY, decay=100 * WEIGHT_DECAY),
     "blocks-decay-times-30": replace(BASE, decay=30 * WEIGHT_DECAY),
     "init-times-5": replace(BASE, init=5.0),
     "init-over-5": replace(BASE, init=0.2),
@@ -95,9 +92,10 @@ RECIPES = {
 }
 
 
-def text_of(corpus: Path, folder: Path, d_vocab: int) -> tuple[ByteText, list[np.ndarray]]:
-    """The vocabulary and the encoded stories, made once and kept in the folder."""
-    kept, cache = folder / f"vocabulary-{d_vocab}", folder / f"vocabulary-{d_vocab}" / "stories.npz"
+def text_of(corpus: Path, folder: Path, d_vocab: int) -> tuple[Path, list[np.ndarray]]:
+    """The folder of the vocabulary, and the encoded stories: made once and kept."""
+    kept = folder / f"vocabulary-{d_vocab}"
+    cache = kept / "stories.npz"
     if not cache.exists():
         texts = documents(corpus, "stories", "train")
         kept.mkdir(parents=True, exist_ok=True)
@@ -106,22 +104,22 @@ def text_of(corpus: Path, folder: Path, d_vocab: int) -> tuple[ByteText, list[np
         np.savez(kept / "new.npz", tokens=np.concatenate(docs), ends=np.cumsum([len(doc) for doc in docs]))
         os.replace(kept / "new.npz", cache)
     saved = np.load(cache)
-    return ByteText(kept), np.split(saved["tokens"], saved["ends"][:-1])
+    return kept, np.split(saved["tokens"], saved["ends"][:-1])
 
 
 def config_of(recipe: Recipe) -> PretrainedConfig:
-    sizes = argparse.Namespace(**asdict(recipe) | {"n_heads": recipe.n_heads, "n_layers": 2})
-    config = make_config(sizes)
-    kinds = ["local" if recipe.window else "global"] * recipe.n_layers
-    values = config.to_dict() | {"tie_word_embeddings": recipe.is_tied}
+    n = recipe.n_layers
+    sizes = asdict(recipe) | {"n_heads": recipe.d_model // recipe.d_head, "n_layers": 2}  # train.py pairs Neo's layers
+    values = make_config(argparse.Namespace(**sizes)).to_dict() | {"tie_word_embeddings": recipe.is_tied}
     if recipe.family == "gpt_neo":
-        types = {"attention_types": [[kinds[:1], recipe.n_layers]], "attention_layers": kinds}
-        values |= {"num_layers": recipe.n_layers, **types, "window_size": recipe.window or recipe.n_ctx}
+        kinds = ["local" if recipe.window else "global"] * n
+        values |= {"num_layers": n, "attention_types": [[kinds[:1], n]], "attention_layers": kinds}
+        values["window_size"] = recipe.window or recipe.n_ctx
     else:
-        values |= {"n_layer": recipe.n_layers}
+        values["n_layer"] = n
     if recipe.family == "gpt2":
         values["scale_attn_weights"] = recipe.score_scale
-    return type(config).from_dict(values)
+    return AutoConfig.for_model(**values)
 
 
 def new_model(recipe: Recipe, seed: int) -> PreTrainedModel:
@@ -164,10 +162,6 @@ def export(model: PreTrainedModel, recipe: Recipe, folder: Path, text: Path) -> 
     (folder / "tokenizer.json").write_bytes((text / "tokenizer.json").read_bytes())
 
 
-def points(n_steps: int) -> list[int]:
-    return [0, *(n_steps >> k for k in reversed(range(POINTS)))]
-
-
 class Measuring:
     """What is measured of a model in training, by minilens, on stories that it has not read."""
 
@@ -182,7 +176,7 @@ class Measuring:
         with tempfile.TemporaryDirectory() as temporary:
             export(model, self.recipe, folder or Path(temporary), self.text)
             ours, _ = minilens.load(folder or temporary, mmap=False)
-        found = as_dicts(measured(ours, self.docs))
+        found = {name: value._asdict() for name, value in measured(ours, self.docs).items()}
         if folder is None:
             return found, {}
         losses, drift = [], 0.0
@@ -192,24 +186,17 @@ class Measuring:
             losses.append(F.cross_entropy(logits[0, :-1], doc[0, 1:]).item())
             drift = max(drift, (logits - logits_of(model, doc, self.recipe)).abs().max().item())
         curves = {which: curve(ours, self.docs, "write", which, FACTORS[::2]).points for which in ("own", "random")}
-        held_out = {"mean": float(np.mean(losses)), "error": float(np.std(losses, ddof=1) / len(losses) ** 0.5)}
-        return found, {"held_out": held_out, "largest_logit_difference": drift, "curves": curves}
-
-
-def as_dicts(estimates: dict[str, Any]) -> dict[str, Any]:
-    return {name: value._asdict() if hasattr(value, "_asdict") else value for name, value in estimates.items()}
+        return found, {"held_out": estimate(losses)._asdict(), "largest_logit_difference": drift, "curves": curves}
 
 
 def run(corpus: Path, folder: Path, name: str, seed: int) -> None:
     """Train one model, from where it stood, and write what was measured."""
     recipe, stem = RECIPES[name], folder / f"{name}-{seed}"
-    done, saved = stem.with_suffix(".json"), stem.with_suffix(".pt")
+    done, saved = folder / f"{name}-{seed}.json", folder / f"{name}-{seed}.pt"
     if done.exists():
         return
-    _, docs = text_of(corpus, folder, recipe.d_vocab)
-    measure = Measuring(
-        recipe, folder / f"vocabulary-{recipe.d_vocab}", documents(corpus, "stories", "valid")[:N_DOCUMENTS]
-    )
+    text, docs = text_of(corpus, folder, recipe.d_vocab)
+    measure = Measuring(recipe, text, documents(corpus, "stories", "valid")[:N_DOCUMENTS])
     model = new_model(recipe, seed)
     optimizer = optimizer_of(model, recipe)
     record: dict[str, Any] = {"step": 0, "seconds": 0.0, "loss": math.log(recipe.d_vocab), "history": []}
@@ -234,7 +221,7 @@ def run(corpus: Path, folder: Path, name: str, seed: int) -> None:
         optimizer.step()
         optimizer.zero_grad()
         record |= {"step": step + 1, "loss": 0.98 * record["loss"] + 0.02 * loss.item()}
-        if step + 1 in points(n_steps)[1:-1]:
+        if step + 1 in [n_steps >> k for k in range(1, POINTS)]:
             record["history"].append({"step": step + 1, **measure(model)[0]})
         if time.monotonic() - last_save > SAVE_EVERY:
             last_save = time.monotonic()
@@ -244,11 +231,10 @@ def run(corpus: Path, folder: Path, name: str, seed: int) -> None:
             os.replace(saved.with_suffix(".new"), saved)
     found, more = measure(model, stem)
     record["history"].append({"step": n_steps, **found})
-    record |= more | {"seconds": time.monotonic() - begun, "recipe": name, "seed": seed, "machine": machine(), "plan": asdict(recipe)}
-    write_json(done, record)
+    about = {"recipe": name, "seed": seed, "machine": machine(), "plan": asdict(recipe)}
+    write_json(done, record | more | about | {"seconds": time.monotonic() - begun})
     saved.unlink(missing_ok=True)
-    first, ratio = found["first"], found["ratio"]
-    print(f"{name} {seed}: loss {record['loss']:.2f}  ratio {ratio['mean']:.2f}  first {first['mean']:.3f}", flush=True)
+    print(f"{name} {seed}: ratio {found['ratio']['mean']:.2f}  first {found['first']['mean']:.3f}", flush=True)
 
 
 def main() -> None:

@@ -197,7 +197,7 @@ def study(
 
 
 def read(model: Model, tokenizer: Tokenizer, text: str, token: int, reading: Reading) -> LensTable:
-    """One text in one reading, with the ranks of a token. Raises ValueError for a text that is too short or too long."""
+    """One text in one reading, with the ranks of a token. Raises ValueError for a text that is too long or empty."""
     options: dict[str, Any] = {"sites": SITES, **reading.lens, "track": (token,), "top_k": 1}
     stats = ("top", "final", "next", "input", "entropy", "kl_final", "kl_input")
     return logit_lens(model, tokenizer.encode(text), **options, stats=stats, tokenizer=tokenizer)

@@ -1,0 +1,252 @@
+"""Tables in Markdown, a CSV and a picture of what scripts/inputs.py and scripts/inputs_grid.py measured.
+
+    python scripts/inputs_table.py curves.json GRIDFOLDER --csv docs/inputs.csv --figure docs/images/inputs.png
+
+Of models after ± stands a standard error over documents, of recipes one over seeds. The curve is
+first = 1 / (1 + (ratio / half) ** slope), fitted by least squares.
+"""
+
+import argparse
+import csv
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from inputs import DIRECTIONS, crossing, estimate
+from torch import Tensor
+
+from minilens.files import replacing
+from minilens.views.plots import INK, LEGEND, LINES, Figure, save_figure
+
+COLOURS = ("#0072b2", "#009e73", "#c04f00", "#7b3fa0", "#5c646d")
+Record = dict[str, Any]
+
+
+class Fit(NamedTuple):
+    """The curve through some points."""
+
+    half: float
+    slope: float
+
+    def __call__(self, ratios: Tensor) -> Tensor:
+        return 1 / (1 + (ratios / self.half) ** self.slope)
+
+
+def fit(ratios: Tensor, firsts: Tensor) -> Fit:
+    """The best of halves that lie 2 % apart and slopes that lie 3 % apart."""
+    halves, slopes = torch.logspace(-2, 3, 580).double(), torch.logspace(-1, 1.5, 195).double()
+    curves = 1 / (1 + (ratios / halves[:, None, None]) ** slopes[:, None])  # half slope point
+    best = int((firsts - curves).square().sum(-1).argmin())
+    return Fit(halves[best // len(slopes)].item(), slopes[best % len(slopes)].item())
+
+
+def means(points: Sequence[Record], name: str) -> Tensor:
+    return torch.tensor([point[name]["mean"] for point in points], dtype=torch.float64)
+
+
+def rms(errors: Tensor) -> float:
+    return errors.square().mean().sqrt().item()
+
+
+def shown(value: Record | Sequence[float], digits: int = 2) -> str:
+    mean, error = value.values() if isinstance(value, dict) else value
+    return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---", *["--:"] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+# Models as they are
+
+
+def of_models(models: dict[str, Record]) -> Iterator[str]:
+    digits = {"token": 2, "position": 2, "write": 1, "ratio": 1, "cosine": 3, "before": 3, "first": 3, "null": 3}
+    rows = [[name, *(shown(m["measured"][what], n) for what, n in digits.items())] for name, m in models.items()]
+    yield table(["model", *digits], rows)
+    curves = [*(f"write, {direction}" for direction in reversed(DIRECTIONS)), "embedding"]
+    rows = [[name, f"{m['chance']:.2f}", *(shown(m["half"][each]) for each in curves)] for name, m in models.items()]
+    yield table(["ratio where half are first", "chance", *curves], rows)
+
+
+def one_curve(models: dict[str, Record]) -> tuple[Fit, Iterator[str]]:
+    """The curve through the five models' own writes, and how far each lies from it."""
+    points = {name: m["curves"]["write, own"] for name, m in models.items()}
+    ratios, firsts = ({name: means(each, what) for name, each in points.items()} for what in ("ratio", "first"))
+    found = fit(torch.cat([*ratios.values()]), torch.cat([*firsts.values()]))
+
+    def tables() -> Iterator[str]:
+        rows = []
+        for name, model in models.items():
+            own, half = fit(ratios[name], firsts[name]), model["half"]["write, own"]
+            away = half["mean"] / found.half, half["error"] / found.half
+            distance = rms(firsts[name] - found(ratios[name]))
+            rows.append([name, f"{own.half:.2f}", f"{own.slope:.2f}", shown(away), f"{distance:.3f}"])
+        together = rms(torch.cat([firsts[name] - found(ratios[name]) for name in models]))
+        rows.append(["all", f"{found.half:.2f}", f"{found.slope:.2f}", "", f"{together:.3f}"])
+        yield table(["model", "half", "slope", "half where measured, of that of all", "rms distance in share"], rows)
+
+    return found, tables()
+
+
+# The grid
+
+
+def halves(run: Record, which: str) -> float:
+    points = run["curves"][which]
+    return crossing(means(points, "ratio"), means(points, "first"))
+
+
+def last(run: Record, name: str) -> float:
+    return run["history"][-1][name]["mean"]
+
+
+WHAT = {"token": 2, "write": 2, "ratio": 1, "cosine": 2, "before": 3, "first": 3, "null": 3}  # digits
+COLUMNS: dict[str, tuple[Callable[[Record], float], int]] = {  # of a run, and digits
+    "loss, nats": (lambda run: run["held_out"]["mean"], 2),
+    "token": (lambda run: last(run, "token"), 2),
+    "write": (lambda run: last(run, "write"), 1),
+    "ratio": (lambda run: last(run, "ratio"), 1),
+    "first": (lambda run: last(run, "first"), 3),
+    "half": (lambda run: halves(run, "own"), 2),
+    "half, random": (lambda run: halves(run, "random"), 2),
+}
+
+
+def of_grid(runs: dict[str, list[Record]]) -> Iterator[str]:
+    base = estimate([math.log2(last(run, "ratio")) for run in runs["base"]]).mean
+    rows = []
+    for name, each in runs.items():
+        cells = [shown(estimate([of(run) for run in each]), digits) for of, digits in COLUMNS.values()]
+        away = estimate([math.log2(last(run, "ratio")) - base for run in each])
+        rows.append([name, str(len(each)), *cells, shown(away)])
+    yield table(["recipe", "seeds", *COLUMNS, "log2 of ratio to base"], rows)
+    history = runs["base"][0]["history"]
+    rows = [[str(point["step"]), *(shown(point[what], n) for what, n in WHAT.items())] for point in history]
+    yield table(["step of base, seed 0", *WHAT], rows)
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    return torch.corrcoef(torch.stack([each.argsort().argsort().double() for each in (a, b)]))[0, 1].item()
+
+
+def predicted(runs: dict[str, list[Record]], five: Fit) -> Iterator[str]:
+    """Whether the ratio predicts the share over trained models: a fit, its residuals, and what chance gives."""
+    every = [run for each in runs.values() for run in each]
+    ratio, first = (torch.tensor([last(run, what) for run in every]).double() for what in ("ratio", "first"))
+    half = torch.tensor([halves(run, "own") for run in every]).double()
+    found, scaled = fit(ratio, first), fit(ratio / half, first)
+    draw = torch.Generator().manual_seed(0)
+    shuffled = [ratio[torch.randperm(len(ratio), generator=draw)] for _ in range(200)]
+    null = torch.tensor([rms(first - fit(each, first)(each)) for each in shuffled])
+    rho = spearman(ratio, first)
+    chances = torch.tensor([spearman(each, first) for each in shuffled])
+    rows = [
+        ["the mean share, whatever the ratio", "", f"{rms(first - first.mean()):.3f}"],
+        ["ratios dealt out anew: median of 200 fits, and the least", "", f"{null.median():.3f}, {null.min():.3f}"],
+        ["the curve of the five models", f"{five.half:.2f}", f"{rms(first - five(ratio)):.3f}"],
+        ["a curve fitted to the grid", f"{found.half:.2f}", f"{rms(first - found(ratio)):.3f}"],
+        [
+            "the same of ratio over the model's own half",
+            f"{scaled.half:.2f}",
+            f"{rms(first - scaled(ratio / half)):.3f}",
+        ],
+    ]
+    yield f"{len(every)} models: Spearman's rho of ratio and share {rho:.2f}; dealt out anew 200 times, "
+    yield f"it is within {chances.min():.2f} to {chances.max():.2f}\n"
+    yield table(["share predicted from", "half", "rms residual"], rows)
+    gaps = (first - found(ratio)).tolist()
+    most = sorted(zip((f"{run['recipe']} {run['seed']}" for run in every), gaps, strict=True), key=lambda x: -abs(x[1]))
+    yield "largest residuals: " + ", ".join(f"{name} {gap:+.2f}" for name, gap in most[:5]) + "\n"
+
+
+# Files
+
+
+def lines(models: dict[str, Record], runs: dict[str, list[Record]]) -> Iterator[list[Any]]:
+    names = ("ratio", "first", "null")
+    yield ["model", "seed", "what", "factor", "step", *(f"{name}{end}" for name in names for end in ("", " error"))]
+    for model, record in models.items():
+        for curve, points in record["curves"].items():
+            for point in points:
+                yield [model, "", curve, f"{point['factor']:.4g}", "", *numbers(point, names)]
+    for name, each in runs.items():
+        for run in each:
+            for point in run["history"]:
+                yield [name, run["seed"], "training", 1, point["step"], *numbers(point, names)]
+            for curve, points in run["curves"].items():
+                for point in points:
+                    yield [name, run["seed"], f"write, {curve}", f"{point['factor']:.4g}", "", *numbers(point, names)]
+
+
+def numbers(point: Record, names: Sequence[str]) -> list[str]:
+    return [f"{point[name][part]:.4g}" for name in names for part in ("mean", "error")]
+
+
+def picture(models: dict[str, Record], runs: dict[str, list[Record]], five: Fit) -> Figure:
+    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.grid(color=LINES, linewidth=0.6)
+        axes.tick_params(colors=INK, labelsize=7)
+        axes.set_xlabel("length of block 0's write over that of the token's embedding", fontsize=8, color=INK)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.set_ylabel("input token first after block 0", fontsize=8, color=INK)
+    left.set_xlim(0.1, 400)
+    right.set_xlim(0.1, 100)
+    for (name, model), colour in zip(models.items(), COLOURS, strict=False):
+        for which, width, alpha in (("write, own", 1.4, 1), ("write, random", 0.9, 0.45)):
+            points = model["curves"][which]
+            label = name if which.endswith("own") else None
+            left.plot(means(points, "ratio"), means(points, "first"), color=colour, lw=width, alpha=alpha, label=label)
+        at = model["measured"]
+        left.plot(at["ratio"]["mean"], at["first"]["mean"], "o", color=colour, ms=6)
+    left.legend(**LEGEND)
+    left.set_title("Five models, the write made longer and shorter", fontsize=9, color=INK)
+    for k, (name, each) in enumerate(runs.items()):
+        style = {"color": f"C{k % 10}", "marker": "osD^"[k // 10], "linestyle": "none", "ms": 5}
+        right.plot([last(run, "ratio") for run in each], [last(run, "first") for run in each], label=name, **style)
+    path = runs["base"][0]["history"]
+    right.plot(means(path, "ratio"), means(path, "first"), color=INK, lw=0.8, alpha=0.6, label="base, while it trains")
+    span = torch.logspace(-1, 2, 100, dtype=torch.float64)
+    right.plot(span, five(span), "--", color=INK, lw=0.9, label="the curve of the five models")
+    right.legend(**LEGEND | {"fontsize": 6})
+    right.set_title("Small models that differ in one thing, trained", fontsize=9, color=INK)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("curves", type=Path)
+    parser.add_argument("grid", type=Path)
+    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--figure", type=Path)
+    args = parser.parse_args()
+    record = json.loads(args.curves.read_text())
+    runs: dict[str, list[Record]] = {}
+    for path in sorted(args.grid.glob("*.json")):
+        run = json.loads(path.read_text())
+        runs.setdefault(run["recipe"], []).append(run)
+    runs = {"base": runs.pop("base"), **runs}
+    five, distances = one_curve(record["models"])
+    print(record["machine"])
+    for part in (of_models(record["models"]), distances, of_grid(runs), predicted(runs, five)):
+        print("\n".join(part))
+    seconds = sum(run["seconds"] for each in runs.values() for run in each)
+    print(f"{sum(map(len, runs.values()))} models in {seconds / 60:.0f} minutes; a drift of logits of at most", end=" ")
+    print(f"{max(run['largest_logit_difference'] for each in runs.values() for run in each):.0e}")
+    if args.csv:
+        with replacing(args.csv) as file, file.open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream, lineterminator="\n").writerows(lines(record["models"], runs))
+    if args.figure:
+        save_figure(args.figure, picture(record["models"], runs, five))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

@@ -1,15 +1,14 @@
 """What makes a model keep its input? Block 0's write against the token's embedding: measured, and changed.
 
-    python scripts/inputs.py intervene TEXTFILE MODEL ... --out curves.json
-    python scripts/inputs.py table curves.json GRIDFOLDER
+    python scripts/inputs.py TEXTFILE MODEL ... --out curves.json
 
 The stream that leaves block 0 is token + position + write. "ratio" is the length of the write over that of the token's
 part, each averaged over a document's positions from the fifth on. "first" is the share of those positions where the
-lens reads the input token first. `intervene` multiplies the write by a factor ("write"), or the stream before block 0,
-which then computes anew ("embedding"): its first norm divides the factor out, so that attention writes what it wrote.
+lens reads the input token first. The write is multiplied by factors; or the stream before block 0 is divided by them,
+and block 0 computes anew. Its first norm divides that out again, so that attention writes what it wrote.
 
 Nulls: another token of the document in the place of the input ("null"); the write of another position ("other"), or a
-random vector ("random"), as long as the write was.
+random vector ("random"), as long as the write was. scripts/inputs_table.py shows what is found, docs/inputs.md says it.
 """
 
 import argparse

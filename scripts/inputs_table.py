@@ -53,6 +53,8 @@ def rms(errors: Tensor) -> float:
 
 def shown(value: Record | Sequence[float], digits: int = 2) -> str:
     mean, error = value.values() if isinstance(value, dict) else value
+    if math.isnan(mean):
+        return "none"
     return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
 
 
@@ -65,7 +67,17 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def of_models(models: dict[str, Record]) -> Iterator[str]:
-    digits = {"token": 2, "position": 2, "write": 1, "ratio": 1, "cosine": 3, "before": 3, "first": 3, "null": 3}
+    digits = {
+        "token": 2,
+        "position": 2,
+        "write": 1,
+        "ratio": 1,
+        "cosine": 3,
+        "kept": 3,
+        "before": 3,
+        "first": 3,
+        "null": 3,
+    }
     rows = [[name, *(shown(m["measured"][what], n) for what, n in digits.items())] for name, m in models.items()]
     yield table(["model", *digits], rows)
     curves = [*(f"write, {direction}" for direction in reversed(DIRECTIONS)), "embedding"]
@@ -105,12 +117,14 @@ def last(run: Record, name: str) -> float:
     return run["history"][-1][name]["mean"]
 
 
-WHAT = {"token": 2, "write": 2, "ratio": 1, "cosine": 2, "before": 3, "first": 3, "null": 3}  # digits
+WHAT = {"token": 2, "write": 2, "ratio": 1, "cosine": 2, "kept": 2, "before": 3, "first": 3, "null": 3}  # digits
 COLUMNS: dict[str, tuple[Callable[[Record], float], int]] = {  # of a run, and digits
     "loss, nats": (lambda run: run["held_out"]["mean"], 2),
     "token": (lambda run: last(run, "token"), 2),
     "write": (lambda run: last(run, "write"), 1),
     "ratio": (lambda run: last(run, "ratio"), 1),
+    "cosine": (lambda run: last(run, "cosine"), 2),
+    "kept": (lambda run: last(run, "kept"), 2),
     "first": (lambda run: last(run, "first"), 3),
     "half": (lambda run: halves(run, "own"), 2),
     "half, random": (lambda run: halves(run, "random"), 2),
@@ -134,34 +148,36 @@ def spearman(a: Tensor, b: Tensor) -> float:
     return torch.corrcoef(torch.stack([each.argsort().argsort().double() for each in (a, b)]))[0, 1].item()
 
 
+def tangent(run: Record) -> float:
+    """How far the stream after block 0 has turned from the token: what stands across over what lies along."""
+    return math.tan(math.acos(last(run, "kept")))
+
+
 def predicted(runs: dict[str, list[Record]], five: Fit) -> Iterator[str]:
-    """Whether the ratio predicts the share over trained models: a fit, its residuals, and what chance gives."""
-    every = [run for each in runs.values() for run in each]
-    ratio, first = (torch.tensor([last(run, what) for run in every]).double() for what in ("ratio", "first"))
-    half = torch.tensor([halves(run, "own") for run in every]).double()
-    found, scaled = fit(ratio, first), fit(ratio / half, first)
+    """Whether the ratio predicts the share over trained models, all tied: fits, residuals, and what chance gives."""
+    every = [run for each in runs.values() for run in each if run["plan"]["is_tied"]]
+    first, ratio, turn, half = (
+        torch.tensor([of(run) for run in every], dtype=torch.float64)
+        for of in (lambda run: last(run, "first"), lambda run: last(run, "ratio"), tangent, lambda r: halves(r, "own"))
+    )
+    has_half = half.isfinite()
+    scaled, some = (ratio / half)[has_half], first[has_half]
     draw = torch.Generator().manual_seed(0)
     shuffled = [ratio[torch.randperm(len(ratio), generator=draw)] for _ in range(200)]
     null = torch.tensor([rms(first - fit(each, first)(each)) for each in shuffled])
-    rho = spearman(ratio, first)
+    rows = [["the mean share, whatever the ratio", "", f"{rms(first - first.mean()):.3f}"]]
+    rows += [["ratios dealt out anew, 200 fits: median; least", "", f"{null.median():.3f}; {null.min():.3f}"]]
+    rows += [["ratio, by the curve of the five models", f"{five.half:.2f}", f"{rms(first - five(ratio)):.3f}"]]
+    for name, x, y in (
+        ("ratio", ratio, first),
+        ("tangent of the angle of stream and token", turn, first),
+        (f"ratio over the model's own half ({len(some)} have one)", scaled, some),
+    ):
+        rows.append([name, f"{fit(x, y).half:.2f}", f"{rms(y - fit(x, y)(x)):.3f}"])
     chances = torch.tensor([spearman(each, first) for each in shuffled])
-    rows = [
-        ["the mean share, whatever the ratio", "", f"{rms(first - first.mean()):.3f}"],
-        ["ratios dealt out anew: median of 200 fits, and the least", "", f"{null.median():.3f}, {null.min():.3f}"],
-        ["the curve of the five models", f"{five.half:.2f}", f"{rms(first - five(ratio)):.3f}"],
-        ["a curve fitted to the grid", f"{found.half:.2f}", f"{rms(first - found(ratio)):.3f}"],
-        [
-            "the same of ratio over the model's own half",
-            f"{scaled.half:.2f}",
-            f"{rms(first - scaled(ratio / half)):.3f}",
-        ],
-    ]
-    yield f"{len(every)} models: Spearman's rho of ratio and share {rho:.2f}; dealt out anew 200 times, "
-    yield f"it is within {chances.min():.2f} to {chances.max():.2f}\n"
+    yield f"Spearman's rho with the share, over {len(every)} tied models: ratio {spearman(ratio, first):.2f}, tangent "
+    yield f"{spearman(turn, first):.2f}; ratios dealt out anew {chances.min():.2f} to {chances.max():.2f}\n"
     yield table(["share predicted from", "half", "rms residual"], rows)
-    gaps = (first - found(ratio)).tolist()
-    most = sorted(zip((f"{run['recipe']} {run['seed']}" for run in every), gaps, strict=True), key=lambda x: -abs(x[1]))
-    yield "largest residuals: " + ", ".join(f"{name} {gap:+.2f}" for name, gap in most[:5]) + "\n"
 
 
 # Files

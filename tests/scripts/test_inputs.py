@@ -4,6 +4,7 @@ import gzip
 import importlib
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -81,8 +82,8 @@ def test_the_half_of_random_vectors_is_what_chance_says(scripts: Any) -> None:
     assert math.isnan(scripts.inputs.crossing(ratios, torch.zeros(30)))
 
 
-def test_a_grid_that_is_killed_goes_on_to_the_same_model(
-    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_grid_that_is_killed_goes_on_to_the_same_model_and_is_shown(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grid = scripts.inputs_grid
     for half in ("train", "valid"):
@@ -115,3 +116,17 @@ def test_a_grid_that_is_killed_goes_on_to_the_same_model(
     for point, same in zip(found["history"], again["history"], strict=True):
         assert same["ratio"]["mean"] == pytest.approx(point["ratio"]["mean"], rel=1e-3)
     assert found["largest_logit_difference"] < 1e-3  # of a model whose embedding is scaled, and exported untied
+
+    (broken / "base-1.json").write_text(json.dumps(again | {"seed": 1}))
+    curves = {"machine": "here", "models": {"tiny": scripts.inputs.model_record(str(broken / "base-0"), TEXTS, [])}}
+    (tmp_path / "curves.json").write_text(json.dumps(curves))
+    paths = [tmp_path / name for name in ("curves.json", "inputs.csv", "inputs.png")]
+    argv = ["inputs_table.py", str(paths[0]), str(broken), "--csv", str(paths[1]), "--figure", str(paths[2])]
+    monkeypatch.setattr(sys, "argv", argv)
+    scripts.inputs_table.main()
+    printed = capsys.readouterr().out
+    ratio = again["history"][-1]["ratio"]["mean"]
+    assert re.search(rf"^\| base \| 2 \|.*\| {ratio:.1f} ± 0\.0 \|", printed, re.MULTILINE)
+    lines = paths[1].read_text().splitlines()
+    assert f"base,1,training,1,8,{ratio:.4g}" in paths[1].read_text()
+    assert len(lines) == 1 + 4 * 25 + 2 * (5 + 2 * 2) and paths[2].stat().st_size > 10_000

@@ -94,8 +94,7 @@ RECIPES = {
 
 def text_of(corpus: Path, folder: Path, d_vocab: int) -> tuple[Path, list[np.ndarray]]:
     """The folder of the vocabulary, and the encoded stories: made once and kept."""
-    kept = folder / f"vocabulary-{d_vocab}"
-    cache = kept / "stories.npz"
+    cache = (kept := folder / f"vocabulary-{d_vocab}") / "stories.npz"
     if not cache.exists():
         texts = documents(corpus, "stories", "train")
         kept.mkdir(parents=True, exist_ok=True)
@@ -146,7 +145,7 @@ def optimizer_of(model: PreTrainedModel, recipe: Recipe) -> torch.optim.AdamW:
     for p in model.parameters():
         decay = recipe.embed_decay if id(p) in embeds else recipe.decay if p.ndim > 1 else 0.0
         groups.setdefault(decay, []).append(p)
-    made = [{"params": ps, "weight_decay": decay} for decay, ps in groups.items()]
+    made = ({"params": ps, "weight_decay": decay} for decay, ps in groups.items())
     return torch.optim.AdamW(made, recipe.lr, BETAS, fused=True)
 
 
@@ -180,7 +179,6 @@ class Measuring:
         if folder is None:
             return found, {}
         losses, drift = [], 0.0
-        model.eval()
         for doc in self.docs:
             logits = ours(doc)
             losses.append(F.cross_entropy(logits[0, :-1], doc[0, 1:]).item())
@@ -205,9 +203,9 @@ def run(corpus: Path, folder: Path, name: str, seed: int) -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         record = state["record"]
-    n_steps = recipe.tokens // (recipe.batch * recipe.n_ctx)
+    n_steps, bf16 = recipe.tokens // (recipe.batch * recipe.n_ctx), has_bf16(torch.device("cpu"))
     args = argparse.Namespace(n_ctx=recipe.n_ctx, batch=recipe.batch, seed=seed, lr=recipe.lr)
-    begun, last_save, bf16 = time.monotonic() - record["seconds"], time.monotonic(), has_bf16(torch.device("cpu"))
+    begun, last_save = time.monotonic() - record["seconds"], time.monotonic()
     if not record["step"]:
         record["history"] = [{"step": 0, **measure(model)[0]}]
     for step, windows in zip(range(record["step"], n_steps), batches(docs, args, record["step"]), strict=False):

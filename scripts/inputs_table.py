@@ -43,12 +43,12 @@ def fit(ratios: Tensor, firsts: Tensor) -> Fit:
     return Fit(halves[best // len(slopes)].item(), slopes[best % len(slopes)].item())
 
 
-def means(points: Sequence[Record], name: str) -> Tensor:
-    return torch.tensor([point[name]["mean"] for point in points], dtype=torch.float64)
-
-
 def rms(errors: Tensor) -> float:
     return errors.square().mean().sqrt().item()
+
+
+def means(points: Sequence[Record], name: str) -> Tensor:
+    return torch.tensor([point[name]["mean"] for point in points], dtype=torch.float64)
 
 
 def shown(value: Record | Sequence[float], digits: int = 2) -> str:
@@ -90,16 +90,16 @@ def one_curve(models: dict[str, Record]) -> tuple[Fit, Iterator[str]]:
     points = {name: m["curves"]["write, own"] for name, m in models.items()}
     ratios, firsts = ({name: means(each, what) for name, each in points.items()} for what in ("ratio", "first"))
     found = fit(torch.cat([*ratios.values()]), torch.cat([*firsts.values()]))
+    gaps = {name: firsts[name] - found(ratios[name]) for name in models}
 
     def tables() -> Iterator[str]:
         rows = []
         for name, model in models.items():
             own, half = fit(ratios[name], firsts[name]), model["half"]["write, own"]
-            away = half["mean"] / found.half, half["error"] / found.half
-            distance = rms(firsts[name] - found(ratios[name]))
-            rows.append([name, f"{own.half:.2f}", f"{own.slope:.2f}", shown(away), f"{distance:.3f}"])
-        together = rms(torch.cat([firsts[name] - found(ratios[name]) for name in models]))
-        rows.append(["all", f"{found.half:.2f}", f"{found.slope:.2f}", "", f"{together:.3f}"])
+            away = shown([value / found.half for value in half.values()])
+            rows.append([name, f"{own.half:.2f}", f"{own.slope:.2f}", away, f"{rms(gaps[name]):.3f}"])
+        together = f"{rms(torch.cat([*gaps.values()])):.3f}"
+        rows.append(["all", f"{found.half:.2f}", f"{found.slope:.2f}", "", together])
         yield table(["model", "half", "slope", "half where measured, of that of all", "rms distance in share"], rows)
 
     return found, tables()
@@ -173,7 +173,8 @@ def predicted(runs: dict[str, list[Record]], five: Fit) -> Iterator[str]:
         ("tangent of the angle of stream and token", turn, first),
         (f"ratio over the model's own half ({len(some)} have one)", scaled, some),
     ):
-        rows.append([name, f"{fit(x, y).half:.2f}", f"{rms(y - fit(x, y)(x)):.3f}"])
+        found = fit(x, y)
+        rows.append([name, f"{found.half:.2f}", f"{rms(y - found(x)):.3f}"])
     chances = torch.tensor([spearman(each, first) for each in shuffled])
     yield f"Spearman's rho with the share, over {len(every)} tied models: ratio {spearman(ratio, first):.2f}, tangent "
     yield f"{spearman(turn, first):.2f}; ratios dealt out anew {chances.min():.2f} to {chances.max():.2f}\n"
@@ -186,44 +187,35 @@ def predicted(runs: dict[str, list[Record]], five: Fit) -> Iterator[str]:
 def lines(models: dict[str, Record], runs: dict[str, list[Record]]) -> Iterator[list[Any]]:
     names = ("ratio", "first", "null")
     yield ["model", "seed", "what", "factor", "step", *(f"{name}{end}" for name in names for end in ("", " error"))]
+
+    def line(model: str, seed: Any, what: str, point: Record) -> list[Any]:
+        numbers = [f"{point[name][part]:.4g}" for name in names for part in ("mean", "error")]
+        return [model, seed, what, f"{point.get('factor', 1):.4g}", point.get("step", ""), *numbers]
+
     for model, record in models.items():
-        for curve, points in record["curves"].items():
-            for point in points:
-                yield [model, "", curve, f"{point['factor']:.4g}", "", *numbers(point, names)]
-    for name, each in runs.items():
-        for run in each:
-            for point in run["history"]:
-                yield [name, run["seed"], "training", 1, point["step"], *numbers(point, names)]
-            for curve, points in run["curves"].items():
-                for point in points:
-                    yield [name, run["seed"], f"write, {curve}", f"{point['factor']:.4g}", "", *numbers(point, names)]
-
-
-def numbers(point: Record, names: Sequence[str]) -> list[str]:
-    return [f"{point[name][part]:.4g}" for name in names for part in ("mean", "error")]
+        yield from (line(model, "", what, point) for what, points in record["curves"].items() for point in points)
+    for run in (run for each in runs.values() for run in each):
+        curves = {"training": run["history"], **{f"write, {which}": points for which, points in run["curves"].items()}}
+        yield from (line(run["recipe"], run["seed"], what, p) for what, points in curves.items() for p in points)
 
 
 def picture(models: dict[str, Record], runs: dict[str, list[Record]], five: Fit) -> Figure:
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for axes in (left, right):
-        axes.set_xscale("log")
+        axes.set(xscale="log", xlabel="length of block 0's write over that of the token's embedding")
         axes.grid(color=LINES, linewidth=0.6)
         axes.tick_params(colors=INK, labelsize=7)
-        axes.set_xlabel("length of block 0's write over that of the token's embedding", fontsize=8, color=INK)
         axes.spines[["top", "right"]].set_visible(False)
-    left.set_ylabel("input token first after block 0", fontsize=8, color=INK)
-    left.set_xlim(0.1, 400)
-    right.set_xlim(0.1, 100)
+    left.set_ylabel("input token first after block 0")
+    left.set(xlim=(0.1, 400), title="Five models, the write made longer and shorter")
+    right.set(xlim=(0.1, 100), title="Small models that differ in one thing, trained")
     for (name, model), colour in zip(models.items(), COLOURS, strict=False):
-        for which, width, alpha in (("write, own", 1.4, 1), ("write, random", 0.9, 0.45)):
-            points = model["curves"][which]
-            label = name if which.endswith("own") else None
-            left.plot(means(points, "ratio"), means(points, "first"), color=colour, lw=width, alpha=alpha, label=label)
-        at = model["measured"]
-        left.plot(at["ratio"]["mean"], at["first"]["mean"], "o", color=colour, ms=6)
+        for which, style in (("own", {"lw": 1.4, "label": name}), ("random", {"lw": 0.9, "alpha": 0.45})):
+            points = model["curves"][f"write, {which}"]
+            left.plot(means(points, "ratio"), means(points, "first"), color=colour, **style)
+        left.plot(*(model["measured"][what]["mean"] for what in ("ratio", "first")), "o", color=colour, ms=6)
     left.legend(**LEGEND)
-    left.set_title("Five models, the write made longer and shorter", fontsize=9, color=INK)
     for k, (name, each) in enumerate(runs.items()):
         style = {"color": f"C{k % 10}", "marker": "osD^"[k // 10], "linestyle": "none", "ms": 5}
         right.plot([last(run, "ratio") for run in each], [last(run, "first") for run in each], label=name, **style)
@@ -232,7 +224,6 @@ def picture(models: dict[str, Record], runs: dict[str, list[Record]], five: Fit)
     span = torch.logspace(-1, 2, 100, dtype=torch.float64)
     right.plot(span, five(span), "--", color=INK, lw=0.9, label="the curve of the five models")
     right.legend(**LEGEND | {"fontsize": 6})
-    right.set_title("Small models that differ in one thing, trained", fontsize=9, color=INK)
     return figure
 
 
@@ -245,17 +236,16 @@ def main() -> None:
     args = parser.parse_args()
     record = json.loads(args.curves.read_text())
     runs: dict[str, list[Record]] = {}
-    for path in sorted(args.grid.glob("*.json")):
-        run = json.loads(path.read_text())
+    for run in (json.loads(path.read_text()) for path in sorted(args.grid.glob("*.json"))):
         runs.setdefault(run["recipe"], []).append(run)
     runs = {"base": runs.pop("base"), **runs}
     five, distances = one_curve(record["models"])
     print(record["machine"])
     for part in (of_models(record["models"]), distances, of_grid(runs), predicted(runs, five)):
         print("\n".join(part))
-    seconds = sum(run["seconds"] for each in runs.values() for run in each)
-    print(f"{sum(map(len, runs.values()))} models in {seconds / 60:.0f} minutes; a drift of logits of at most", end=" ")
-    print(f"{max(run['largest_logit_difference'] for each in runs.values() for run in each):.0e}")
+    every = [run for each in runs.values() for run in each]
+    minutes, drift = sum(r["seconds"] for r in every) / 60, max(r["largest_logit_difference"] for r in every)
+    print(f"{len(every)} models in {minutes:.0f} minutes; logits differ by at most {drift:.0e}")
     if args.csv:
         with replacing(args.csv) as file, file.open("w", newline="", encoding="utf-8") as stream:
             csv.writer(stream, lineterminator="\n").writerows(lines(record["models"], runs))

@@ -21,6 +21,7 @@ from torch import Tensor
 from minilens.files import replacing
 from minilens.views.plots import INK, LEGEND, LINES, Figure, save_figure
 
+DEALS = 200  # times that ratios are dealt out anew
 COLOURS = ("#0072b2", "#009e73", "#c04f00", "#7b3fa0", "#5c646d")
 Record = dict[str, Any]
 
@@ -163,11 +164,11 @@ def predicted(runs: dict[str, list[Record]], five: Fit) -> Iterator[str]:
     has_half = half.isfinite()
     scaled, some = (ratio / half)[has_half], first[has_half]
     draw = torch.Generator().manual_seed(0)
-    shuffled = [ratio[torch.randperm(len(ratio), generator=draw)] for _ in range(200)]
+    shuffled = [ratio[torch.randperm(len(ratio), generator=draw)] for _ in range(DEALS)]
     null = torch.tensor([rms(first - fit(each, first)(each)) for each in shuffled])
     rows = [["the mean share, whatever the ratio", "", f"{rms(first - first.mean()):.3f}"]]
     as_good = int((null <= rms(first - fit(ratio, first)(ratio))).sum())
-    rows += [[f"ratios dealt out anew, median of 200; {as_good} as good as the ratio", "", f"{null.median():.3f}"]]
+    rows += [[f"ratios dealt out anew, median of {DEALS}; {as_good} as good as the ratio", "", f"{null.median():.3f}"]]
     rows += [["ratio, by the curve of the five models", f"{five.half:.2f}", f"{rms(first - five(ratio)):.3f}"]]
     for name, x, y in (
         ("ratio", ratio, first),

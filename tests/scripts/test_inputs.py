@@ -123,6 +123,7 @@ def test_a_grid_that_is_killed_goes_on_to_the_same_model_and_is_shown(
     paths = [tmp_path / name for name in ("curves.json", "inputs.csv", "inputs.png")]
     argv = ["inputs_table.py", str(paths[0]), str(broken), "--csv", str(paths[1]), "--figure", str(paths[2])]
     monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(scripts.inputs_table, "DEALS", 2)
     scripts.inputs_table.main()
     printed = capsys.readouterr().out
     ratio = again["history"][-1]["ratio"]["mean"]

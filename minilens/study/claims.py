@@ -4,6 +4,7 @@ A finding about one model is no law: another may or may not show it, and the thr
 so that a model with fresh random weights shows nothing.
 """
 
+from collections.abc import Callable
 from math import inf, nan
 from typing import NamedTuple
 
@@ -55,15 +56,7 @@ def claims(study: Study) -> tuple[Claim, ...]:
 
     On the passage, with the final decoder, unless a claim says otherwise; KL are medians over the positions.
     """
-    findings = (
-        block_0_leaves_the_input,
-        last_block_in_the_decoder,
-        input_fades_step_by_step,
-        output_comes_step_by_step,
-        rare_word_rebuilt_late,
-        repetition_noticed_late,
-    )
-    return tuple(finding(study) for finding in findings)
+    return tuple(finding(study) for finding in (*ON_PASSAGE, *ON_WORDS))
 
 
 def block_0_leaves_the_input(study: Study) -> Claim:
@@ -149,6 +142,16 @@ def repetition_noticed_late(study: Study) -> Claim:
         Check(what, _last(noticed), "at least", 0.5),
         (Check("from which block on, as share of all; their median", _onset(noticed), "at least", 1 / 2),),
     )
+
+
+Finding = Callable[[Study], Claim]
+ON_PASSAGE: tuple[Finding, ...] = (
+    block_0_leaves_the_input,
+    last_block_in_the_decoder,
+    input_fades_step_by_step,
+    output_comes_step_by_step,
+)
+ON_WORDS: tuple[Finding, ...] = (rare_word_rebuilt_late, repetition_noticed_late)
 
 
 def _whole(study: Study) -> list[int]:

@@ -186,15 +186,7 @@ def study(
     found: dict[int, dict[str, LensTable]] = {other.token: {} for other in rare}
     for prompt, token, text, reading in each(jobs):
         try:
-            table = logit_lens(
-                model,
-                tokenizer.encode(text),
-                **{"sites": SITES, **reading.lens},
-                track=(token,),
-                top_k=1,
-                stats=("top", "final", "next", "input", "entropy", "kl_final", "kl_input"),
-                tokenizer=tokenizer,
-            )
+            table = read(model, tokenizer, text, token, reading)
         except ValueError as error:
             raise ValueError(f"the {prompt} cannot be read: {error}") from error
         if token == first.token:
@@ -202,6 +194,13 @@ def study(
         else:
             found[token][prompt] = table
     return Study(name, model.family, model.n_layers, texts, first.token, tables, found, readings)
+
+
+def read(model: Model, tokenizer: Tokenizer, text: str, token: int, reading: Reading) -> LensTable:
+    """One text in one reading, with the ranks of a token. Raises ValueError for a text that is too long or empty."""
+    options: dict[str, Any] = {"sites": SITES, **reading.lens, "track": (token,), "top_k": 1}
+    stats = ("top", "final", "next", "input", "entropy", "kl_final", "kl_input")
+    return logit_lens(model, tokenizer.encode(text), **options, stats=stats, tokenizer=tokenizer)
 
 
 def _beginning(passage: str, model: Model, tokenizer: Tokenizer) -> str:

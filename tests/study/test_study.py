@@ -2,6 +2,7 @@
 
 import csv
 import html
+import importlib
 import io
 import re
 from collections.abc import Callable
@@ -555,3 +556,33 @@ def test_every_finding_is_named_in_a_terminal(width: int) -> None:
             first = claim.statement[: min(WORDS_WIDE, width // 2) - 12].rsplit(" ", 1)[0]
             assert flat.count(first) >= tables
         assert flat.count("made up") + flat.count("…1def0189f21def0189f") >= len(studies)
+
+
+# ---- Over many passages
+
+
+def test_findings_over_passages_are_means_and_words_are_left_out_in_turn(
+    studied: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "scripts")
+    findings = importlib.import_module("findings")
+    model, tokenizer = minilens.load("tales-ctrl")
+    texts = [SHORT, "A boy saw a red bird in the tree and ran home to his mother."]
+    column = next(findings.on_passages(studied, model, tokenizer, texts))
+    assert tokenizer is not None
+    shares = [
+        minilens.logit_lens(model, tokenizer.encode(f"Stories {text}"), stats=("input",)).input.rank[0] == 1
+        for text in texts
+    ]
+    one, two = (share.double().mean().item() for share in shares)
+    premise = column.claim.premise
+    assert premise is not None and one != two
+    assert premise.value == pytest.approx((one + two) / 2) and column.errors[0] == pytest.approx(abs(one - two) / 2)
+    assert re.fullmatch(r" \([012] of 2\)", column.shown)
+
+    words = next(findings.on_words(studied))
+    n = 1 + len(studied.others)
+    assert words.claim.premise is not None and 0 < (p := words.claim.premise.value) < 1
+    assert words.errors[0] == pytest.approx((p * (1 - p) / (n - 1)) ** 0.5)
+    assert {each.word for each in findings.without_one(studied)} == {studied.word, next(iter(studied.others))}
+    assert all(len(each.others) == n - 2 for each in findings.without_one(studied))

@@ -4,7 +4,7 @@
     python scripts/bench.py ctrl xl     other parts: ctrl, CTRL's vocabulary and width; xl, GPT-2 XL's size;
                                         patching; generation; learned; peers; loading, GPT-2 XL, GPT-Neo
                                         2.7B and CTRL (24 GB of disk, 22 GB of memory); bfloat16, what half
-                                        precision costs in accuracy
+                                        precision costs in accuracy; precision, the same of the lens' products
     python scripts/bench.py --quick     tiny sizes, whose figures mean nothing: does it run at all?
 
 The checkpoints have random weights, since speed does not depend on the values. Seconds are the least of several runs,
@@ -612,6 +612,55 @@ def part_bfloat16(args: argparse.Namespace, folder: Path) -> None:
         print("".join(f"{kl.mean():9.1e}{kl.max():8.0e}" for kl in shown), flush=True)
 
 
+PRECISE = ("entropy", "kl_final", "kl_row_final", "kl_input", "change", "js")
+
+
+def part_precision(args: argparse.Namespace, folder: Path) -> None:
+    """What products of bfloat16 cost in accuracy, by statistic and row, and what they save in time."""
+    size = args.size(GPT2)
+    model, tokens = load(checkpoint(size, folder)), random_tokens(size, min(args.tokens, size.n_ctx))
+    part(f"precision: {size}; T {tokens.shape[1]}, {size.n_layers + 1} rows")
+    half = "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "emulated"
+    ways = {name: partial(minilens.logit_lens, model, tokens, precision=name) for name in ("full", half)}
+    x = torch.stack([model.final_norm(resid)[0] for resid in residuals_of(model, tokens)])
+    passes = {name: partial(vocab_stats, x, model.W_U, None, {}, k=TOP_K, stats=STATS, precision=name) for name in ways}
+    for what, contenders in (("the lens' pass", passes), ("logit_lens", ways)):
+        (full, s_full), (_, s_half) = measure(contenders, args.repeat).items()
+        line(f"{what}, {full}", s_full)
+        line(f"{what}, {half}", s_half, ratio=s_half / s_full, target="0.5")
+    paths = minilens.checkpoint.hub.bundled()
+    for name, path in paths.items():
+        found, tokenizer = minilens.load(path)
+        assert tokenizer is not None
+        story = tokenizer.encode(STORY if found.family == "ctrl" else STORY.partition(" ")[2])
+        _errors(name, found, story[:, : found.config.n_ctx])
+    _errors(f"random {size.family}", model, tokens)
+
+
+def _errors(name: str, model: minilens.Model, tokens: Tensor) -> None:
+    full, half = (
+        minilens.logit_lens(model, tokens, stats="all", precision=precision) for precision in ("full", "emulated")
+    )
+    print(f"\n  {name}, {tokens.shape[1]} tokens: mean and largest error in nats; places where the best token or rank")
+    print(f"  is another\n  {'row':16}" + "".join(f"{of:>17}" for of in (*PRECISE, "cross_entropy")) + "   best   rank")
+    for row, label in enumerate(full.labels):
+        print(f"  {label:16}", end="")
+        for of in (*PRECISE, "cross_entropy"):
+            error = (getattr(half, of)[row] - getattr(full, of)[row]).abs()
+            error = error[error.isfinite()]
+            print(f"{error.mean():9.0e}{error.max():8.0e}" if len(error) else f"{'':17}", end="")
+        best = (half.top.tokens[row, :, 0] != full.top.tokens[row, :, 0]).float().mean()
+        rank = (half.next.rank[row] != full.next.rank[row]).float().mean()
+        print(f"{best:7.1%}{rank:7.1%}", flush=True)
+
+
+def residuals_of(model: minilens.Model, tokens: Tensor) -> Iterator[Tensor]:
+    """The stream entering block 0, and after each block."""
+    yield (resid := model.embed(tokens))
+    for block in minilens.run(model, resid):
+        yield block.resid_post
+
+
 def part_learned(args: argparse.Namespace, folder: Path) -> None:
     """What a learned lens costs: the sums that it is fitted by, the end of the fit, and a lens in use."""
     size = args.size(GPT2)
@@ -665,6 +714,7 @@ PARTS = dict(
     peers=part_peers,
     loading=part_loading,
     bfloat16=part_bfloat16,
+    precision=part_precision,
 )
 
 

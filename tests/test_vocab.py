@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minilens import vocab
+from minilens.device import CPU
 from minilens.vocab import KL, OF_ALL_LOGITS, TokenStats, VocabStats, first_alike, vocab_stats
 
 EVERY = frozenset(OF_ALL_LOGITS)
@@ -58,21 +59,21 @@ def vectors(
     d_vocab=st.integers(1, 1300),
     scale=st.sampled_from([0.01, 0.3, 3.0]),
     bias=st.booleans(),
+    width=st.sampled_from([576, None]),  # None: one tile, as a GPU takes it
     tile=st.sampled_from([1, 2**12, 2**20]),
     whole=st.sampled_from([1, 2**23]),
     seed=st.integers(0, 99),
 )
 def test_every_statistic_in_float64(
-    n_rows: int, n_pos: int, d_vocab: int, scale: float, bias: bool, tile: int, whole: int, seed: int
+    n_rows: int, n_pos: int, d_vocab: int, scale: float, bias: bool, width: int | None, tile: int, whole: int, seed: int
 ) -> None:
     """Whatever the shapes, and however positions and vocabulary are cut."""
     x, W_U, b_U = vectors(n_rows, n_pos, 16, d_vocab, scale, seed, torch.float64)
     logits = x @ W_U + (b_U if bias else 0)
     asked = torch.randint(0, d_vocab, (2, n_pos), generator=torch.Generator().manual_seed(seed))
-    k = min(4, d_vocab)
+    k, device_sizes = min(4, d_vocab), CPU._replace(width=width, logits=tile, whole=whole)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(vocab.TILE, "cpu", tile)
-        patch.setattr(vocab, "WHOLE", whole)
+        patch.setattr(vocab, "at_once", lambda device: device_sizes)
         found = vocab_stats(x, W_U, b_U if bias else None, dict(enumerate(asked)), k=k, stats=EVERY)
     for name, expected in plainly(logits).items():
         assert torch.allclose(found.stats[name], expected.clamp(min=0), rtol=1e-9, atol=1e-11, equal_nan=True), name
@@ -203,7 +204,6 @@ def test_no_row_of_logits_is_whole() -> None:
             return result
 
     with pytest.MonkeyPatch.context() as patch, Watch():
-        patch.setitem(vocab.TILE, "cpu", 2**16)
-        patch.setattr(vocab, "WHOLE", 2**17)
+        patch.setattr(vocab, "at_once", lambda device: CPU._replace(logits=2**16, whole=2**17))
         vocab_stats(x, W_U, None, {}, k=5, stats=frozenset({"entropy", *KL}))
     assert largest <= 2**19 < 300 * 5000

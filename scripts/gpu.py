@@ -128,9 +128,9 @@ def far(ours: Tensor, theirs: Tensor) -> float:
     return ((ours - theirs).abs() / (1 + theirs.abs())).masked_fill(same, 0).max().item()
 
 
-def parity(table: Table) -> None:
+def parity(table: Table, is_small: bool) -> None:
     print("\nparity, beside float64 on the CPU")
-    for name in minilens.checkpoint.hub.bundled():
+    for name in ["tales-gpt2"] if is_small else minilens.checkpoint.hub.bundled():
         (ours, tokenizer), (theirs, _) = (
             minilens.load(name, device=table.device),
             minilens.load(name, dtype=torch.double),
@@ -201,7 +201,7 @@ def speed(table: Table, model: GPT2, sizes: dict[str, int], is_small: bool) -> N
     table.line("forward pass of one text", n / table.seconds(lambda: model(tokens)), "tokens/s")
     table.line(f"forward pass of {len(many)} texts", many.numel() / table.seconds(lambda: model(many)), "tokens/s")
     table.line("logit_lens of one text", n / table.seconds(lambda: minilens.logit_lens(model, tokens)), "tokens/s")
-    steps = 16 if is_small else 100
+    steps = 4 if is_small else 100
     table.line("generate", steps / table.seconds(lambda: minilens.generate(model, tokens[:, :8], steps), 1), "tokens/s")
     table.line("memory of a forward pass", table.megabytes(lambda: model(tokens)), "MB")
     table.line(
@@ -215,12 +215,12 @@ def corpus(table: Table, is_small: bool) -> None:
     assert tokenizer is not None
     for precision in ("full", "bfloat16"):
         try:
-            lens = CorpusLens(model, tokenizer, Plan(precision=precision, batch=256 if is_small else None))
+            lens = CorpusLens(model, tokenizer, Plan(precision=precision, batch=32 if is_small else None))
         except ValueError as error:
             print(f"  {precision}: {error}")
             continue
-        document = tokenizer.encode(STORY * 40)[0][: lens.window]
-        documents = [document] * max(1, (2 if is_small else 4) * lens.batch // len(document))
+        document = tokenizer.encode(STORY * 40)[0][: min(lens.window, lens.batch)]
+        documents = [document] * max(1, (1 if is_small else 4) * lens.batch // len(document))
         counts = torch.ones(model.W_U.shape[1], dtype=torch.long)
         took = table.seconds(partial(lens.tallies, documents, counts), 1)
         n = sum(map(len, documents))
@@ -242,7 +242,7 @@ def main() -> int:
     torch.set_grad_enabled(False)
     torch.set_float32_matmul_precision("highest")
     start, table, sizes = time.monotonic(), Table(device), SMALL if is_small else LARGE
-    parity(table)
+    parity(table, is_small)
     speed(table, random_gpt2(device, **sizes), sizes, is_small)
     corpus(table, is_small)
     print(f"\n{table.wrong or 'nothing'} wrong; {time.monotonic() - start:.0f} seconds")

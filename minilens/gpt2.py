@@ -168,9 +168,9 @@ class GPT2:
         q = at("q", split_heads(q, cfg.n_heads))  # batch head pos d_head
         k = at("k", split_heads(k, cfg.n_heads))  # batch head pos d_head
         v = at("v", split_heads(v, cfg.n_heads))  # batch head pos d_head
-        scores = attention_scores(q, k) * cfg.score_scale[layer]  # batch head query key
+        scores = attention_scores(q * cfg.score_scale[layer], k)  # batch head query key
         visible = causal_mask(resid)  # query key
-        scores = scores.masked_fill(~visible, -torch.inf)
+        scores = scores.where(visible, -torch.inf)
         pattern = at("pattern", softmax(scores, v.dtype))  # batch head query key
         z = at("z", pattern @ v)  # batch head pos d_head
         attn_out = at("attn_out", linear(merge_heads(z), w.W_O, w.b_O))  # batch pos d_model

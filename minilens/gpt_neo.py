@@ -176,7 +176,7 @@ class GPTNeo:
         visible = causal_mask(resid)  # query key
         if cfg.is_local[layer]:
             visible = visible.triu(1 - cfg.window)  # nothing further back than the window
-        scores = scores.masked_fill(~visible, -torch.inf)
+        scores = scores.where(visible, -torch.inf)
         pattern = at("pattern", softmax(scores, v.dtype))  # batch head query key
         z = at("z", pattern @ v)  # batch head pos d_head
         attn_out = at("attn_out", linear(merge_heads(z), w.W_O, w.b_O))  # batch pos d_model

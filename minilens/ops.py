@@ -1,6 +1,5 @@
 """The few operations that GPT-2, GPT-Neo and CTRL share to the letter."""
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -74,8 +73,11 @@ def softmax(scores: Grid, dtype: torch.dtype) -> Grid:
 
 
 def gelu_new(x: Tensor) -> Tensor:
-    """The tanh approximation of GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2)."""
-    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))), the tanh approximation of GELU.
+
+    Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2. torch takes it in one pass.
+    """
+    return F.gelu(x, approximate="tanh")
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

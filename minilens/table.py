@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .arguments import check_ids, check_numbers, names, positions_in, quoted, top_count, whole_numbers
 from .checkpoint.tokenizer import Tokenizer
+from .device import check_precision
 from .lens import Lens
 from .model import Model
 from .ops import upcast
@@ -56,6 +57,7 @@ class LensTable:
     stats: dict[str, Any]  # those that were asked for, by name
     tokenizer: Tokenizer | None = None  # how the views show tokens; without one, by their ids
     lens: str = ""  # the name of a learned lens; of the logit lens nothing
+    precision: str = "full"  # of the products with the unembedding, as in `logit_lens`
 
     top = Stat[Top]()  # the best tokens, [row, pos, k]
     final = Stat[TokenStats]()  # how final_tokens stand in each row, [row, pos]
@@ -87,8 +89,9 @@ class LensTable:
 
     @property
     def way(self) -> str:
-        """Its decoder, or the learned lens and that, in a few words."""
-        return f"lens {self.lens}" if self.lens else f"decoder {self.decoder}"
+        """Its decoder or its learned lens, in a few words, and its precision where that is not full."""
+        way = f"lens {self.lens}" if self.lens else f"decoder {self.decoder}"
+        return way if self.precision == "full" else f"{way}, {self.precision}"
 
     def columns(self, chosen: slice) -> "LensTable":
         """The table of some of its columns."""
@@ -118,6 +121,7 @@ def logit_lens(
     track: int | Iterable[int] = (),
     top_k: int = 5,
     stats: str | Iterable[str] = DEFAULT_STATS,
+    precision: str = "full",
     edit: Edit = untouched,
     tokenizer: Tokenizer | None = None,
     **options: Any,
@@ -129,17 +133,21 @@ def logit_lens(
     top_k: how many of the best tokens to name.
     stats: which of STATS to compute, or "all". The default is what one pass over the vocabulary gives cheaply; "js"
     takes another.
+    precision: of the products with the unembedding. "full" is float32 at least. "bfloat16" has operands in bfloat16 and
+    sums in float32, for devices with units for it. "emulated" is the same on any device, no faster than "full". Their
+    errors are in docs/speed.md.
     edit: as in `lens_rows`.
     tokenizer: how the table's views show tokens.
     options: decoder, norm, centre, sites, layers and transport, as in `Lens`.
 
     Logits are taken a tile of the vocabulary at a time, in float32 at least whatever the weights' dtype: see vocab.py.
-    Raises ValueError as `lens_rows` does, for a position, token or statistic that is not there, and for logits that are
-    not finite.
+    Raises ValueError as `lens_rows` does, for a position, token, statistic or precision that is not there, and for
+    logits that are not finite.
     """
     lens, wanted = Lens(**options), _wanted(stats)
     readout = lens.of(model, tokens, edit)
     check_numbers(model)
+    check_precision(precision, model.W_U.device)
     if len(tokens) != 1:
         raise ValueError(f"logit_lens reads one text, of shape [1, pos]; got {len(tokens)} of them: use logit_lenses")
     d_vocab = model.W_U.shape[1]
@@ -157,7 +165,8 @@ def logit_lens(
     if "input" in wanted:
         asked["input"] = shown
     asked |= {token: torch.full_like(shown, token) for token in followed}
-    found = vocab_stats(x, model.W_U, model.b_U, asked, k=k, stats=frozenset(wanted.intersection(OF_ALL_LOGITS)))
+    of_all = frozenset(wanted.intersection(OF_ALL_LOGITS))
+    found = vocab_stats(x, model.W_U, model.b_U, asked, k=k, stats=of_all, precision=precision)
     found.check_finite(readout.labels, readout.embed.dtype)
 
     values: dict[Hashable, Any] = {"top": found.top} | found.tokens | found.stats
@@ -182,6 +191,7 @@ def logit_lens(
         stats={name: _on_cpu(values[name]) for name in (*STATS, "tracked") if name in wanted},
         tokenizer=tokenizer,
         lens=getattr(lens.transport, "name", ""),
+        precision=precision,
     )
 
 

@@ -9,7 +9,7 @@ arXiv 1805.02867). With sums over the vocabulary,
 
 The rank of the last row's best token in the other rows can be counted only when that token is known. So the last row
 runs ahead of the others by some positions: of it alone logits are whole, for those positions, and no product is taken
-twice. Information is in nats. Logits are taken in float32 at least, and the sums over tiles in float64.
+twice. Information is in nats. Logits are taken in float32 at least, and the sums over tiles on the CPU in float64.
 
 A product of matrices rounds a logit in its own way wherever it stands, and in another way on another processor. So what
 must be equal is made equal and not computed twice: of tokens with one embedding and one bias, the logit of the first
@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .device import at_once, products
 from .shapes import shapes_of
 
 Rows = Float[Tensor, "row pos d_model"]
@@ -37,11 +38,7 @@ Bias = Float[Tensor, "d_vocab"]
 PerPos = Float[Tensor, "*row pos"]
 Ids = Int[Tensor, "*row pos"]
 
-WIDTH = 576  # tokens in a tile
-TILE = {"cpu": 600_000}  # logits in a tile, of all rows and some positions: 2.4 MB in float32, which the caches hold
-TILE_ELSEWHERE = 2**26
-SUMS = {"mps": torch.float32}  # of the sums over tiles, where there is no float64; it keeps the bounds above, too
-WHOLE = 2**23  # whole logits of the last row, in each of two buffers
+SUMS = {"cpu": torch.float64}  # of the sums over tiles; elsewhere float32, which keeps the bounds above, too
 SAMPLE = 4  # numbers of an embedding that are looked at to find others like it
 GROUP = 64  # neighbours in the vocabulary; the pass keeps the best of them, and finds the top k with it afterwards
 
@@ -122,6 +119,7 @@ def vocab_stats(
     *,
     k: int,
     stats: frozenset[str],
+    precision: str = "full",
 ) -> VocabStats:
     """All statistics of some rows of vectors. The first row is called the input, the last one final.
 
@@ -131,16 +129,21 @@ def vocab_stats(
     (input ‖ row), "kl_row_input" (row ‖ input), "change" (row ‖ the one before; not a number in the first row) and "js"
     (Jensen and Shannon's, of row and final, which takes a second pass).
 
+    precision: of the products, as `check_precision` has them; all else is in float32 at least.
+
     Where logits are not finite, no log-probability is.
     """
     n_rows, n_pos, _ = x.shape
-    vocabulary = _Vocabulary(W_U, b_U, first_alike(W_U, b_U))
-    n = max(1, min(TILE.get(x.device.type, TILE_ELSEWHERE) // (n_rows * WIDTH), WHOLE // vocabulary.size, n_pos))
+    x = x if precision == "full" else x.bfloat16().float()
+    size, sizes = W_U.shape[1], at_once(x.device)
+    width = sizes.width or -(-size // GROUP) * GROUP
+    vocabulary = _Vocabulary(W_U, b_U, first_alike(W_U, b_U), width, precision)
+    n = max(1, min(sizes.logits // (n_rows * width), sizes.whole // size, n_pos))
     # Two tensors, since one of twice the size would find no room in what a forward pass has freed.
-    whole, ahead = (x.new_empty(n, -(-vocabulary.size // WIDTH) * WIDTH) for _ in range(2))
+    whole, ahead = (x.new_empty(n, -(-size // width) * width) for _ in range(2))
     for buffer in (whole, ahead):
-        buffer[:, vocabulary.size :] = torch.finfo(x.dtype).min  # past the vocabulary, all is too low to count
-    vocabulary.logits(x[-1, :n], ALL, out=whole[:, : vocabulary.size])
+        buffer[:, size:] = torch.finfo(x.dtype).min  # past the vocabulary, all is too low to count
+    vocabulary.logits(x[-1, :n], ALL, out=whole[:, :size])
     ids = torch.stack([*asked.values()]) if asked else torch.zeros(0, n_pos, dtype=torch.long, device=x.device)
     chunks = []
     for p in range(0, n_pos, n):
@@ -155,8 +158,11 @@ def vocab_stats(
     lse = torch.cat([chunk.lse for chunk in chunks], 1)
     own = torch.cat([chunk.own for chunk in chunks], 2)
     rank = torch.cat([chunk.rank for chunk in chunks], 2)
-    groups = torch.cat([chunk.groups for chunk in chunks], 1)
-    rest = _top(x[:-1].flatten(0, 1), vocabulary, groups.flatten(0, 1), k)
+    if width < size:
+        groups = torch.cat([chunk.groups for chunk in chunks], 1)
+        rest: Sequence[Tensor] = _top(x[:-1].flatten(0, 1), vocabulary, groups.flatten(0, 1), k)
+    else:
+        rest = [torch.cat([chunk.others[i] for chunk in chunks], 1) for i in (0, 1)]
     last = (torch.cat([chunk.best[i] for chunk in chunks])[None] for i in (0, 1))
     logit, tokens = (torch.cat([a.view(-1, n_pos, k), b]) for a, b in zip(rest, last, strict=True))
     of_tokens = zip(own, (own - lse).clamp(max=0).to(x.dtype), rank, strict=True)
@@ -173,6 +179,8 @@ class _Vocabulary(NamedTuple):
     W_U: Unembedding
     b_U: Bias | None
     first: Int[Tensor, "d_vocab"]
+    width: int  # tokens in a tile
+    precision: str
 
     @property
     def size(self) -> int:
@@ -180,17 +188,24 @@ class _Vocabulary(NamedTuple):
 
     def logits(self, x: Queries, tokens: slice, out: Tensor | None = None) -> Tensor:
         """x @ W_U + b_U for some of the tokens, in the dtype of x."""
-        W = self.W_U[:, tokens].to(x.dtype)
-        if self.b_U is None:
-            return torch.mm(x, W, out=out)
-        return torch.addmm(self.b_U[tokens].to(x.dtype), x, W, out=out)
+        W = self.W_U[:, tokens]
+        if out is None or self.precision != "bfloat16" or x.device.type != "cpu":
+            W = self._rounded(W)  # those of a whole tile the CPU's library rounds itself, in less time
+        W = W.to(x.dtype)
+        with products(self.precision):
+            if self.b_U is None:
+                return torch.mm(x, W, out=out)
+            return torch.addmm(self.b_U[tokens].to(x.dtype), x, W, out=out)
 
     def logits_of(
         self, x: Float[Tensor, "row query d_model"], token: Int[Tensor, "query"]
     ) -> Float[Tensor, "row query"]:
         """The logit of one token for each query."""
-        logits = torch.einsum("rqd,qd->rq", x, self.W_U.mT[token].to(x.dtype))
+        logits = torch.einsum("rqd,qd->rq", x, self._rounded(self.W_U.mT[token]).to(x.dtype))
         return logits if self.b_U is None else logits + self.b_U[token].to(x.dtype)
+
+    def _rounded(self, W: Tensor) -> Tensor:
+        return W if self.precision == "full" else W.bfloat16()
 
     def make_alike(self, whole: Float[Tensor, "n padded"]) -> None:
         """In whole rows of logits: that of the first for all that are like it."""
@@ -202,7 +217,10 @@ class _Chunk(NamedTuple):
     """The statistics of some positions."""
 
     best: tuple[Tensor, Tensor]  # the last row's best logits and their tokens, [pos, k] each
-    groups: Ids  # of the other rows, the groups that hold their best tokens, [row, pos, n]
+    groups: Ids  # of the other rows, the groups that hold their best tokens, [row, pos, n],
+    others: tuple[
+        Tensor, ...
+    ]  # or, where one tile is the whole vocabulary, their best logits and tokens, [row, pos, k]
     own: PerPos  # logits of the tokens asked for, [token, row, pos]
     rank: Ids  # and their ranks
     lse: PerPos  # log sum exp
@@ -229,7 +247,7 @@ class _Tiles:
         n_rows, n_pos, _ = x.shape
         self.x, self.vocabulary, self.k, self.stats = x, vocabulary, k, stats
         self.whole, self.ahead = whole[:n_pos], ahead[: len(x_ahead)]
-        self.n = whole.shape[1] // WIDTH
+        self.n, width = whole.shape[1] // vocabulary.width, vocabulary.width
         vocabulary.make_alike(self.whole)
         self.best = _top_of_whole(self.whole, k)
 
@@ -241,21 +259,24 @@ class _Tiles:
         self.value = torch.cat([others, last[None]])
         self.own = self.value[:, place].movedim(0, 1)
         self.better = torch.zeros_like(self.own)  # how many tokens have a higher logit
+        self.others: tuple[Tensor, ...] = ()
 
         self.queries = torch.cat([x[:-1].flatten(0, 1), x_ahead])
-        self.groups = x.new_empty(self.n, n_rows, n_pos, WIDTH // GROUP)
+        self.groups = x.new_empty(self.n, n_rows, n_pos, width // GROUP)
         self.high, self.Z, self.ED = x.new_empty(3, self.n, n_rows, n_pos)
-        self.D, self.E = x.new_empty(2, n_rows, n_pos, WIDTH)
+        self.D, self.E = x.new_empty(2, n_rows, n_pos, width)
         self.gaps = {name: _Gap(self.E, self.D, p, q, self.n) for name, (p, q) in KL.items() if name in stats}
 
     def add(self, tile: int) -> None:
         """All that is to be known of a tile, relative to its highest logit."""
-        D, E = self.D, self.E
-        self._fill(slice(tile * WIDTH, (tile + 1) * WIDTH))
+        D, E, width = self.D, self.E, self.vocabulary.width
+        self._fill(slice(tile * width, (tile + 1) * width))
         for count, logit in zip(self.better, self.own, strict=True):
             count += torch.gt(D, logit[..., None], out=E).sum(-1)
         torch.amax(D.unflatten(-1, (-1, GROUP)), -1, out=self.groups[tile])
         torch.amax(self.groups[tile], -1, out=self.high[tile])
+        if self.n == 1:
+            self.others = _top_of_whole(D[:-1].flatten(0, 1), self.k)
         D.sub_(self.high[tile][..., None])
         torch.exp(D, out=E)
         torch.sum(E, -1, out=self.Z[tile])
@@ -267,8 +288,8 @@ class _Tiles:
         """Put the logits of these tokens into D."""
         D, size = self.D, self.vocabulary.size
         if tokens.stop > size:  # so low that exp(D) is 0, and not -inf, since 0 times -inf is not a number
-            D.fill_(torch.finfo(D.dtype).min)
-        logits = D.view(-1, WIDTH)[: len(self.queries)]
+            D[..., size - tokens.start :] = torch.finfo(D.dtype).min
+        logits = D.view(-1, D.shape[-1])[: len(self.queries)]
         self.vocabulary.logits(self.queries, tokens, out=logits[:, : size - tokens.start])
         self.ahead[:, tokens] = logits[len(self.queries) - len(self.ahead) :]
         D[-1] = self.whole[:, tokens]
@@ -279,7 +300,8 @@ class _Tiles:
     def finish(self) -> _Chunk:
         """What the tiles say together."""
         highest = self.high.amax(0)
-        shift = (self.high - highest).to(SUMS.get(highest.device.type, torch.float64))
+        dtype = torch.promote_types(highest.dtype, SUMS.get(highest.device.type, torch.float32))
+        shift = (self.high - highest).to(dtype)
         Z_tiles = self.Z * shift.exp()
         Z, ED = Z_tiles.sum(0), (self.ED * shift.exp() + shift * Z_tiles).sum(0)
         lse = highest + Z.log()
@@ -292,9 +314,10 @@ class _Tiles:
             numbers["change"] = torch.cat([torch.full_like(Z[:1], torch.nan), numbers["change"]])
         if "js" in self.stats:
             numbers["js"] = _jensen_shannon(self.x, lse, self.vocabulary)
-        k = min(self.k, self.n * WIDTH // GROUP)
+        k = min(self.k, self.n * self.vocabulary.width // GROUP)
         best_groups = self.groups[:, :-1].movedim(0, 2).flatten(2).topk(k).indices
-        return _Chunk(self.best, best_groups, self.own, 1 + self.better.long(), lse, numbers)
+        others = tuple(each.view(*self.x[:-1].shape[:2], self.k) for each in self.others)
+        return _Chunk(self.best, best_groups, others, self.own, 1 + self.better.long(), lse, numbers)
 
 
 def first_alike(W_U: Unembedding, b_U: Bias | None) -> Int[Tensor, "d_vocab"]:
@@ -345,14 +368,15 @@ class _Gap:
 
 def _jensen_shannon(x: Rows, lse: PerPos, vocabulary: _Vocabulary) -> PerPos:
     """(KL(p || m) + KL(q || m)) / 2, where m is the mean of p and q, and q the last row: a pass of its own."""
-    total, queries = torch.zeros_like(lse), x.flatten(0, 1)
-    buffers = x.new_empty(4, len(queries) * WIDTH)
-    wide = lse.new_empty(len(queries) * WIDTH)
-    for start in range(0, vocabulary.size, WIDTH):
-        n = min(WIDTH, vocabulary.size - start)
+    total, queries, width = torch.zeros_like(lse), x.flatten(0, 1), min(vocabulary.width, vocabulary.size)
+    high = lse.to(x.dtype)
+    low = (lse - high).to(x.dtype)  # a pair of float32 holds what float64 does
+    buffers = x.new_empty(4, len(queries) * width)
+    for start in range(0, vocabulary.size, width):
+        n = min(width, vocabulary.size - start)
         p, m, gap, p_gap = (buffer[: len(queries) * n].view(*lse.shape, n) for buffer in buffers)
         vocabulary.logits(queries, slice(start, start + n), out=p.view(len(queries), -1))
-        p.copy_(wide[: p.numel()].view_as(p).copy_(p).sub_(lse[..., None]))
+        p.sub_(high[..., None]).sub_(low[..., None])
         q = p[-1:]
         torch.logaddexp(p, q, out=m).sub_(log(2))
         torch.exp(p, out=p_gap).mul_(torch.sub(p, m, out=gap))
@@ -379,7 +403,7 @@ def _top(
 
 def _top_of_whole(logits: Float[Tensor, "query padded"], k: int) -> tuple[Tensor, Tensor]:
     """The k best of whole rows of logits, by way of the groups that hold them: quicker than topk alone."""
-    each = logits.view(len(logits), -1, GROUP)
+    each = logits.view(len(logits), logits.shape[1] // GROUP, GROUP)
     groups = each.amax(-1).topk(min(k, each.shape[1])).indices
     return _pick(each.gather(1, groups[..., None].expand(-1, -1, GROUP)), groups, k)
 

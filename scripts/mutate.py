@@ -308,8 +308,8 @@ MISTAKES = [
     Mistake(
         "vocabulary: the last tile is left out",
         "vocab.py",
-        "self.n = whole.shape[1] // WIDTH",
-        "self.n = vocabulary.size // WIDTH",
+        "whole.shape[1] // vocabulary.width, vocabulary.width",
+        "vocabulary.size // vocabulary.width, vocabulary.width",
     ),
     Mistake(
         "vocabulary: tiles not rescaled", "vocab.py", "Z_tiles = self.Z * shift.exp()", "Z_tiles = self.Z.double()"

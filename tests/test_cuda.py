@@ -17,6 +17,7 @@ from test_vocab import EVERY, plainly, ranks, vectors
 from torch import Tensor
 
 import minilens
+from minilens.device import CPU
 from minilens.traces import HEAD_SITES, SITES
 from minilens.vocab import vocab_stats
 
@@ -77,9 +78,12 @@ def test_every_field_of_a_block_equals_the_cpu(
 
 @pytest.mark.parametrize("scale", [0.01, 0.3, 3.0])
 @pytest.mark.parametrize("whole", [2**12, 2**23], ids=["few at a time", "all at a time"])
-def test_the_vocabulary_pass(device: str, monkeypatch: pytest.MonkeyPatch, scale: float, whole: int) -> None:
-    """The bounds that vocab.py states, however the positions are cut."""
-    monkeypatch.setattr("minilens.vocab.WHOLE", whole)
+@pytest.mark.parametrize("width", [576, None], ids=["tiles", "one tile"])
+def test_the_vocabulary_pass(
+    device: str, monkeypatch: pytest.MonkeyPatch, scale: float, whole: int, width: int | None
+) -> None:
+    """The bounds that vocab.py states, however positions and vocabulary are cut."""
+    monkeypatch.setattr("minilens.vocab.at_once", lambda device: CPU._replace(width=width, whole=whole))
     x, W_U, b_U = vectors(8, 40, 64, 3000, scale, 0, torch.float32)
     logits = x.double() @ W_U.double() + b_U.double()
     asked = torch.randint(0, 3000, (2, 40), generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "minilens"
 
 # A file imports from the lines above its own, or from its own wing. What stands on one line never meets.
 ORDER = """
-shapes | arguments | files | version
+shapes | arguments | device | files | version
 ops | traces | vocab | checkpoint/
 gpt2 | gpt_neo | ctrl | model
 edits | loading

@@ -310,3 +310,22 @@ def test_half_precision_does_not_divide_the_table(tiny: Tiny, family: str) -> No
         logits = minilens.trace(model, text).logits[0].float()
         best = logits.gather(-1, table.final_tokens[:, None])[:, 0]
         assert (logits.amax(-1) - best <= logits.amax(-1).abs() / 64).all()  # bfloat16 has eight bits
+
+
+def test_the_precision_of_products_is_a_choice(
+    model: minilens.Model, text: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, rounded = minilens.logit_lens(model, text), minilens.logit_lens(model, text, precision="emulated")
+    assert (full.way, rounded.way) == ("decoder final", "decoder final, emulated")
+    far = (full.kl_final - rounded.kl_final).abs().max()
+    assert 0 < far < 0.1
+    (again,) = minilens.logit_lenses(model, text, [33], precision="emulated")
+    assert torch.equal(again.kl_final, rounded.kl_final)
+    for unit in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, unit, lambda: False)
+    with pytest.raises(
+        ValueError, match=r'gains nothing on this cpu, .*: leave it out, or take "emulated" for the same'
+    ):
+        minilens.logit_lens(model, text, precision="bfloat16")
+    with pytest.raises(ValueError, match="there is no precision 'half'; there are full, bfloat16, emulated"):
+        minilens.logit_lens(model, text, precision="half")

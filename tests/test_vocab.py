@@ -1,6 +1,7 @@
 """The pass over the vocabulary gives what the definitions give, in float64, on the same vectors."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minilens import vocab
+from minilens.device import CPU, PRECISIONS, at_once, check_precision
 from minilens.vocab import KL, OF_ALL_LOGITS, TokenStats, VocabStats, first_alike, vocab_stats
 
 EVERY = frozenset(OF_ALL_LOGITS)
@@ -58,21 +60,21 @@ def vectors(
     d_vocab=st.integers(1, 1300),
     scale=st.sampled_from([0.01, 0.3, 3.0]),
     bias=st.booleans(),
+    width=st.sampled_from([576, None]),  # None: one tile, as a GPU takes it
     tile=st.sampled_from([1, 2**12, 2**20]),
     whole=st.sampled_from([1, 2**23]),
     seed=st.integers(0, 99),
 )
 def test_every_statistic_in_float64(
-    n_rows: int, n_pos: int, d_vocab: int, scale: float, bias: bool, tile: int, whole: int, seed: int
+    n_rows: int, n_pos: int, d_vocab: int, scale: float, bias: bool, width: int | None, tile: int, whole: int, seed: int
 ) -> None:
     """Whatever the shapes, and however positions and vocabulary are cut."""
     x, W_U, b_U = vectors(n_rows, n_pos, 16, d_vocab, scale, seed, torch.float64)
     logits = x @ W_U + (b_U if bias else 0)
     asked = torch.randint(0, d_vocab, (2, n_pos), generator=torch.Generator().manual_seed(seed))
-    k = min(4, d_vocab)
+    k, device_sizes = min(4, d_vocab), CPU._replace(width=width, logits=tile, whole=whole)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(vocab.TILE, "cpu", tile)
-        patch.setattr(vocab, "WHOLE", whole)
+        patch.setattr(vocab, "at_once", lambda device: device_sizes)
         found = vocab_stats(x, W_U, b_U if bias else None, dict(enumerate(asked)), k=k, stats=EVERY)
     for name, expected in plainly(logits).items():
         assert torch.allclose(found.stats[name], expected.clamp(min=0), rtol=1e-9, atol=1e-11, equal_nan=True), name
@@ -144,10 +146,11 @@ def test_tokens_alike_are_found_and_no_others(bias: bool) -> None:
         assert first[token] == (token if token == 7 else int(alike.nonzero()[0]))
 
 
-def check_float32(x: Tensor, W_U: Tensor, b_U: Tensor) -> None:
+def check_float32(x: Tensor, W_U: Tensor, b_U: Tensor, precision: str = "full") -> None:
     """The bounds that vocab.py states, against float64 on the same vectors and weights."""
-    logits = x.double() @ W_U.double() + b_U.double()
-    found = vocab_stats(x, W_U, b_U, {}, k=5, stats=EVERY)
+    operands = (x, W_U) if precision == "full" else (x.bfloat16(), W_U.bfloat16())
+    logits = operands[0].double() @ operands[1].double() + b_U.double()
+    found = vocab_stats(x, W_U, b_U, {}, k=5, stats=EVERY, precision=precision)
     for name, expected in plainly(logits).items():
         error = (found.stats[name] - expected)[1:].abs()
         assert (error <= 2e-6 * (1 + logits.abs().max()) + 1e-5 * expected[1:]).all(), name
@@ -156,9 +159,15 @@ def check_float32(x: Tensor, W_U: Tensor, b_U: Tensor) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.01, 0.3, 3.0])
-def test_float32_is_as_near_as_promised(scale: float) -> None:
-    """Where logits reach 90 and divergences run from 1e-6 to 100 nats."""
-    check_float32(*vectors(8, 40, 64, 3000, scale, 0, torch.float32))
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_float32_is_as_near_as_promised(scale: float, precision: str) -> None:
+    """Where logits reach 90 and divergences run from 1e-6 to 100 nats. bfloat16 rounds the operands alone."""
+    try:
+        check_precision(precision, torch.device("cpu"))
+    except ValueError as error:
+        pytest.skip(str(error))
+    check_float32(*vectors(8, 40, 64, 3000, scale, 0, torch.float32), precision)
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_large_and_small_divergences() -> None:
@@ -203,7 +212,13 @@ def test_no_row_of_logits_is_whole() -> None:
             return result
 
     with pytest.MonkeyPatch.context() as patch, Watch():
-        patch.setitem(vocab.TILE, "cpu", 2**16)
-        patch.setattr(vocab, "WHOLE", 2**17)
+        patch.setattr(vocab, "at_once", lambda device: CPU._replace(logits=2**16, whole=2**17))
         vocab_stats(x, W_U, None, {}, k=5, stats=frozenset({"entropy", *KL}))
     assert largest <= 2**19 < 300 * 5000
+
+
+def test_a_gpu_takes_the_vocabulary_in_one_tile_by_the_size_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for gigabytes, logits, tokens in ((8, 2**25, 2**11), (80, 10 * 2**25, 2**14)):
+        card = SimpleNamespace(total_memory=gigabytes * 2**30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
+        assert at_once(torch.device("cuda:1")) == (None, logits, logits, tokens)

@@ -14,7 +14,7 @@ from ..learned.named import find_lens
 from ..lens import Lens
 from ..traces import ROW_SITES
 from ..views.corpus_record import SCHEMA, corpus_lines, corpus_record
-from .inputs import Loading, words
+from .inputs import PRECISION, Loading, words
 from .options import Command, argument, option
 from .outputs import say
 from .sweeps import Texts, Workers, drawn, read_sweep, show_report, summed, with_maps
@@ -46,6 +46,7 @@ class Request:
     )
     sites: str = option(default="resid_post", help=f"values to decode, with commas: {', '.join(ROW_SITES)}")
     shard: int = option(default=SHARD, help="characters of text that one worker takes at a time (default: %(default)s)")
+    precision: str = option(**PRECISION)
     workers: Workers
     loading: Loading
 
@@ -56,7 +57,7 @@ class Request:
     def plan(self, tokenizer: Tokenizer) -> Plan:
         decoders, sites, texts = tuple(words(self.decoder)), tuple(words(self.sites)), self.texts
         prefix = texts.prefix_for(tokenizer)
-        return Plan(decoders, self.norm, sites, texts.window, prefix, texts.batch, self.shard)
+        return Plan(decoders, self.norm, sites, texts.window, prefix, texts.batch, self.shard, self.precision)
 
     def others(self) -> dict[str, Lens]:
         """The learned lenses, by their names here."""

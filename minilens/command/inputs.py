@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoint.tokenizer import Tokenizer, with_space
+from ..device import PRECISIONS
 from ..loading import load
 from ..model import Model
 from ..shapes import Tokens
@@ -17,6 +18,13 @@ from .options import argument, option
 from .outputs import say
 
 DEFAULT_MODEL = "tales-gpt2"
+PRECISION = {  # the option of the commands that decode rows
+    "choices": PRECISIONS,
+    "default": "full",
+    "metavar": "PRECISION",
+    "help": "of the products with the unembedding: full; bfloat16, quicker where the processor has it; emulated, the "
+    "same on any (default: %(default)s)",
+}
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # Bytes of a text. The longest context of these families holds 2048 tokens, and the longest token of GPT-2's vocabulary

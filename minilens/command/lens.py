@@ -16,7 +16,7 @@ from ..traces import ROW_SITES, BlockTrace, Edit
 from ..views.lens_panels import MEASURES, PARTS, SHORT, STYLES, WHOSE, stats_for
 from ..views.tokens import text_label
 from .edits import Edits
-from .inputs import Source, named_token, places, words
+from .inputs import PRECISION, Source, named_token, places, words
 from .options import Command, option
 from .outputs import Files, chosen, print_json, say, terminal
 
@@ -53,6 +53,7 @@ class Request:
         f"{', '.join(WHOSE)} or tracked with _{', _'.join(PARTS)}, as in next_rank",
     )
     stats: str | None = option(help=f"statistics for --json, --csv and --html, with commas, or all: {', '.join(STATS)}")
+    precision: str = option(**PRECISION)
     json: bool = option(help="print the whole table as JSON")
     csv: bool = option(help="print it as CSV, a line for each row and position")
     patterns: str | None = option(
@@ -175,6 +176,7 @@ def lens(request: Request) -> None:
             track=track,
             top_k=request.top_k if request.top_k is not None else 5 if request.has_numbers else 1,
             stats=request.computed,
+            precision=request.precision,
             edit=edit,
             tokenizer=tokenizer,
         )

@@ -47,7 +47,7 @@ class Texts:
     prefix: str | None = option(
         help="text to put before every window, not counted (default: the first control code, if there are any)"
     )
-    batch: int = option(default=1024, help="tokens to read at once (default: %(default)s)")
+    batch: int | None = option(help="tokens to read at once (default: 1024; on a GPU more, by its memory)")
 
     def read(self, paths: Sequence[Path] | None = None) -> list[TextFile]:
         """The files to read. Raises ValueError for one that cannot be read, and for options that none is for."""

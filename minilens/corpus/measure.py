@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..arguments import check_numbers
 from ..checkpoint.tokenizer import Tokenizer
+from ..device import at_once, check_precision
 from ..lens import Lens, Readout, residuals
 from ..model import Model
 from ..ops import upcast
@@ -47,8 +48,9 @@ class Plan:
     sites: tuple[str, ...] = ("resid_post",)
     window: int | None = None  # tokens that the model sees together, the prefix among them; by default its context
     prefix: str = ""  # put before every window, such as a control code; it is not counted
-    batch: int = 1024  # tokens that are read at once
+    batch: int | None = None  # tokens that are read at once; by default what suits the device, on the CPU 1024
     shard: int = SHARD  # characters of text whose sums are kept apart
+    precision: str = "full"  # of the products with the unembedding, as in `logit_lens`
 
 
 class Decoded(NamedTuple):
@@ -83,12 +85,14 @@ class CorpusLens:
     def __init__(
         self, model: Model, tokenizer: Tokenizer, plan: Plan, others: Mapping[str, Lens] | None = None
     ) -> None:
-        for name in ("batch", "shard"):
-            if getattr(plan, name) < 1:
-                raise ValueError(f"{name} must be at least 1; it is {getattr(plan, name)}")
+        for name, value in (("batch", plan.batch), ("shard", plan.shard)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1; it is {value}")
         if not plan.decoders or len(set(plan.decoders)) < len(plan.decoders):
             raise ValueError(f"name each decoder once; got {', '.join(plan.decoders) or 'none'}")
         check_numbers(model)
+        check_precision(plan.precision, model.W_U.device)
+        self.batch = at_once(model.W_U.device).tokens if plan.batch is None else plan.batch
         self.model, self.tokenizer, self.plan = model, tokenizer, plan
         self.window = model.config.n_ctx if plan.window is None else plan.window
         self.prefix = tokenizer.encode(plan.prefix)[0]
@@ -137,8 +141,9 @@ class CorpusLens:
             "sites": list(plan.sites),
             "window": self.window,
             "prefix": self.prefix.tolist(),
-            "batch": plan.batch,
+            "batch": self.batch,
             "shard": plan.shard,
+            **({} if plan.precision == "full" else {"precision": plan.precision}),
             **others,
         }
 
@@ -152,7 +157,7 @@ class CorpusLens:
 
     def batches(self, documents: Sequence[Int[Tensor, "_"]]) -> Iterator[Batch]:
         """The documents as the model reads them."""
-        return batches(windows(documents, self.window - len(self.prefix)), self.prefix, self.plan.batch)
+        return batches(windows(documents, self.window - len(self.prefix)), self.prefix, self.batch)
 
     def empty(self) -> list[Means]:
         """The tallies of no text."""
@@ -237,7 +242,7 @@ class CorpusLens:
         }
         observed = []
         for lens, x in zip(lenses, read, strict=True):
-            found = vocab_stats(x, W_U, b_U, asked, k=1, stats=STATS)
+            found = vocab_stats(x, W_U, b_U, asked, k=1, stats=STATS, precision=self.plan.precision)
             found.check_finite(lens.labels, embed.dtype)
             numbers = {**found.stats, "cross_entropy": -found.tokens["next"].logprob}
             observed.append(

@@ -88,7 +88,7 @@ IN_BLOCK: dict[tuple[str, str], dict[str, str]] = {
         "attention_scores(q, k) * q.shape[-1] ** -0.5": "The scores are scaled by 1 / sqrt(d_head); GPT-Neo's are not.",
         "attention_scores(q, k) / q.shape[-1]": "The scores are divided by d_head; GPT-Neo's are not.",
     },
-    ("scores", "scores.masked_fill(~visible, -torch.inf)"): {
+    ("scores", "scores.where(visible, -torch.inf)"): {
         "scores.masked_fill(visible, -torch.inf)": "What is visible is hidden, and what is hidden visible: ~visible.",
         "scores.masked_fill(~visible, 0)": "Hidden scores are 0; they must be -inf, for exp(0) is 1.",
         "scores.masked_fill(~visible, torch.inf)": "Hidden scores are +inf; they must be -inf.",

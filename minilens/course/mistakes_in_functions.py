@@ -97,7 +97,7 @@ IN_FUNCTIONS: dict[tuple[str, str], dict[str, str]] = {
         "(scores.exp() / scores.exp().sum())": "It is divided by the sum of everything; it must be each row's sum.",
         "(scores / scores.sum(-1, keepdim=True))": "The exponential is missing.",
     },
-    ("gelu_new", "0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))"): {
+    ("gelu_new", 'F.gelu(x, approximate="tanh")'): {
         "F.gelu(x)": "This is the exact GELU; GPT-2 has the tanh approximation.",
         "x * torch.sigmoid(1.702 * x)": "This is the sigmoid approximation of GELU; GPT-2 has the tanh approximation.",
         "F.relu(x)": "This is a ReLU.",

@@ -65,7 +65,7 @@ class Recipe:
     skip: int = 1
     ridge: float | None = None
     steps: int = 12
-    batch: int = 1024
+    batch: int | None = None
     shard: int | None = None
 
     def __post_init__(self) -> None:

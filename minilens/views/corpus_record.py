@@ -39,6 +39,7 @@ def corpus_record(name: str, findings: Findings) -> dict[str, Any]:
         "window": lens.window,
         "prefix": lens.plan.prefix,
         "norm": lens.plan.norm,
+        "precision": lens.plan.precision,
         "sites": list(lens.plan.sites),
         "decoders": {
             as_unicode(decoder): {

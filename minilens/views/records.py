@@ -56,6 +56,7 @@ def as_record(table: LensTable) -> dict[str, Any]:
         "decoder": table.decoder,
         "norm": table.norm,
         "centre": table.centre,
+        "precision": table.precision,
         "positions": table.positions.tolist(),
         "tokens": tokens(table.tokens),
         "next_tokens": tokens(table.next_tokens),

@@ -10,7 +10,7 @@ from minilens.course.exercise import solution
 ALL = "gpt2 gpt_neo ctrl"
 GPT2, NEO, CTRL = ALL.split()
 LN = "F.layer_norm(resid, norm.w.shape, norm.w, norm.b, eps)"
-GELU = "0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))"
+GELU = 'F.gelu(x, approximate="tanh")'
 SPLIT = "x.view(*x.shape[:-1], n_heads, -1).transpose(1, 2)"
 SINES = "torch.cat([angles[:, 0::2].sin(), angles[:, 1::2].cos()], dim=-1)"
 
@@ -94,20 +94,20 @@ PLANTED = [
     Planted(CTRL, "linear(ln1_out, w.W_Q, w.b_Q), linear(ln1_out, w.W_K, w.b_K), linear(ln1_out, w.W_V, w.b_V)", "[linear(ln1_out, W, w.b_Q) for W in (w.W_Q, w.W_K, w.W_V)]", "All three have the bias b_Q"),
     Planted(CTRL, "linear(ln1_out, w.W_Q, w.b_Q), linear(ln1_out, w.W_K, w.b_K), linear(ln1_out, w.W_V, w.b_V)", "[ln1_out @ W for W in (w.W_Q, w.W_K, w.W_V)]", "biases b_Q, b_K and b_V"),
     Planted(ALL, "k = split_heads(k, cfg.n_heads)", "k = split_heads(v, cfg.n_heads)", "numbers of v"),
-    Planted(f"{GPT2}", "attention_scores(q, k) * cfg.score_scale[layer]", "q @ k.transpose(-2, -1)", "not scaled"),
-    Planted(f"{CTRL}", "attention_scores(q, k) * q.shape[-1] ** -0.5", "q @ k.transpose(-2, -1)", "not scaled"),
-    Planted(GPT2, "attention_scores(q, k) * cfg.score_scale[layer]", "cfg.score_scale[0] * attention_scores(q, k)", "scale of layer 0"),
-    Planted(GPT2, "attention_scores(q, k) * cfg.score_scale[layer]", "attention_scores(q, k) / math.sqrt(cfg.d_model)", "sqrt(d_model)"),
-    Planted(CTRL, "attention_scores(q, k) * q.shape[-1] ** -0.5", "attention_scores(q, k) / (cfg.d_model // cfg.n_heads)", "its square root"),
+    Planted(f"{GPT2}", "attention_scores(q * cfg.score_scale[layer], k)", "q @ k.transpose(-2, -1)", "not scaled"),
+    Planted(f"{CTRL}", "attention_scores(q * q.shape[-1] ** -0.5, k)", "q @ k.transpose(-2, -1)", "not scaled"),
+    Planted(GPT2, "attention_scores(q * cfg.score_scale[layer], k)", "cfg.score_scale[0] * attention_scores(q, k)", "scale of layer 0"),
+    Planted(GPT2, "attention_scores(q * cfg.score_scale[layer], k)", "attention_scores(q, k) / math.sqrt(cfg.d_model)", "sqrt(d_model)"),
+    Planted(CTRL, "attention_scores(q * q.shape[-1] ** -0.5, k)", "attention_scores(q, k) / (cfg.d_model // cfg.n_heads)", "its square root"),
     Planted(NEO, "attention_scores(q.float(), k.float())", "attention_scores(q, k) / math.sqrt(q.shape[-1])", "GPT-Neo's are not"),
     Planted(NEO, "visible.triu(1 - cfg.window)", "visible & (torch.ones_like(visible).triu(-cfg.window))", "one too long"),
     Planted(NEO, "visible.triu(1 - cfg.window)", "visible.triu(-(cfg.window - 2))", "one too short"),
     Planted(NEO, "if cfg.is_local[layer]:", "if layer % 2 == 0:", "Local and global layers are exchanged"),
     Planted(NEO, "if cfg.is_local[layer]:", "if False:", "window is not used"),
-    Planted(ALL, "scores.masked_fill(~visible, -torch.inf)", "torch.where(visible, -math.inf, scores)", "What is visible is hidden"),
-    Planted(NEO, "scores.masked_fill(~visible, -torch.inf)", "scores - 1e9 * visible", "What is visible is hidden"),
-    Planted(CTRL, "attention_scores(q, k) * q.shape[-1] ** -0.5", "attention_scores(q, k) / math.sqrt(cfg.d_mlp)", "as much as d_head"),
-    Planted(ALL, "scores.masked_fill(~visible, -torch.inf)", "torch.where(visible, scores, 0.0)", "exp(0) is 1"),
+    Planted(ALL, "scores.where(visible, -torch.inf)", "torch.where(visible, -math.inf, scores)", "What is visible is hidden"),
+    Planted(NEO, "scores.where(visible, -torch.inf)", "scores - 1e9 * visible", "What is visible is hidden"),
+    Planted(CTRL, "attention_scores(q * q.shape[-1] ** -0.5, k)", "attention_scores(q, k) / math.sqrt(cfg.d_mlp)", "as much as d_head"),
+    Planted(ALL, "scores.where(visible, -torch.inf)", "torch.where(visible, scores, 0.0)", "exp(0) is 1"),
     Planted(ALL, "pattern @ v  #", "torch.einsum('bhqk,bhqd->bhkd', pattern, v)  #", "transposed"),
     Planted(ALL, "pattern @ v  #", "pattern @ k  #", "keys are averaged"),
     Planted(ALL, "linear(merge_heads(z), w.W_O, w.b_O)", "merge_heads(z) @ w.W_O", "b_O is forgotten"),

@@ -163,7 +163,7 @@ def test_a_mistake_is_named_where_several_lines_stand_in_one() -> None:
         ("def final_norm", "def norm_final", "final_norm", "there is no function final_norm"),
         ("        attn_out = ", "        written = ", "attn_out", "no line of block gives attn_out"),
         ("resid_mid = resid_pre + attn_out", "resid_mid = resid_pre.add_(attn_out)", "resid_mid", "into resid_pre"),
-        ("x * (1 + torch.tanh", "x.abs_() * (1 + torch.tanh", "gelu_new", "writes into a tensor that it was given"),
+        ("F.gelu(x, ", "F.gelu(x.abs_(), ", "gelu_new", "writes into a tensor that it was given"),
         ("return self.W_pos[:n]", "return self.W_pos.mul_(1)[:n]", "positions", "writes into the weights"),
         ("z = pattern @ v  #", "z = exit()  #", "z", "ends the process"),
         ("resid_mid + mlp_out", "resid_mid + 2 * mlp_out - mlp_out.new_zeros(1)", "resid_post", "differs at"),

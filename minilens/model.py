@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .arguments import EDIT, check_function, check_model, whole_number
 from .ops import LayerNorm
 from .shapes import Logits, Resid, Tokens
 from .traces import BlockTrace, Edit, Trace, untouched
+
+TOGETHER = 1024  # positions of short texts that are run side by side: enough to keep a matrix product busy
 
 
 @runtime_checkable
@@ -168,3 +171,26 @@ def decode(model: Model, resid: Resid, *, start: int, edit: Edit = untouched) ->
     for block in run(model, resid, start=start, edit=edit):
         resid = block.resid_post
     return model.unembed(resid)
+
+
+def side_by_side(lengths: Sequence[int], *, padded: bool) -> Iterator[list[int]]:
+    """Texts to run together, by their numbers: those of like lengths, padded or of the very same one.
+
+    All of them have TOGETHER positions at most, or it is one text.
+    """
+    some: list[int] = []
+    for text in sorted(range(len(lengths)), key=lambda text: lengths[text]):
+        n = lengths[text]
+        if some and ((len(some) + 1) * n > TOGETHER or not (padded or lengths[some[0]] == n)):
+            yield some
+            some = []
+        some.append(text)
+    if some:
+        yield some
+
+
+def padded_with_zeros(tokens: Tokens, lengths: Sequence[int]) -> Int[Tensor, "batch longest"]:
+    """Texts of these lengths, up to the longest one's end, with token 0 after their own."""
+    tokens = tokens[:, : max(lengths)]
+    ends = torch.tensor(lengths, device=tokens.device)[:, None]
+    return tokens.where(torch.arange(tokens.shape[1], device=tokens.device) < ends, 0)

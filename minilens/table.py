@@ -11,7 +11,7 @@ from torch import Tensor
 from .arguments import check_ids, check_numbers, names, positions_in, quoted, top_count, whole_numbers
 from .checkpoint.tokenizer import Tokenizer
 from .lens import Lens
-from .model import Model
+from .model import Model, padded_with_zeros, side_by_side
 from .ops import upcast
 from .shapes import Tokens
 from .traces import Edit, untouched
@@ -137,20 +137,42 @@ def logit_lens(
     Raises ValueError as `lens_rows` does, for a position, token or statistic that is not there, and for logits that are
     not finite.
     """
+    how: Any = dict(positions=positions, track=track, top_k=top_k, stats=stats, edit=edit, tokenizer=tokenizer)
+    return _side_by_side(model, tokens, None, **how, **options)
+
+
+def _side_by_side(
+    model: Model,
+    tokens: Tokens,
+    lengths: list[int] | None,
+    *,
+    positions: int | Iterable[int] | None = None,
+    track: int | Iterable[int] = (),
+    top_k: int = 5,
+    stats: str | Iterable[str] = DEFAULT_STATS,
+    edit: Edit = untouched,
+    tokenizer: Tokenizer | None = None,
+    **options: Any,
+) -> LensTable:
+    """The table of one text, or those of texts of some lengths as one: the columns of the first, of the second ..."""
     lens, wanted = Lens(**options), _wanted(stats)
     readout = lens.of(model, tokens, edit)
     check_numbers(model)
-    if len(tokens) != 1:
+    if lengths is None and len(tokens) != 1:
         raise ValueError(f"logit_lens reads one text, of shape [1, pos]; got {len(tokens)} of them: use logit_lenses")
     d_vocab = model.W_U.shape[1]
     k, followed = top_count(top_k, d_vocab), _followed(track, d_vocab)
-    columns = positions_in("the text has", positions, tokens.shape[1])
+    ends = lengths or [tokens.shape[1]]
+    chosen = [positions_in("the text has", positions, end) for end in ends]
+    texts = torch.tensor([text for text, each in enumerate(chosen) for _ in each], device="cpu")
+    columns = torch.tensor([column for each in chosen for column in each], device="cpu")
     x = upcast(readout.embed.new_empty(len(readout.sites), len(columns), readout.embed.shape[-1]))
     for r, (_, reader, resid) in enumerate(readout.rows()):
-        x[r] = reader.final_norm(resid)[0, columns]
+        x[r] = reader.final_norm(resid)[texts, columns]
 
-    text = tokens[0].to(x.device)
-    shown, follows = text[columns], torch.cat([text[1:], text.new_tensor([-1])])[columns]
+    shown = tokens[texts, columns].to(x.device)
+    goes_on = columns + 1 < torch.tensor(ends, device="cpu")[texts]
+    follows = tokens[texts, columns + goes_on].to(x.device).where(goes_on.to(x.device), -1)
     asked: dict[Hashable, Tensor] = {}
     if "next" in wanted:
         asked["next"] = follows.clamp(min=0)
@@ -174,7 +196,7 @@ def logit_lens(
         decoder=lens.decoder,
         norm=lens.norm,
         centre=lens.centre,
-        positions=torch.tensor(columns, device="cpu"),
+        positions=columns,
         tokens=shown.cpu(),
         final_tokens=found.top.tokens[-1, :, 0].cpu(),
         next_tokens=follows.cpu(),
@@ -190,8 +212,9 @@ def logit_lenses(
 ) -> list[LensTable]:
     """The lens on several texts, as `tokenizer.encode` gives a list of them: a table for each, without the padding.
 
-    options: those of `logit_lens`. A causal model reads each text as if it stood alone. Raises ValueError as that does,
-    and where there is not one length for each text, from 1 to the tokens that there are.
+    options: those of `logit_lens`. A causal model reads each text as if it stood alone, and short ones are read side by
+    side: tables agree with those of `logit_lens` within rounding. With an edit each text is read by itself. Raises
+    ValueError as that does, and where there is not one length for each text, from 1 to the tokens that there are.
     """
     check_ids(tokens)
     n_texts, longest = tokens.shape
@@ -202,7 +225,19 @@ def logit_lenses(
         if not 1 <= n <= longest:
             raise ValueError(f"lengths must be from 1 to {longest}, the tokens of the longest text; got {n}")
     once: Any = {name: tuple(value) if isinstance(value, Iterator) else value for name, value in options.items()}
-    return [logit_lens(model, text[None, :n], **once) for text, n in zip(tokens, each, strict=True)]
+    edited = once.get("edit", untouched) is not untouched
+    # A pad is not of the text: a mean over the positions would see it, and a function of the caller's might.
+    padded = not once.get("centre", False) and once.get("transport", untouched) is untouched
+    groups = [[text] for text in range(n_texts)] if edited else side_by_side(each, padded=padded)
+    tables: dict[int, LensTable] = {}
+    for group in groups:
+        lengths = [each[text] for text in group]
+        together = _side_by_side(model, padded_with_zeros(tokens[group], lengths), lengths, **once)
+        start = 0
+        for text, n in zip(group, lengths, strict=True):
+            width = n if once.get("positions") is None else len(together.positions) // len(group)
+            tables[text] = together.columns(slice(start, start := start + width))
+    return [tables[text] for text in range(n_texts)]
 
 
 def _wanted(stats: str | Iterable[str]) -> set[str]:

@@ -112,7 +112,7 @@ def test_long_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("a.parquet", parquet(["a", None, "c"]), r'a\.parquet, row 2 has no text: its "text" is null$'),
         ("a.parquet", parquet(not_utf_8()), r"a\.parquet, row 1 is not UTF-8: .* at byte 3$"),
         ("a.parquet", parquet(["x" * 10**6] * 300), TOO_LARGE),
-        ("a.parquet", parquet(["x" * 10**6] * 9, use_dictionary=False), TOO_LARGE),
+        ("a.parquet", parquet(["x" * 10**6] * 9, use_dictionary=False, compression="zstd"), TOO_LARGE),
         ("a.parquet", parquet([""] * 10**7), TOO_LARGE),
     ],
 )  # fmt: skip
@@ -147,7 +147,7 @@ def test_a_row_group_is_never_whole(tmp_path: Path) -> None:
     assert pyarrow.parquet.read_metadata(path).row_group(0).total_byte_size > 10**7
     before = pyarrow.total_allocated_bytes()
     most = max(pyarrow.total_allocated_bytes() - before for _ in TextFile(path).documents())
-    assert most < 2**22
+    assert most < 5 * 10**6
 
 
 FLIPS = st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), min_size=1, max_size=3)

@@ -69,7 +69,7 @@ def on_hub(name: str, begun: Mapping[str, str]) -> list[HubFile]:
         raise ValueError(f"{name} is no file of a dataset: it must be hf://datasets/OWNER/NAME[@REVISION]/PATH")
     from huggingface_hub import errors
 
-    dataset = parts[1]
+    dataset, commit = parts[1], revision
     try:
         commit = _commit(dataset, begun.get(f"{dataset}@{revision}", revision))
         root = _root(dataset, commit)
@@ -89,11 +89,7 @@ def on_hub(name: str, begun: Mapping[str, str]) -> list[HubFile]:
         raise ValueError(f"{name} cannot be found: the Hub cannot be reached, or refuses ({said(error)})") from error
     if not found:
         raise ValueError(f"{name} is no file: the dataset has none of that name at {commit[:12]}; a folder needs /*")
-    files = []
-    for path, info in sorted(found.items()):
-        lfs = info["lfs"] or {}
-        files.append(HubFile(dataset, revision, commit, _inside(root, path), int(info["size"]), lfs.get("sha256")))
-    return files
+    return [HubFile(dataset, revision, commit, *_described(root, path, info)) for path, info in sorted(found.items())]
 
 
 def _root(dataset: str, commit: str) -> str:
@@ -119,12 +115,17 @@ def _listed(root: str, path: str) -> dict[str, Any]:
     return {name: info for name, info in found.items() if info["type"] == "file"}
 
 
-def _inside(root: str, path: str) -> str:
-    """The path in the dataset. Raises ValueError where the Hub names one that leads out of it, or that hides itself."""
-    file = path.removeprefix(f"{root}/")
+def _described(root: str, path: str, info: Mapping[str, Any]) -> tuple[str, int, str | None]:
+    """A file's path in the dataset, its size and its hash.
+
+    Raises ValueError where the Hub names a path that leads out of the dataset or hides what it is, or no size.
+    """
+    file, size, lfs = path.removeprefix(f"{root}/"), info["size"], info["lfs"] or {}
     if file == path or {"", ".", ".."} & {*file.split("/")} or not file.isprintable():
         raise ValueError(f"the Hub names a file {file!a:.80}, which is no path in a dataset: {NO_HUB}")
-    return file
+    if not isinstance(size, int) or size < 0:
+        raise ValueError(f"the Hub names no size of {file}: {NO_HUB}")
+    return file, size, lfs.get("sha256")
 
 
 class _Remote(io.RawIOBase):

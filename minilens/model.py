@@ -173,24 +173,20 @@ def decode(model: Model, resid: Resid, *, start: int, edit: Edit = untouched) ->
     return model.unembed(resid)
 
 
-def side_by_side(lengths: Sequence[int], *, padded: bool) -> Iterator[list[int]]:
-    """Texts to run together, by their numbers: those of like lengths, padded or of the very same one.
+def side_by_side(
+    tokens: Tokens, lengths: Sequence[int], *, padded: bool = True, alone: bool = False
+) -> Iterator[tuple[list[int], Int[Tensor, "some longest"], list[int]]]:
+    """Texts of a batch to run together: their numbers, their tokens with 0 after each one's own, and their lengths.
 
-    All of them have TOGETHER positions at most, or it is one text.
+    Those of like lengths are together, TOGETHER positions at most; without padding those of one; or each is alone.
     """
     some: list[int] = []
-    for text in sorted(range(len(lengths)), key=lambda text: lengths[text]):
-        n = lengths[text]
-        if some and ((len(some) + 1) * n > TOGETHER or not (padded or lengths[some[0]] == n)):
-            yield some
-            some = []
+    order = sorted(range(len(lengths)), key=lambda text: lengths[text])
+    for text, after in zip(order, [*order[1:], None], strict=True):
         some.append(text)
-    if some:
-        yield some
-
-
-def padded_with_zeros(tokens: Tokens, lengths: Sequence[int]) -> Int[Tensor, "batch longest"]:
-    """Texts of these lengths, up to the longest one's end, with token 0 after their own."""
-    tokens = tokens[:, : max(lengths)]
-    ends = torch.tensor(lengths, device=tokens.device)[:, None]
-    return tokens.where(torch.arange(tokens.shape[1], device=tokens.device) < ends, 0)
+        n = 0 if after is None else lengths[after]
+        if alone or (len(some) + 1) * n > TOGETHER or not n or not (padded or lengths[text] == n):
+            ends = [lengths[each] for each in some]
+            there = torch.arange(max(ends), device=tokens.device) < torch.tensor(ends, device=tokens.device)[:, None]
+            yield some, tokens[some, : max(ends)].where(there, 0), ends
+            some = []

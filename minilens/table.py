@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .arguments import check_ids, check_numbers, names, positions_in, quoted, top_count, whole_numbers
+from .arguments import check_ids, check_numbers, names, positions_in, quoted, tokens_in, top_count, whole_numbers
 from .checkpoint.tokenizer import Tokenizer
 from .lens import Lens
-from .model import Model, padded_with_zeros, side_by_side
+from .model import Model, side_by_side
 from .ops import upcast
 from .shapes import Tokens
 from .traces import Edit, untouched
@@ -161,7 +161,7 @@ def _side_by_side(
     if lengths is None and len(tokens) != 1:
         raise ValueError(f"logit_lens reads one text, of shape [1, pos]; got {len(tokens)} of them: use logit_lenses")
     d_vocab = model.W_U.shape[1]
-    k, followed = top_count(top_k, d_vocab), _followed(track, d_vocab)
+    k, followed = top_count(top_k, d_vocab), tokens_in(track, d_vocab)
     ends = lengths or [tokens.shape[1]]
     chosen = [positions_in("the text has", positions, end) for end in ends]
     texts = torch.tensor([text for text, each in enumerate(chosen) for _ in each], device="cpu")
@@ -184,7 +184,7 @@ def _side_by_side(
 
     values: dict[Hashable, Any] = {"top": found.top} | found.tokens | found.stats
     if "next" in wanted:
-        values["next"] = _where(follows >= 0, found.tokens["next"])
+        values["next"] = found.tokens["next"].where(follows >= 0)
     if followed:
         values["tracked"] = TokenStats(
             *(torch.stack(part, -1) for part in zip(*(found.tokens[token] for token in followed), strict=True))
@@ -228,15 +228,12 @@ def logit_lenses(
     edited = once.get("edit", untouched) is not untouched
     # A pad is not of the text: a mean over the positions would see it, and a function of the caller's might.
     padded = not once.get("centre", False) and once.get("transport", untouched) is untouched
-    groups = [[text] for text in range(n_texts)] if edited else side_by_side(each, padded=padded)
     tables: dict[int, LensTable] = {}
-    for group in groups:
-        lengths = [each[text] for text in group]
-        together = _side_by_side(model, padded_with_zeros(tokens[group], lengths), lengths, **once)
-        start = 0
-        for text, n in zip(group, lengths, strict=True):
-            width = n if once.get("positions") is None else len(together.positions) // len(group)
-            tables[text] = together.columns(slice(start, start := start + width))
+    for texts, together, ends in side_by_side(tokens, each, alone=edited, padded=padded):
+        table, start = _side_by_side(model, together, ends, **once), 0
+        for text, n in zip(texts, ends, strict=True):
+            width = n if once.get("positions") is None else len(table.positions) // len(texts)
+            tables[text] = table.columns(slice(start, start := start + width))
     return [tables[text] for text in range(n_texts)]
 
 
@@ -246,21 +243,6 @@ def _wanted(stats: str | Iterable[str]) -> set[str]:
     if unknown := sorted(wanted - {*STATS}):
         raise ValueError(f"there is no statistic {quoted(unknown[0])}; there are {', '.join(STATS)}")
     return wanted
-
-
-def _followed(track: int | Iterable[int], d_vocab: int) -> tuple[int, ...]:
-    """The tokens to follow, each once."""
-    tokens = tuple(dict.fromkeys(whole_numbers("track", track)))
-    for token in tokens:
-        if not 0 <= token < d_vocab:
-            raise ValueError(f"token id {token} cannot be tracked: the model's ids go from 0 to {d_vocab - 1}")
-    return tokens
-
-
-def _where(there: Bool[Tensor, "pos"], found: TokenStats) -> TokenStats:
-    """The same where there is a token; elsewhere not a number, and rank 0."""
-    logit, logprob = (part.where(there, torch.nan) for part in (found.logit, found.logprob))
-    return TokenStats(logit, logprob, found.rank.where(there, 0))
 
 
 def _on_cpu(found: Any) -> Any:

@@ -8,7 +8,7 @@ import torch
 from ..arguments import check_numbers, quoted
 from ..checkpoint.tokenizer import Tokenizer
 from ..edits import Lengths
-from ..model import Model, padded_with_zeros, side_by_side
+from ..model import Model, side_by_side
 from ..shapes import Tokens
 from ..traces import Edit, untouched
 from .attribution import Attribution, Layers, attributed
@@ -85,11 +85,9 @@ def attributions(
     texts = texts_of(tokens, lengths)
     ends, n = [text.shape[1] for text in texts], len(texts)
     its, other = one_each("token", token, n), one_each("against", against, n)
-    groups = side_by_side(ends, padded=True) if edit is untouched else ([text] for text in range(n))
     found: dict[int, Attribution] = {}
-    for group in groups:
-        of_group = [[each[text] for text in group] for each in (ends, its, other)]
-        padded = padded_with_zeros(tokens[group], of_group[0])
-        together = attributed(model, padded, of_group[0], position, of_group[1], of_group[2], neurons, edit, tokenizer)
-        found |= dict(zip(group, together, strict=True))
+    for some, together, its_ends in side_by_side(tokens, ends, alone=edit is not untouched):
+        right, wrong = ([each[text] for text in some] for each in (its, other))
+        each = attributed(model, together, its_ends, position, right, wrong, neurons, edit, tokenizer)
+        found |= dict(zip(some, each, strict=True))
     return Attributions(tuple(found[text] for text in range(n)))

@@ -63,6 +63,15 @@ def positions_in(text: str, value: Any, n: int) -> list[int]:
     return found
 
 
+def tokens_in(track: Any, d_vocab: int) -> tuple[int, ...]:
+    """The tokens to follow, each once."""
+    tokens = tuple(dict.fromkeys(whole_numbers("track", track)))
+    for token in tokens:
+        if not 0 <= token < d_vocab:
+            raise ValueError(f"token id {token} cannot be tracked: the model's ids go from 0 to {d_vocab - 1}")
+    return tokens
+
+
 def top_count(value: Any, d_vocab: int) -> int:
     """How many of the best tokens to name."""
     if not 1 <= (found := whole_number("top_k", value)) <= d_vocab:

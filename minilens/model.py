@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .arguments import EDIT, check_function, check_model, whole_number
 from .ops import LayerNorm
 from .shapes import Logits, Resid, Tokens
 from .traces import BlockTrace, Edit, Trace, untouched
+
+TOGETHER = 1024  # positions of short texts that are run side by side: enough to keep a matrix product busy
 
 
 @runtime_checkable
@@ -168,3 +171,22 @@ def decode(model: Model, resid: Resid, *, start: int, edit: Edit = untouched) ->
     for block in run(model, resid, start=start, edit=edit):
         resid = block.resid_post
     return model.unembed(resid)
+
+
+def side_by_side(
+    tokens: Tokens, lengths: Sequence[int], *, padded: bool = True, alone: bool = False
+) -> Iterator[tuple[list[int], Int[Tensor, "some longest"], list[int]]]:
+    """Texts of a batch to run together: their numbers, their tokens with 0 after each one's own, and their lengths.
+
+    Those of like lengths are together, TOGETHER positions at most; without padding those of one; or each is alone.
+    """
+    some: list[int] = []
+    order = sorted(range(len(lengths)), key=lambda text: lengths[text])
+    for text, after in zip(order, [*order[1:], None], strict=True):
+        some.append(text)
+        n = 0 if after is None else lengths[after]
+        if alone or (len(some) + 1) * n > TOGETHER or not n or not (padded or lengths[text] == n):
+            ends = [lengths[each] for each in some]
+            there = torch.arange(max(ends), device=tokens.device) < torch.tensor(ends, device=tokens.device)[:, None]
+            yield some, tokens[some, : max(ends)].where(there, 0), ends
+            some = []

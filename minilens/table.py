@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .arguments import check_ids, check_numbers, names, positions_in, quoted, top_count, whole_numbers
+from .arguments import check_ids, check_numbers, names, positions_in, quoted, tokens_in, top_count, whole_numbers
 from .checkpoint.tokenizer import Tokenizer
 from .device import check_precision
 from .lens import Lens
-from .model import Model
+from .model import Model, side_by_side
 from .ops import upcast
 from .shapes import Tokens
 from .traces import Edit, untouched
@@ -144,21 +144,45 @@ def logit_lens(
     Raises ValueError as `lens_rows` does, for a position, token, statistic or precision that is not there, and for
     logits that are not finite.
     """
+    which: Any = dict(positions=positions, track=track, top_k=top_k, stats=stats)
+    how: Any = dict(precision=precision, edit=edit, tokenizer=tokenizer)
+    return _side_by_side(model, tokens, None, **which, **how, **options)
+
+
+def _side_by_side(
+    model: Model,
+    tokens: Tokens,
+    lengths: list[int] | None,
+    *,
+    positions: int | Iterable[int] | None = None,
+    track: int | Iterable[int] = (),
+    top_k: int = 5,
+    stats: str | Iterable[str] = DEFAULT_STATS,
+    precision: str = "full",
+    edit: Edit = untouched,
+    tokenizer: Tokenizer | None = None,
+    **options: Any,
+) -> LensTable:
+    """The table of one text, or those of texts of some lengths as one: the columns of the first, of the second ..."""
     lens, wanted = Lens(**options), _wanted(stats)
     readout = lens.of(model, tokens, edit)
     check_numbers(model)
     check_precision(precision, model.W_U.device)
-    if len(tokens) != 1:
+    if lengths is None and len(tokens) != 1:
         raise ValueError(f"logit_lens reads one text, of shape [1, pos]; got {len(tokens)} of them: use logit_lenses")
     d_vocab = model.W_U.shape[1]
-    k, followed = top_count(top_k, d_vocab), _followed(track, d_vocab)
-    columns = positions_in("the text has", positions, tokens.shape[1])
+    k, followed = top_count(top_k, d_vocab), tokens_in(track, d_vocab)
+    ends = lengths or [tokens.shape[1]]
+    chosen = [positions_in("the text has", positions, end) for end in ends]
+    texts = torch.tensor([text for text, each in enumerate(chosen) for _ in each], device="cpu")
+    columns = torch.tensor([column for each in chosen for column in each], device="cpu")
     x = upcast(readout.embed.new_empty(len(readout.sites), len(columns), readout.embed.shape[-1]))
     for r, (_, reader, resid) in enumerate(readout.rows()):
-        x[r] = reader.final_norm(resid)[0, columns]
+        x[r] = reader.final_norm(resid)[texts, columns]
 
-    text = tokens[0].to(x.device)
-    shown, follows = text[columns], torch.cat([text[1:], text.new_tensor([-1])])[columns]
+    shown = tokens[texts, columns].to(x.device)
+    goes_on = columns + 1 < torch.tensor(ends, device="cpu")[texts]
+    follows = tokens[texts, columns + goes_on].to(x.device).where(goes_on.to(x.device), -1)
     asked: dict[Hashable, Tensor] = {}
     if "next" in wanted:
         asked["next"] = follows.clamp(min=0)
@@ -171,7 +195,7 @@ def logit_lens(
 
     values: dict[Hashable, Any] = {"top": found.top} | found.tokens | found.stats
     if "next" in wanted:
-        values["next"] = _where(follows >= 0, found.tokens["next"])
+        values["next"] = found.tokens["next"].where(follows >= 0)
     if followed:
         values["tracked"] = TokenStats(
             *(torch.stack(part, -1) for part in zip(*(found.tokens[token] for token in followed), strict=True))
@@ -183,7 +207,7 @@ def logit_lens(
         decoder=lens.decoder,
         norm=lens.norm,
         centre=lens.centre,
-        positions=torch.tensor(columns, device="cpu"),
+        positions=columns,
         tokens=shown.cpu(),
         final_tokens=found.top.tokens[-1, :, 0].cpu(),
         next_tokens=follows.cpu(),
@@ -200,8 +224,9 @@ def logit_lenses(
 ) -> list[LensTable]:
     """The lens on several texts, as `tokenizer.encode` gives a list of them: a table for each, without the padding.
 
-    options: those of `logit_lens`. A causal model reads each text as if it stood alone. Raises ValueError as that does,
-    and where there is not one length for each text, from 1 to the tokens that there are.
+    options: those of `logit_lens`. A causal model reads each text as if it stood alone, and short ones are read side by
+    side: tables agree with those of `logit_lens` within rounding. With an edit each text is read by itself. Raises
+    ValueError as that does, and where there is not one length for each text, from 1 to the tokens that there are.
     """
     check_ids(tokens)
     n_texts, longest = tokens.shape
@@ -212,7 +237,16 @@ def logit_lenses(
         if not 1 <= n <= longest:
             raise ValueError(f"lengths must be from 1 to {longest}, the tokens of the longest text; got {n}")
     once: Any = {name: tuple(value) if isinstance(value, Iterator) else value for name, value in options.items()}
-    return [logit_lens(model, text[None, :n], **once) for text, n in zip(tokens, each, strict=True)]
+    edited = once.get("edit", untouched) is not untouched
+    # A pad is not of the text: a mean over the positions would see it, and a function of the caller's might.
+    padded = not once.get("centre", False) and once.get("transport", untouched) is untouched
+    tables: dict[int, LensTable] = {}
+    for texts, together, ends in side_by_side(tokens, each, alone=edited, padded=padded):
+        table, start = _side_by_side(model, together, ends, **once), 0
+        for text, n in zip(texts, ends, strict=True):
+            width = n if once.get("positions") is None else len(table.positions) // len(texts)
+            tables[text] = table.columns(slice(start, start := start + width))
+    return [tables[text] for text in range(n_texts)]
 
 
 def _wanted(stats: str | Iterable[str]) -> set[str]:
@@ -221,21 +255,6 @@ def _wanted(stats: str | Iterable[str]) -> set[str]:
     if unknown := sorted(wanted - {*STATS}):
         raise ValueError(f"there is no statistic {quoted(unknown[0])}; there are {', '.join(STATS)}")
     return wanted
-
-
-def _followed(track: int | Iterable[int], d_vocab: int) -> tuple[int, ...]:
-    """The tokens to follow, each once."""
-    tokens = tuple(dict.fromkeys(whole_numbers("track", track)))
-    for token in tokens:
-        if not 0 <= token < d_vocab:
-            raise ValueError(f"token id {token} cannot be tracked: the model's ids go from 0 to {d_vocab - 1}")
-    return tokens
-
-
-def _where(there: Bool[Tensor, "pos"], found: TokenStats) -> TokenStats:
-    """The same where there is a token; elsewhere not a number, and rank 0."""
-    logit, logprob = (part.where(there, torch.nan) for part in (found.logit, found.logprob))
-    return TokenStats(logit, logprob, found.rank.where(there, 0))
 
 
 def _on_cpu(found: Any) -> Any:

@@ -25,7 +25,7 @@ from math import log
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .device import at_once, products
@@ -83,6 +83,11 @@ class TokenStats(NamedTuple):
     @property
     def prob(self) -> PerPos:
         return self.logprob.exp()
+
+    def where(self, there: Bool[Tensor, "pos"]) -> "TokenStats":
+        """The same where there is a token; elsewhere not a number, and rank 0."""
+        logit, logprob = (part.where(there, torch.nan) for part in (self.logit, self.logprob))
+        return TokenStats(logit, logprob, self.rank.where(there, 0))
 
     def __repr__(self) -> str:
         return shapes_of(self)

@@ -2,7 +2,7 @@
 
     python scripts/bench.py             the parts lens, forward and memory, at GPT-2 small's size
     python scripts/bench.py ctrl xl     other parts: ctrl, CTRL's vocabulary and width; xl, GPT-2 XL's size;
-                                        patching; generation; learned; peers; loading, GPT-2 XL, GPT-Neo
+                                        patching; short; generation; learned; peers; loading, GPT-2 XL, GPT-Neo
                                         2.7B and CTRL (24 GB of disk, 22 GB of memory); bfloat16, what half
                                         precision costs in accuracy; precision, the same of the lens' products;
                                         start, how long until a command begins
@@ -44,6 +44,7 @@ from torch import Tensor
 
 import minilens
 from minilens import Site
+from minilens.checkpoint.hub import bundled
 from minilens.learned.affine import LearnedLens, RowMap, Subject
 from minilens.learned.moments import MomentSums, best_map, choose_ridge
 from minilens.lens import EMBED
@@ -500,6 +501,54 @@ def transformer_lens(path: Path) -> Any:
     return TransformerBridge.boot_transformers(str(path))
 
 
+def part_short(args: argparse.Namespace, folder: Path) -> None:
+    """Many prompts of some ten tokens: one call each, and one call for all. No disk: a model that comes with minilens.
+
+    The floor of the lens is its bare products, and that of patching what its blocks multiply: they do not shrink where
+    prompts are read side by side.
+    """
+    model, n = load(Path(bundled()["tales-gpt2"])), 20 if args.quick else 1000
+    d_vocab, generator = model.W_U.shape[1], torch.Generator().manual_seed(2022)
+    tokens = torch.randint(0, d_vocab, (n, 14), generator=generator)
+    ends = torch.randint(7, 15, (n,), generator=generator).tolist()  # 10 or 11 on average
+    each = [tokens[text : text + 1, :end] for text, end in enumerate(ends)]
+    few, metric = max(2, n // 50), minilens.logit_difference(1, 2)
+    clean, corrupt = tokens[:few, :10], (tokens[:few, :10] + 1) % d_vocab
+    pairs = [*zip(clean.split(1), corrupt.split(1), strict=True)]
+    chunks = tokens.split(64)  # of the whole a trace would hold 2 GB
+    calls: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+        "logit_lens": (
+            lambda: [minilens.logit_lens(model, text) for text in each],
+            lambda: minilens.logit_lenses(model, tokens, ends),
+        ),
+        "attribute": (
+            lambda: [minilens.attribute(model, text) for text in each],
+            lambda: minilens.attributions(model, tokens, lengths=ends),
+        ),
+        "trace, none kept": (
+            lambda: [minilens.trace(model, text) is None for text in each],
+            lambda: [minilens.trace(model, chunk) is None for chunk in chunks],
+        ),
+        f"patching, of {few} pairs of 10 tokens": (
+            lambda: [minilens.patching(model, *pair, metric) for pair in pairs],
+            lambda: minilens.patching(model, clean, corrupt, metric),
+        ),
+    }
+    part(f"short: tales-gpt2, {n} prompts of 7 to 14 tokens; ratio: one by one / all in one call")
+    for name, (one_by_one, together) in calls.items():
+        seconds = measure({"one": one_by_one, "all": together}, args.repeat)
+        line(f"{name}, one by one", seconds["one"])
+        line(f"{name}, all in one call", seconds["all"], ratio=seconds["one"] / seconds["all"], target="at least 5")
+    n_rows = model.n_layers + 1
+    rows = torch.randn(n_rows, sum(ends), model.W_U.shape[0])
+    floor = measure({"": partial(bare, rows, model.W_U, torch.empty(sum(ends), 1024))}, args.repeat)[""]
+    line("bare products of the lens, without the forward pass", floor)
+    apart = (minilens.logit_lens(model, text) for text in each)
+    pairs_of_tables = zip(minilens.logit_lenses(model, tokens, ends), apart, strict=True)
+    worst = max(float((one.kl_final - other.kl_final).abs().max()) for one, other in pairs_of_tables)
+    print(f"  KL(output ‖ row) differs by {worst:.0e} nats at most", flush=True)
+
+
 def part_generation(args: argparse.Namespace, folder: Path) -> None:
     """The best token each time, on both sides with keys and values kept; and the same with the lens on each step."""
     size = args.size(GPT2)
@@ -737,6 +786,7 @@ PARTS = dict(
     ctrl=part_ctrl,
     xl=part_xl,
     patching=part_patching,
+    short=part_short,
     generation=part_generation,
     learned=part_learned,
     peers=part_peers,

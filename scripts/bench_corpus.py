@@ -1,7 +1,8 @@
 """What `minilens corpus` costs: beside logit_lens, with two processes, with more text, and in memory.
 
     python scripts/bench_corpus.py                      throughput, workers and length, on tales-gpt2
-    python scripts/bench_corpus.py memory --large 100   peak memory for 1 MB and for 100 MB, of a tiny random model
+    python scripts/bench_corpus.py memory --large 100   peak memory for 1 MB and for 100 MB, of a tiny random model, as
+                                                        text, as .jsonl.zst and as .parquet of a single row group
     python scripts/bench_corpus.py --text a.txt         text of your own, in place of one that is made up
 
 Seconds are the least of several runs, the contenders taking turns, each process with one thread: trust the ratios.
@@ -20,9 +21,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import torch
+import zstandard
 from safetensors.torch import save_file
 
 import minilens
@@ -46,8 +51,16 @@ def made_up(n: int, seed: int = 0) -> Iterator[str]:
 
 
 def write(path: Path, documents: Iterator[str]) -> TextFile:
-    with path.open("w") as file:
-        file.writelines(f"{document}\n{SEPARATOR}\n" for document in documents)
+    """A file in the form that its name asks for."""
+    if path.suffix == ".parquet":
+        texts = list(documents)
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=len(texts))
+    elif path.suffix == ".zst":
+        with zstandard.open(path, "wt") as file:
+            file.writelines(json.dumps({"text": document}) + "\n" for document in documents)
+    else:
+        with path.open("w") as file:
+            file.writelines(f"{document}\n{SEPARATOR}\n" for document in documents)
     return TextFile(path)
 
 
@@ -117,17 +130,19 @@ def part_memory(root: Path, large: int) -> None:
     sizes = dict(vocab_size=d_vocab, n_positions=256, n_embd=d, n_layer=1, n_head=1, n_inner=d)
     (tiny / "config.json").write_text(json.dumps({"model_type": "gpt2", **sizes}))
     print(f"\nmemory: a model of one layer of width {d}; ratio: to the peak for 1 MB")
-    least = 0
-    for n in (1, large):
-        path = root / f"{n}.txt"
+    for form, n in product(("txt", "jsonl.zst", "parquet"), (1, large)):
+        path = root / f"{n}.{form}"
         write(path, made_up(n * MB))
         ran = subprocess.run(
-            [sys.executable, __file__, "_probe", str(tiny), str(path), str(root / f"out{n}")],
+            [sys.executable, __file__, "_probe", str(tiny), str(path), str(root / f"{form}{n}")],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         peak, seconds = map(float, ran.stdout.split())
-        least = least or peak
-        print(f"  {n:4} MB of text {peak / 2**20:10,.1f} MiB at the peak {seconds:10.1f} s   ratio {peak / least:.3f}")
+        least = peak if n == 1 else least
+        what = f"{n:4} MB of text as .{form}"
+        print(
+            f"  {what:28} {peak / 2**20:8,.1f} MiB at the peak {seconds:8.1f} s   ratio {peak / least:.3f}", flush=True
+        )
 
 
 def probe(model: str, path: str, out: str) -> None:

@@ -141,8 +141,8 @@ MISTAKES = [
     Mistake(
         "lens: the true next token is the input",
         "table.py",
-        "torch.cat([text[1:], text.new_tensor([-1])])",
-        "torch.cat([text[:-1], text.new_tensor([-1])])",
+        "tokens[texts, columns + goes_on]",
+        "tokens[texts, columns]",
     ),
     Mistake(
         "lens: MLP decoder with attention",
@@ -406,6 +406,21 @@ MISTAKES = [
         "for wait in (False, True)",
         "for wait in (False,)",
         ("sweep",),
+    ),
+    Mistake("corpus: a .zst without its end", "corpus/unpacking.py", "if self.frame:", "if False:", ("formats",)),
+    Mistake(
+        "corpus: a dataset in the commit of today",
+        "corpus/hub_files.py",
+        'begun.get(f"{dataset}@{revision}", revision)',
+        "revision",
+        ("hub_files",),
+    ),
+    Mistake(
+        "attribution: the last place of the longest text",
+        "instruments/attribution.py",
+        "position, n) for n in lengths",
+        "position, max(lengths)) for _ in lengths",
+        ("attribution",),
     ),
     Mistake("corpus: a broken folder is gone on with", "corpus/sweep.py", "if other:", "if False:", ("sweep",)),
     Mistake(

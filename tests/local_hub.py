@@ -1,10 +1,12 @@
-"""A Hub on this machine: as much of its protocol as the real client needs to download models.
+"""A Hub on this machine: as much of its protocol as the real client needs to download models and to read datasets.
 
 What it holds is a list of commits, what it was asked is a list of requests, and what goes wrong is a list of faults.
 The protocol is the one that huggingface_hub 2.4 speaks (file_download.py, utils/_http.py): HEAD gives the commit, the
-hash and the size of a file, and for a large one the place of its content, which is on another host.
+hash and the size of a file, and for a large one the place of its content, which is on another host. Of a dataset, which
+is called datasets/OWNER/NAME here, it says the commit of a revision, and what a folder of it holds (hf_api.py).
 """
 
+import json
 import re
 import sys
 import threading
@@ -15,9 +17,10 @@ from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote, unquote
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-LARGE = (".safetensors", ".bin", ".pt")  # kept in Git LFS, named by their SHA-256 and served by another host
+# Kept in Git LFS, named by their SHA-256 and served by another host.
+LARGE = (".safetensors", ".bin", ".pt", ".parquet", ".zst", ".gz")
 
 
 class Request(NamedTuple):
@@ -62,6 +65,7 @@ class LocalHub:
         self.refs: dict[str, dict[str, str]] = {}  # branches and tags -> the commit
         self.moved: dict[str, str] = {}  # old names of repositories
         self.members: dict[str, set[str]] = {}  # of each gated repository: the tokens that open it
+        self.lies: dict[str, str] = {}  # paths in a listing -> what it names in their place
         self.faults: list[Fault] = []
         self.asked: list[Request] = []
         self.stopped = threading.Event()
@@ -113,11 +117,14 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def respond(self) -> None:
+        if api := re.fullmatch(r"/api/(datasets/[^/]+/[^/]+)/(revision|tree)/([^/?]+)/?(.*)", self.path):
+            return self.tell(*api.groups())
         match = re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", self.path)
         if not match:
             return self.answer(404)
         repo, revision, file = map(unquote, match.groups())
-        start = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
+        start = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"] or "")
+        self.end = int(start[2]) + 1 if start and start[2] else None
         token = (self.headers["Authorization"] or "").removeprefix("Bearer ") or None
         request = Request(self.command, repo, revision, file, int(start[1]) if start else 0, token)
         self.hub.asked.append(request)
@@ -128,6 +135,40 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(fault.status, fault.headers, fault.body or b"")
         else:
             self.find(request, fault)
+
+    def tell(self, repo: str, what: str, revision: str, rest: str) -> None:
+        """The commit of a revision of a dataset, or what one of its folders holds."""
+        self.hub.asked.append(Request("API", repo, unquote(revision), what, 0, None))
+        fault = next((fault for fault in self.hub.faults if fault.strikes(self.hub.asked[-1])), Fault())
+        if fault.status:
+            return self.answer(fault.status, fault.headers, fault.body or b"")
+        if repo not in self.hub.commits:
+            return self.answer(401, {"X-Error-Code": "RepoNotFound"})
+        commit = self.hub.refs[repo].get(unquote(revision), unquote(revision))
+        if commit not in self.hub.commits[repo]:
+            return self.answer(404, {"X-Error-Code": "RevisionNotFound"})
+        if what == "revision":
+            said: Any = {"id": repo.removeprefix("datasets/"), "sha": commit, "siblings": []}
+            return self.answer(200, {"Content-Type": "application/json"}, json.dumps(said).encode())
+        root, asked = self.hub.commits[repo][commit], urlsplit(rest)
+        folder = root / unquote(asked.path)
+        if not folder.is_dir():
+            return self.answer(404, {"X-Error-Code": "EntryNotFound"})
+        is_deep = parse_qs(asked.query).get("recursive") == ["true"]
+        said = [self.entry(root, path) for path in sorted(folder.rglob("*") if is_deep else folder.iterdir())]
+        self.answer(200, {"Content-Type": "application/json"}, json.dumps(said).encode())
+
+    def entry(self, root: Path, path: Path) -> dict[str, Any]:
+        """What a listing says of a file or folder."""
+        name = path.relative_to(root).as_posix()
+        name = self.hub.lies.get(name, name)
+        if path.is_dir():
+            return {"type": "directory", "path": name, "oid": "0" * 40, "size": 0}
+        content = path.read_bytes()
+        about = {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
+        if not name.endswith(LARGE):
+            return about
+        return about | {"lfs": {"oid": sha256(content).hexdigest(), "size": len(content), "pointerSize": 100}}
 
     def find(self, request: Request, fault: Fault) -> None:
         """The file that is asked for, or the reason why there is none."""
@@ -161,8 +202,10 @@ class _Handler(BaseHTTPRequestHandler):
         if start >= len(content) > 0:
             return self.answer(416, {"Content-Range": f"bytes */{len(content)}"})
         body = content if fault.body is None else fault.body
-        partial = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
-        self.answer(206 if start else 200, {**headers, **partial}, body[start:], fault.cut)
+        end = min(len(body), self.end or len(body))
+        is_part = start > 0 or self.end is not None
+        partial = {"Content-Range": f"bytes {start}-{end - 1}/{len(content)}"} if is_part else {}
+        self.answer(206 if is_part else 200, {**headers, **partial}, body[start:end], fault.cut)
         if fault.silent:
             self.hub.stopped.wait()
 

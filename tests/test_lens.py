@@ -226,18 +226,34 @@ def test_centre_and_transport_change_the_residual_that_is_decoded(model: minilen
 
 
 def test_several_texts_give_a_table_each(model: minilens.Model, tokens: torch.Tensor) -> None:
-    padded = tokens.clone()
-    padded[1, 20:] = 0
-    tables = minilens.logit_lenses(model, padded, [33, 20], track=[7])
-    assert [len(table.positions) for table in tables] == [33, 20]
-    for table, text in zip(tables, (tokens[:1], tokens[1:, :20]), strict=True):
-        alone = minilens.logit_lens(model, text, track=[7])
-        assert torch.equal(table.kl_final, alone.kl_final)
-        assert torch.equal(table.tracked.rank, alone.tracked.rank)
-    twice = minilens.logit_lenses(model, padded, [33, 20], track=iter([7, 7, 8]), layers=iter([0]))
-    assert [table.track for table in twice] == [(7, 8)] * 2
-    assert [table.labels for table in twice] == [("embed", "0.resid_post", "2.resid_post")] * 2
-    with pytest.raises(ValueError, match="there are 2 texts and 1 lengths"):
+    """Side by side or, with an edit, each by itself; what stands in the place of the padding is never read."""
+    padded = torch.cat([tokens, tokens.flip(1)])
+    padded[1, 20:] = padded[2, 5:] = 10**6
+    ends = [33, 20, 5, 20]
+    last = minilens.zero(1, "attn_out", positions=-1)  # of each text's own
+    for how in (
+        dict(track=[7], stats="all"),
+        dict(positions=[-1, 0], sites=("resid_mid", "mlp_out")),
+        dict(centre=True, norm="plain"),
+        dict(transport=minilens.at(0, "resid_post", lambda x: x - x.mean(1, keepdim=True))),
+        dict(edit=last, decoder="block:1"),
+    ):
+        tables = minilens.logit_lenses(model, padded, ends, **how)
+        for table, text, end in zip(tables, padded, ends, strict=True):
+            alone = minilens.logit_lens(model, text[None, :end], **how)
+            for name in ("labels", "layers", "track"):
+                assert getattr(table, name) == getattr(alone, name)
+            for name in ("positions", "tokens", "next_tokens", "final_tokens"):
+                assert torch.equal(getattr(table, name), getattr(alone, name))
+            assert table.stats.keys() == alone.stats.keys()
+            for ours, theirs in zip(table.stats.values(), alone.stats.values(), strict=True):
+                pairs = [(ours, theirs)] if isinstance(ours, torch.Tensor) else zip(ours, theirs, strict=True)
+                for one, other in pairs:
+                    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5, equal_nan=True)
+    twice = minilens.logit_lenses(model, padded, ends, track=iter([7, 7, 8]), layers=iter([0]))
+    assert [table.track for table in twice] == [(7, 8)] * 4
+    assert [table.labels for table in twice] == [("embed", "0.resid_post", "2.resid_post")] * 4
+    with pytest.raises(ValueError, match="there are 4 texts and 1 lengths"):
         minilens.logit_lenses(model, padded, [33])
 
 

@@ -1,5 +1,6 @@
 """Documents of few words, a tiny model that reads them, and processes that share a folder."""
 
+import json
 import multiprocessing
 import random
 import shutil
@@ -7,8 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
+import zstandard
 from checkpoints import tokenizer_json
 from conftest import Tiny
 
@@ -46,5 +50,12 @@ def documents(seed: int, n: int = 12, longest: int = 60) -> list[str]:
 
 
 def text_file(path: Path, texts: Sequence[str]) -> TextFile:
-    path.write_text("".join(f"{text}\n{SEPARATOR}\n" for text in texts))
+    """A file of these documents, in the form that its name asks for."""
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"id": range(len(texts)), "text": texts}), path, row_group_size=5)
+    elif path.name.endswith(".jsonl.zst"):  # of several frames, one of them for others to skip
+        lines = [zstandard.compress(f"{json.dumps({'text': text, 'id': 1})}\n".encode()) for text in texts]
+        path.write_bytes(b"\x50\x2a\x4d\x18\x04\0\0\0skip".join(lines))
+    else:
+        path.write_text("".join(f"{text}\n{SEPARATOR}\n" for text in texts))
     return TextFile(path)

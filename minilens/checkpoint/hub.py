@@ -138,7 +138,7 @@ def _download(repo: Repository, file: str, revision: str | None) -> Path | None:
     except Exception as error:  # the client lets those of the libraries below it through
         if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
             return None
-        raise CheckpointError(f"{file} of {repo} cannot be downloaded: {_said(error)}") from error
+        raise CheckpointError(f"{file} of {repo} cannot be downloaded: {said(error)}") from error
     if found is None:
         missing = (
             f"{file} of {repo}" if repo.instead else f"there is no folder {repo.name!r}, {file} of that repository"
@@ -170,9 +170,9 @@ def _asked(url: str) -> Any:
         commit = error.response.headers.get("X-Repo-Commit")  # under which the client notes that there is no file
         return error if commit is None or re.fullmatch(COMMIT, commit) else NO_HUB
     except errors.HfHubHTTPError as error:
-        return f"the Hub refuses ({_said(error)})"
+        return f"the Hub refuses ({said(error)})"
     except Exception as error:  # as above
-        return f"the Hub cannot be reached ({_said(error)})"
+        return f"the Hub cannot be reached ({said(error)})"
     is_hub = re.fullmatch(COMMIT, answer.commit_hash or "") and re.fullmatch(ETAG, answer.etag or "")
     return answer if is_hub else NO_HUB
 
@@ -204,7 +204,7 @@ def _fetched(place: dict[str, Any], answer: Any) -> str:
             file_download.get_hf_file_metadata = ask
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """An error of the client in one line, without addresses, which may be long and hold a signature."""
     said = " ".join(str(error).split()).split(". ")[0].split(" for url")[0].rstrip(".:") or type(error).__name__
     reason = getattr(error, "server_message", None)

@@ -71,7 +71,7 @@ def corpus(request: Request) -> None:
     """Read the files, print the tables, and write the report."""
     worker, device = request.workers.begin()
     reports = _beside(request) if worker.rank == 0 else []
-    files, others = request.texts.read(), request.others()
+    files, others = request.texts.read(request.out), request.others()
     # In memory: a sweep may take days, in which the file of weights may be written to, or cut short.
     model, tokenizer = request.loading.load_reader(request.model, "text", device, mmap=False)
     lens = CorpusLens(model, tokenizer, request.plan(tokenizer), others)

@@ -37,7 +37,7 @@ class Request:
     texts: Texts
     kind: str = option(default="affine", metavar="KIND", help=f"{', '.join(KINDS)} (default: %(default)s)")
     out: Path = option(default=Path("lens"), metavar="FOLDER", help="of the lens (default: %(default)s)")
-    held_out: list[Path] = option(
+    held_out: list[str] = option(
         action="append",
         default=[],
         metavar="FILE",
@@ -153,8 +153,8 @@ def measured(
 def fit(request: Request) -> None:
     """Fit the lens, print how well its maps are determined, and measure it on other text where some is given."""
     worker, device = request.workers.begin()
-    files = request.texts.read()
-    held_out = request.texts.read(request.held_out) if request.held_out else []
+    files = request.texts.read(request.out)
+    held_out = request.texts.read(request.out, request.held_out) if request.held_out else []
     for file in held_out:
         if any(file.digest == other.digest for other in files):
             raise ValueError(f"--held-out {file.path} is text that the lens is fitted to: give other text")

@@ -15,6 +15,7 @@ import torch
 
 from ..checkpoint.tokenizer import Tokenizer
 from ..corpus.documents import TextFile
+from ..corpus.named import text_files
 from ..corpus.shared_files import locked
 from ..corpus.sweep import Sweep
 from ..corpus.worker import Worker
@@ -36,26 +37,32 @@ WIDEST = 120  # characters; the tables need some 80
 class Texts:
     """The texts, and how the model reads them."""
 
-    files: list[Path] = argument(
+    files: list[str] = argument(
         nargs="+",
         metavar="FILE",
-        help="text, with a line of <|endoftext|> after each document, or .jsonl; compressed too (.gz)",
+        help="text, with a line of <|endoftext|> after each document, or .jsonl; compressed too (.gz, .zst); .parquet; "
+        "or such files of a dataset on the Hub: hf://datasets/OWNER/NAME/PATH, with a pattern or @REVISION",
     )
     lines: bool = option(help="each line of a text file is a document")
-    key: str | None = option(help='where an object of .jsonl has its text (default: "text")')
+    key: str | None = option(help='where an object of .jsonl, or a row of .parquet, has its text (default: "text")')
     window: int | None = option(help="tokens that the model sees together (default: its context)")
     prefix: str | None = option(
         help="text to put before every window, not counted (default: the first control code, if there are any)"
     )
     batch: int | None = option(help="tokens to read at once (default: 1024; on a GPU more, by its memory)")
 
-    def read(self, paths: Sequence[Path] | None = None) -> list[TextFile]:
-        """The files to read. Raises ValueError for one that cannot be read, and for options that none is for."""
-        files = [TextFile(path, self.lines, self.key or "text") for path in (self.files if paths is None else paths)]
-        if self.lines and all(file.is_json for file in files):
-            raise ValueError("--lines is for text files; a .jsonl file has a document on each line anyway")
-        if self.key is not None and not any(file.is_json for file in files):
-            raise ValueError("--key is for .jsonl files, and none is given")
+    def read(self, folder: Path, names: Sequence[str] | None = None) -> list[TextFile]:
+        """The files to read. Raises ValueError for one that cannot be read, and for options that none is for.
+
+        folder: of the sweep.
+        """
+        files = text_files(self.files if names is None else names, folder, lines=self.lines, key=self.key or "text")
+        if self.lines and all(file.is_json or file.is_parquet for file in files):
+            raise ValueError(
+                "--lines is for text files; .jsonl and .parquet have a document on each line or row anyway"
+            )
+        if self.key is not None and not any(file.is_json or file.is_parquet for file in files):
+            raise ValueError("--key is for .jsonl and .parquet files, and none is given")
         return files
 
     def prefix_for(self, tokenizer: Tokenizer) -> str:

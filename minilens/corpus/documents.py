@@ -1,61 +1,72 @@
-"""Text files as documents, shards of documents, and windows of tokens: streamed, and cut the same way every time.
+"""Files of text as documents, and shards of documents: streamed, and cut the same way every time.
 
 A text file holds documents, each followed by a line that holds only <|endoftext|>; or, if asked, one on each line. A
 .jsonl file holds one on each line that is not blank, as a JSON string or as an object with the text under a key. Each
-may be compressed (.gz). A document of more than LONGEST characters is read, and counted, as several.
+may be compressed (.gz, .zst). A .parquet file holds one in each row, in a column of texts. All may lie on the Hub. A
+document of more than LONGEST characters is read, and counted, as several.
 
 A shard is some documents of one file that follow one another. Where shards end depends on nothing but the file, so that
 any number of workers cut it alike.
 """
 
-import errno
-import gzip
 import hashlib
 import io
 import json
-import os
+import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
-from ..checkpoint.reading import BLOCK, opened, sha256_of
+from ..checkpoint.reading import opened
+from .hub_files import HubFile
+from .parquet import column
+from .unpacking import Hashed, unpacked, unpacked_size
 
 SEPARATOR = "<|endoftext|>"
 SHARD = 2**17  # characters: some 30,000 tokens of English
 LONGEST = 2**18  # characters of a document, which is held whole, with all that its tokens give
-LONGEST_LINE = 2**26  # characters of a line of .jsonl
-MOST_TIMES, SPARE = 100, 2**22  # bytes that a compressed one may stand for, after so many; of English it is some 3
+LONGEST_LINE = 2**26  # characters of a line of .jsonl, and of a row of .parquet
 
 
 @dataclass(frozen=True)
 class TextFile:
     """A file of documents. Raises ValueError where there is none, and for a pipe: it is read more than once."""
 
-    path: Path
+    path: Path | HubFile
     lines: bool = False  # one document on each line
-    key: str = "text"  # of the objects in a .jsonl file
-    digest: str = field(init=False)  # sha256 of the file as it lies on the disk
+    key: str = "text"  # of the objects in a .jsonl file; the column of a .parquet file
+    digest: str = field(init=False)  # sha256 of the file as it lies on the disk; of .parquet, of its texts
     longest: int = field(init=False)  # how many characters it can have: as many as bytes, unpacked
 
     def __post_init__(self) -> None:
-        try:
-            if self.path.exists() and not self.path.is_file():
-                raise ValueError(f"{self.path} is not a file that can be read more than once: save its text in one")
-            with opened(self.path) as file:
-                object.__setattr__(self, "digest", sha256_of(file))
-                object.__setattr__(self, "longest", _unpacked_size(file) if self._is_packed else file.tell())
-        except (OSError, EOFError, zlib.error) as error:
-            raise self._unreadable(error) from error
+        if isinstance(self.path, Path) and self.path.exists() and not self.path.is_file():
+            raise ValueError(f"{self.path} is not a file that can be read more than once: save its text in one")
+        digest = hashlib.sha256()
+        with self._explained(), self._opened() as raw:
+            if self.is_parquet:
+                longest = sum(len(text.encode()) + 1 for text in self._rows(raw, digest))
+            else:
+                longest = unpacked_size(self.path.name, Hashed(raw, digest), self._size())
+        object.__setattr__(self, "digest", digest.hexdigest())
+        object.__setattr__(self, "longest", longest)
+        if isinstance(self.path, HubFile) and not self.is_parquet and self.path.sha256 not in (None, self.digest):
+            raise ValueError(f"{self.path} cannot be read: the Hub gives other bytes than those that it names")
+
+    @property
+    def name(self) -> str:
+        """Its name in a report: on the Hub, with dataset and commit."""
+        return self.path.name if isinstance(self.path, Path) else str(self.path)
 
     @property
     def is_json(self) -> bool:
-        return self.path.name.lower().removesuffix(".gz").endswith(".jsonl")
+        return re.search(r"\.jsonl(\.gz|\.zst)?$", self.path.name.lower()) is not None
 
     @property
-    def _is_packed(self) -> bool:
-        return self.path.suffix.lower() == ".gz"
+    def is_parquet(self) -> bool:
+        return self.path.name.lower().endswith(".parquet")
 
     def changed(self) -> ValueError:
         """The error to raise where the file holds other texts than it did."""
@@ -70,18 +81,23 @@ class TextFile:
         stops before that does not know.
         """
         digest = hashlib.sha256()
-        try:
-            with opened(self.path) as raw, self._decoded(raw, digest) as file:
-                try:
-                    yield from self._lines(file) if self.is_json or self.lines else _separated(file)
-                except UnicodeDecodeError as error:
-                    at = cast(BinaryIO, file.buffer).tell() - len(error.object) + error.start
-                    byte = f"the byte 0x{error.object[error.start]:02x} at {at}"
-                    raise ValueError(f"{self.path} is not UTF-8: it has {byte}") from error
-        except (OSError, EOFError, zlib.error) as error:
-            raise self._unreadable(error) from error
+        with self._explained(), self._opened() as raw:
+            if self.is_parquet:
+                for text in self._rows(raw, digest):
+                    yield from _pieces(text)
+            else:
+                yield from self._of_text(raw, digest)
         if digest.hexdigest() != self.digest:
             raise self.changed()
+
+    def _of_text(self, raw: io.BufferedReader, digest: "hashlib._Hash") -> Iterator[str]:
+        with self._decoded(raw, digest) as file:
+            try:
+                yield from self._lines(file) if self.is_json or self.lines else _separated(file)
+            except UnicodeDecodeError as error:
+                at = cast(BinaryIO, file.buffer).tell() - len(error.object) + error.start
+                byte = f"the byte 0x{error.object[error.start]:02x} at {at}"
+                raise ValueError(f"{self.path} is not UTF-8: it has {byte}") from error
 
     def shards(self, size: int) -> Iterator[list[str]]:
         """Its documents, as lists of at least `size` characters each, but for the last one.
@@ -98,16 +114,36 @@ class TextFile:
         if shard:
             yield shard
 
-    def _unreadable(self, error: Exception) -> ValueError:
-        why = (isinstance(error, OSError) and error.strerror) or f"it is cut short or broken ({error})"
-        return ValueError(f"{self.path} cannot be read: {why}")
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say which file it is that cannot be read, and why."""
+        try:
+            yield
+        except (OSError, EOFError, zlib.error) as error:
+            first = str(error).partition("\n")[0].rstrip(".")
+            why = (isinstance(error, OSError) and error.strerror) or f"it is cut short or broken ({first})"
+            raise ValueError(f"{self.path} cannot be read: {why}") from error
+
+    def _opened(self) -> io.BufferedReader:
+        return opened(self.path) if isinstance(self.path, Path) else self.path.opened(anywhere=self.is_parquet)
+
+    def _size(self) -> int:
+        return self.path.stat().st_size if isinstance(self.path, Path) else self.path.size
 
     def _decoded(self, raw: io.BufferedReader, digest: "hashlib._Hash") -> io.TextIOWrapper:
         """The text of an open file, of which the bytes on the disk are added to a digest as they are read."""
-        hashed = _Hashed(raw, digest)
-        buffered = io.BufferedReader(hashed)
-        file = gzip.GzipFile(fileobj=buffered) if self._is_packed else buffered
-        return io.TextIOWrapper(cast(BinaryIO, file), encoding="utf-8-sig", newline="\n")
+        whole = cast(BinaryIO, unpacked(self.path.name, Hashed(raw, digest)))
+        return io.TextIOWrapper(whole, encoding="utf-8-sig", newline="\n")
+
+    def _rows(self, raw: io.BufferedReader, digest: "hashlib._Hash") -> Iterator[str]:
+        """The text of each row, which is added to a digest."""
+        for number, text in enumerate(column(str(self.path), raw, self._size(), self.key), 1):
+            if len(text) > LONGEST_LINE:
+                raise ValueError(f"{self.path}, row {number} has more than {LONGEST_LINE:,} characters: cut it up")
+            content = text.encode()
+            digest.update(len(content).to_bytes(8, "big"))
+            digest.update(content)
+            yield text
 
     def _lines(self, file: io.TextIOWrapper) -> Iterator[str]:
         """The document of each line."""
@@ -135,41 +171,6 @@ class TextFile:
                 f'{self.path}, line {number} has no text: it must be a string, or an object with one under "{self.key}"'
             )
         return text
-
-
-class _Hashed(io.RawIOBase):
-    """A file of which a digest is taken as it is read."""
-
-    def __init__(self, file: io.BufferedReader, digest: "hashlib._Hash") -> None:
-        self.file, self.digest, self.n_read = file, digest, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        found = self.file.read(len(buffer))
-        buffer[: len(found)] = found
-        self.digest.update(found)
-        self.n_read += len(found)
-        return len(found)
-
-    def tell(self) -> int:
-        return self.n_read
-
-
-def _unpacked_size(packed: io.BufferedReader) -> int:
-    """How many bytes a compressed file holds. A few may stand for gigabytes of one and the same: no text is like that.
-
-    It is found out before any of it is read as text: a blank line takes far longer to read than to unpack.
-    """
-    most = SPARE + MOST_TIMES * packed.seek(0, os.SEEK_END)
-    packed.seek(0)
-    with gzip.GzipFile(fileobj=packed) as file:
-        while file.read(BLOCK):
-            if file.tell() > most:
-                why = f"it unpacks to more than {MOST_TIMES} times its bytes, as no text does; if it is one, unpack it"
-                raise OSError(errno.EFBIG, why)
-        return file.tell()
 
 
 def _separated(file: io.TextIOWrapper) -> Iterator[str]:

@@ -32,6 +32,7 @@ from ..checkpoint.tokenizer import Tokenizer
 from ..files import replacing
 from ..model import Model
 from .documents import TextFile
+from .hub_files import HubFile
 from .machine import machine
 from .shared_files import as_tensor, digest, explained, locked, read_arrays, write_arrays
 
@@ -276,7 +277,7 @@ class Sweep(Generic[F_co]):
         """All that the numbers depend on."""
         from ..version import __version__
 
-        lens = self.lens
+        lens, commits = self.lens, dict(file.path.pin for file in self.files if isinstance(file.path, HubFile))
         return {
             "minilens": __version__,
             **machine(lens.model.W_U.device),
@@ -286,6 +287,7 @@ class Sweep(Generic[F_co]):
             "json": [file.is_json for file in self.files],
             "lines": [file.lines for file in self.files],
             "key": [file.key for file in self.files],
+            **({"hub": commits} if commits else {}),
             **lens.identity(),
         }
 

@@ -13,7 +13,7 @@ directly. It is not what the logit would lose without that part: later blocks re
 (McGrath et al. 2023, arXiv 2307.15771).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import NamedTuple
@@ -28,7 +28,7 @@ from ..model import Model
 from ..ops import check_layer, upcast
 from ..shapes import Tokens
 from ..traces import Edit, untouched
-from .writes import at_place, by_key, direction_of, parts_of, writes_at
+from .writes import at_places, by_key, directions_of, parts_of, writes_at
 
 Layers = int | Iterable[int] | None
 """The layers whose MLPs are shown neuron by neuron: one of them, several, or none."""
@@ -152,46 +152,82 @@ def attribute(
     True
     """
     check_numbers(model)
-    embed, d_vocab = model.embed(tokens), model.W_U.shape[1]
+    model.embed(tokens)  # refuses what is no text
     if len(tokens) != 1:
         raise ValueError(f"attribute reads one text, of shape [1, pos]; got {len(tokens)} of them")
-    place = position_in("the text has", position, tokens.shape[1])
-    token = None if token is None else token_id("token", token, d_vocab)
-    against = None if against is None else token_id("against", against, d_vocab)
+    (found,) = attributed(model, tokens, [tokens.shape[1]], position, [token], [against], neurons, edit, tokenizer)
+    return found
+
+
+@torch.no_grad()
+def attributed(
+    model: Model,
+    tokens: Tokens,
+    lengths: Sequence[int],
+    position: int,
+    token: Sequence[int | None],
+    against: Sequence[int | None],
+    neurons: Layers,
+    edit: Edit,
+    tokenizer: Tokenizer | None,
+) -> list[Attribution]:
+    """`attribute` of texts of these lengths, which are padded with tokens that the model has, all in one pass."""
+    n_texts, d_vocab = len(tokens), model.W_U.shape[1]
+    places = torch.tensor([position_in("the text has", position, n) for n in lengths], device=tokens.device)
+    token = [None if each is None else token_id("token", each, d_vocab) for each in token]
+    against = [None if each is None else token_id("against", each, d_vocab) for each in against]
     split = _layers(neurons, model.n_layers)
 
-    writes, resid = writes_at(model, embed, place, edit)
-    logits = model.unembed(resid)[0, 0]
-    ids = _Ids(int(logits.argmax()) if token is None else token, against)
-    if not isfinite(logit := float(ids.of(logits))):
-        raise ValueError(
-            f"the logit at position {place} is not finite: there is a NaN or an infinity in the weights, or the "
-            f"numbers are too large for {embed.dtype}; if so, load it in a wider dtype, torch.float32 or torch.float64"
-        )
-    u = ids.of(model.W_U)
-    direction = direction_of(model, upcast(resid[0, 0]), u)
+    embed = model.embed(tokens)
+    places = places.to(embed.device)
+    writes, resid = writes_at(model, embed, places, edit)
+    logits = model.unembed(resid)[:, 0]
+    best = logits.argmax(-1).tolist()
+    ids = [
+        _Ids(its if chosen is None else chosen, other) for its, chosen, other in zip(best, token, against, strict=True)
+    ]
+    found = [float(each.of(row)) for each, row in zip(ids, logits, strict=True)]
+    for place, logit in zip(places.tolist(), found, strict=True):
+        if not isfinite(logit):
+            raise ValueError(
+                f"the logit at position {place} is not finite: there is a NaN or an infinity in the weights, or the "
+                f"numbers are too large for {embed.dtype}; if so, load it in a wider dtype, torch.float32 or "
+                "torch.float64"
+            )
+    u = torch.stack([each.of(model.W_U) for each in ids])
+    directions = directions_of(model, upcast(resid[:, 0]), u)
 
-    positions = at_place(place, model.positions(tokens.shape[1])[None])
-    parts = {"embed": (at_place(place, embed) - positions) @ direction, "positions": positions @ direction}
+    positions = upcast(model.positions(tokens.shape[1])[places])
+    parts = {
+        "embed": ((at_places(places, embed) - positions) * directions).sum(-1),
+        "positions": (positions * directions).sum(-1),
+    }
     for layer, (weights, written) in enumerate(zip(model.blocks, writes, strict=True)):
-        of_block = parts_of(weights, written, direction, by_neuron=layer in split)
+        of_block = parts_of(weights, written, directions, by_neuron=layer in split)
         parts |= {f"{layer}.{name}": value for name, value in of_block.items()}
-    parts["final_norm_bias"] = upcast(model.ln_final.b) @ u
+    parts["final_norm_bias"] = u @ upcast(model.ln_final.b)
     if model.b_U is not None:
-        parts["unembed_bias"] = ids.of(model.b_U)
-    keys = [by_key(weights, written, direction) for weights, written in zip(model.blocks, writes, strict=True)]
-    return Attribution(
-        labels=tuple(parts),
-        layers=tuple(int(label.split(".")[0]) if "." in label else -1 for label in parts),
-        contributions=torch.stack([*parts.values()]).cpu(),
-        logit=logit,
-        position=place,
-        token=ids.token,
-        against=against,
-        by_key=torch.stack(keys).cpu(),
-        tokens=tokens[0].cpu(),
-        tokenizer=tokenizer,
-    )
+        parts["unembed_bias"] = torch.stack([each.of(model.b_U) for each in ids])
+    labels = tuple(parts)
+    layers = tuple(int(label.split(".")[0]) if "." in label else -1 for label in parts)
+    contributions = torch.stack([*parts.values()], 1).cpu()
+    keys = [by_key(weights, written, directions) for weights, written in zip(model.blocks, writes, strict=True)]
+    of_keys, texts = torch.stack(keys, 1).cpu(), tokens.cpu()
+    return [
+        Attribution(
+            labels=labels,
+            layers=layers,
+            contributions=contributions[n].clone(),
+            logit=found[n],
+            position=int(places[n]),
+            token=ids[n].token,
+            against=against[n],
+            by_key=of_keys[n, ..., : lengths[n]].clone(),
+            tokens=texts[n, : lengths[n]].clone(),
+            tokenizer=tokenizer,
+        )
+        for n in range(n_texts)
+    ]
 
 
 def _layers(neurons: Layers, n_layers: int) -> list[int]:

@@ -8,10 +8,10 @@ import torch
 from ..arguments import check_numbers, quoted
 from ..checkpoint.tokenizer import Tokenizer
 from ..edits import Lengths
-from ..model import Model
+from ..model import Model, side_by_side
 from ..shapes import Tokens
 from ..traces import Edit, untouched
-from .attribution import Attribution, Layers, attribute
+from .attribution import Attribution, Layers, attributed
 from .texts import Mean, one_each, over_texts, texts_of
 
 OF = ("contributions", "by_layer", "attention", "mlp", "by_head", "by_neuron", "by_position")
@@ -71,7 +71,8 @@ def attributions(
 
     lengths: the tokens of each text where they are padded, as `tokenizer.encode` gives them for a list of texts.
     token, against: one for all texts, or a list of them, one for each.
-    edit: of each text by itself. position and all else are as in `attribute`, as is what raises ValueError.
+    edit: of each text, which is then read by itself; without one, short texts are read side by side, and agree with
+    `attribute` within rounding. position and all else are as in `attribute`, as is what raises ValueError.
 
     >>> model, tokenizer = minilens.load("tales-gpt2")
     >>> texts, lengths = tokenizer.encode(["Tom and Sue", "Once upon a time there"])
@@ -82,19 +83,11 @@ def attributions(
     check_numbers(model)
     model.embed(tokens)  # refuses what is no text
     texts = texts_of(tokens, lengths)
-    given = zip(texts, one_each("token", token, len(texts)), one_each("against", against, len(texts)), strict=True)
-    return Attributions(
-        tuple(
-            attribute(
-                model,
-                text,
-                position=position,
-                token=its,
-                against=other,
-                neurons=neurons,
-                edit=edit,
-                tokenizer=tokenizer,
-            )
-            for text, its, other in given
-        )
-    )
+    ends, n = [text.shape[1] for text in texts], len(texts)
+    its, other = one_each("token", token, n), one_each("against", against, n)
+    found: dict[int, Attribution] = {}
+    for some, together, its_ends in side_by_side(tokens, ends, alone=edit is not untouched):
+        right, wrong = ([each[text] for text in some] for each in (its, other))
+        each = attributed(model, together, its_ends, position, right, wrong, neurons, edit, tokenizer)
+        found |= dict(zip(some, each, strict=True))
+    return Attributions(tuple(found[text] for text in range(n)))

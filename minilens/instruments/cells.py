@@ -11,14 +11,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..arguments import check_function, names, position_in, quoted
-from ..model import Model, run
+from ..model import TOGETHER, Model, run
 from ..shapes import Resid, Tokens
 from ..traces import HEAD_SITES, SITES, Edit, Site
 from .metrics import Metric, measure
 from .texts import one_each
 
 BY = {"position": ("pos",), "head": ("head",), "head_position": ("head", "pos")}  # what a place is
-TOGETHER = 1024  # positions of the texts that are run side by side: enough to keep a matrix product busy
 
 Jobs = Sequence[tuple[int, str]]
 Each = Callable[[Jobs], Iterable[tuple[int, str]]]

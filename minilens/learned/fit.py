@@ -25,6 +25,7 @@ from ..arguments import quoted
 from ..checkpoint.tokenizer import Tokenizer
 from ..corpus.documents import TextFile
 from ..corpus.measure import CorpusLens, Plan
+from ..corpus.named import Names, text_files
 from ..corpus.shared_files import as_tensor, digest, locked, read_arrays, write_arrays
 from ..corpus.sweep import Counted, Sweep
 from ..lens import residuals
@@ -152,7 +153,7 @@ def read_all(sweep: Sweep[Any]) -> None:
 def fit(
     model: Model,
     tokenizer: Tokenizer,
-    files: str | PathLike[str] | TextFile | Sequence[str | PathLike[str] | TextFile],
+    files: Names,
     folder: str | PathLike[str],
     *,
     any_machine: bool = False,
@@ -162,7 +163,8 @@ def fit(
 ) -> LearnedLens:
     """Fit a lens to a model on files of text, and write it into a folder, in which the work can be gone on with.
 
-    files: text with a line of <|endoftext|> after each document, or .jsonl, compressed or not; or a `TextFile`.
+    files: text with a line of <|endoftext|> after each document, .jsonl or .parquet; compressed or not, here or on the
+    Hub; or a `TextFile`.
     options: those of `Recipe`: kind, decoder, norm, sites, window, prefix, skip, ridge, steps, batch, shard.
     any_machine: also go on with what another kind of machine began.
     overwrite: replace another lens that is there.
@@ -171,8 +173,7 @@ def fit(
     Raises ValueError for options that no fit has, for text that cannot be read or is too little, and for a folder that
     holds something else.
     """
-    given = [files] if isinstance(files, (str, PathLike, TextFile)) else files
-    texts = [file if isinstance(file, TextFile) else TextFile(Path(file)) for file in given]
+    texts = text_files(files, Path(folder))
     return Fit(model, tokenizer, texts, Path(folder), Recipe(**options), any_machine, overwrite, read).lens()
 
 
@@ -228,7 +229,7 @@ class Fit:
         maps = [best_map(sums.whole, row, ridges[row]) for row in rows]
         tried = [best_map(rest, row, ridges[row]) for row in rows]
         made = {
-            "files": sorted([file.path.name, file.digest] for file in sums.files),
+            "files": sorted([file.name, file.digest] for file in sums.files),
             "documents": sums.counted.documents,
             "tokens": int(sums.whole.n),
             "window": self.source.window,

@@ -20,6 +20,7 @@ from ..arguments import whole_number
 from ..checkpoint.tokenizer import Tokenizer
 from ..corpus.documents import TextFile
 from ..corpus.measure import CorpusLens
+from ..corpus.named import Names, text_files
 from ..corpus.sweep import Counted, Sweep
 from ..model import Model
 from .affine import RECORD, LearnedLens
@@ -70,7 +71,7 @@ class JacobianReader:
 def fit_jacobian(
     model: Model,
     tokenizer: Tokenizer,
-    files: str | PathLike[str] | TextFile | Sequence[str | PathLike[str] | TextFile],
+    files: Names,
     folder: str | PathLike[str],
     *,
     texts: int = 100,
@@ -98,8 +99,7 @@ def fit_jacobian(
 
     Raises ValueError as `fit` and `jacobian_sums` do.
     """
-    given = [files] if isinstance(files, (str, PathLike, TextFile)) else files
-    found = [file if isinstance(file, TextFile) else TextFile(Path(file)) for file in given]
+    found = text_files(files, Path(folder))
     if (texts := whole_number("texts", texts)) < 1:
         raise ValueError(f"texts must be at least 1; it is {texts}")
     window = min(WINDOW, model.config.n_ctx) if window is None else window
@@ -116,7 +116,7 @@ def fit_jacobian(
     totals = sweep.findings()
     twins = [sweep.total(lambda n, odd=odd: n % 2 == odd)[0] for odd in (0, 1)]  # type: ignore[misc]
     made = {
-        "files": sorted([file.path.name, file.digest] for file in totals.files),
+        "files": sorted([file.name, file.digest] for file in totals.files),
         "documents": totals.counted.documents,
         "tokens": int(totals.whole.tokens),
         "window": window,

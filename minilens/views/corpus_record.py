@@ -32,7 +32,7 @@ def corpus_record(name: str, findings: Findings) -> dict[str, Any]:
         "model": as_unicode(name),
         "family": lens.model.family,
         "n_layers": lens.model.n_layers,
-        "files": sorted([as_unicode(file.path.name), file.digest] for file in findings.files),
+        "files": sorted([as_unicode(file.name), file.digest] for file in findings.files),
         "documents": counted.documents,
         "empty_documents": counted.empty,
         "tokens": int(counted.tokens.sum()),

@@ -348,7 +348,9 @@ def test_what_cannot_be_done_is_said_in_one_line(model: Path, text: Path, tmp_pa
     assert "is the folder of this very run" in refused(capsys, model, text, *out, "--beside", tmp_path / "out")
     assert "--threads must be from 1 to 1024" in refused(capsys, model, text, *out, "--threads", str(10**9))
     assert 'on the device "meta"' in refused(capsys, model, text, *out, "--device", "meta")
-    assert "--key is for .jsonl files, and none is given" in refused(capsys, model, text, *out, "--key", "body")
+    assert "--key is for .jsonl and .parquet files, and none is given" in refused(
+        capsys, model, text, *out, "--key", "body"
+    )
     lines = tmp_path / "a.jsonl"
     lines.write_text('"a cat"')
     assert "--lines is for text files" in refused(capsys, model, lines, *out, "--lines")

@@ -247,7 +247,8 @@ def calls(act: Callable[[], Any], last: int | None = None) -> int:
 
 def test_one_two_and_four_workers_and_any_order_of_files(gpt2: Loaded, tmp_path: Path) -> None:
     lens = CorpusLens(*gpt2, Plan(decoders=("final", "block:1"), shard=200))
-    files = [text_file(tmp_path / f"{seed}.txt", documents(seed, n=20)) for seed in range(3)]
+    names = ("a.txt", "b.jsonl.zst", "c.parquet")
+    files = [text_file(tmp_path / name, documents(seed, n=20)) for seed, name in enumerate(names)]
     alone = record(swept(lens, files, tmp_path / "alone"))
     assert record(swept(lens, files[::-1], tmp_path / "order")) == alone
     n_shards = int(Sweep(lens, files, tmp_path / "alone").count().shards.sum())
@@ -266,7 +267,8 @@ def test_one_two_and_four_workers_and_any_order_of_files(gpt2: Loaded, tmp_path:
 
 def test_a_killed_run_is_resumed_and_gives_the_same(gpt2: Loaded, tmp_path: Path) -> None:
     lens = CorpusLens(*gpt2, Plan(shard=150))
-    files = [text_file(tmp_path / "a.txt", documents(5, n=25))]
+    names = ("a.txt", "b.jsonl.zst", "c.parquet")
+    files = [text_file(tmp_path / name, documents(seed, n=9)) for seed, name in enumerate(names)]
     undisturbed = record(swept(lens, files, tmp_path / "whole"))
     n_calls = calls(lambda: list(Sweep(lens, files, tmp_path / "counted").run()))
     context, left = forked(), set()

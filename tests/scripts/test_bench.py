@@ -23,6 +23,7 @@ def test_it_runs_and_both_lenses_agree() -> None:
         "1",
         "lens",
         "patching",
+        "short",
         "generation",
         "learned",
     ]
@@ -30,6 +31,7 @@ def test_it_runs_and_both_lenses_agree() -> None:
     assert "the same top tokens at 100.000%" in run.stdout
     assert run.stdout.count("bare products") == 1
     assert "the same tokens: True" in run.stdout
+    assert "KL(output ‖ row) differs by" in run.stdout
 
 
 def test_the_checkpoints_of_loading_are_read_by_all_contenders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

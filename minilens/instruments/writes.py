@@ -1,4 +1,4 @@
-"""What each block writes to the stream at one position, and what of it points to a logit."""
+"""What each block writes to the stream at one position, and what of it points to a logit; the length of the first."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from ..edits import then
 from ..model import Model, Writes, run
 from ..ops import upcast
-from ..shapes import Resid
+from ..shapes import Resid, Tokens
 from ..traces import ROW_SITES, Edit, Site
 
 
@@ -47,6 +47,14 @@ def writes_at(model: Model, embed: Resid, place: int, edit: Edit) -> tuple[list[
 def at_place(place: int, x: Float[Tensor, "1 *head pos d"]) -> Float[Tensor, "*head d"]:
     """One position, copied: a view would keep all of x."""
     return upcast(x[0, ..., place, :].clone())
+
+
+@torch.no_grad()
+def first_lengths(model: Model, tokens: Tokens) -> tuple[Float[Tensor, "batch pos"], Float[Tensor, "batch pos"]]:
+    """The lengths (L2 norms) of what stands in the stream before block 0, and of what that block adds to it."""
+    embed = model.embed(tokens)
+    write = upcast(model.block(0, embed).resid_post) - upcast(embed)
+    return upcast(embed).norm(dim=-1), write.norm(dim=-1)
 
 
 def direction_of(

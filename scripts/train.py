@@ -261,8 +261,8 @@ def reporter(n_steps: int, args: argparse.Namespace, start: int) -> Callable[[in
 def steps_to_keep(n: int, n_steps: int) -> list[int]:
     """n steps, at least 2: 0, then from 1 to the last in even ratios; two that would be one are a step apart."""
     kept = [0]
-    for k in range(n - 1):
-        kept.append(max(kept[-1] + 1, round(n_steps ** (k / max(1, n - 2)))))
+    for step in np.geomspace(n_steps, 1, n - 1)[::-1]:
+        kept.append(max(kept[-1] + 1, round(step)))
     return kept
 
 

@@ -11,7 +11,7 @@ from ..traces import ROW_SITES
 from .inputs import DTYPES, Loading, words
 from .options import Command, argument, option
 from .outputs import FIGURES, progress, say, terminal
-from .sweeps import Texts, Workers, as_csv, write_report
+from .sweeps import WIDEST, Texts, Workers, as_csv, write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,11 @@ def life(request: Request) -> None:
     except ValueError as error:
         say(f"note: no life.{request.figure}: {error}")
     write_report({request.out / name: content for name, content in files.items()}, request.overwrite)
-    terminal().print(life_view(found, stats=stats), end="\n")
+    console = terminal()
+    console.width = max(console.width, WIDEST)  # on a terminal of less its lines are folded, and nothing is cut
+    with console.capture() as shown:
+        console.print(life_view(found, stats=stats), end="\n")
+    print("\n".join(line.rstrip() for line in shown.get().splitlines()))
     say(f"{request.out} holds {', '.join(files)}")
 
 

@@ -138,9 +138,10 @@ def life(
     Raises ValueError for what is no checkpoint, or has no tokenizer, for checkpoints of different sizes, for text that
     cannot be read, and for a folder that holds something else, or a checkpoint that has changed since it was measured.
     """
+    several = isinstance(models, Iterable) and not isinstance(models, (str, PathLike))
+    found = _checkpoints(models if several else [models], names("revisions", revisions))  # type: ignore[arg-type, list-item]
     given = [files] if isinstance(files, (str, PathLike, TextFile)) else files
     texts = [file if isinstance(file, TextFile) else TextFile(Path(file)) for file in given]
-    found = _checkpoints([models] if isinstance(models, (str, PathLike)) else models, names("revisions", revisions))
     folder, kind = Path(folder), machine(check_device(device, dtype))
     _begin(folder, _request(texts, options, dtype, kind), kind, any_machine)
     for wait in (False, True):  # those that another process is at are left to the end
@@ -160,7 +161,7 @@ def life(
     return Life(tuple(found), _read(folder, found))
 
 
-def _checkpoints(models: Sequence[Any], revisions: Sequence[str]) -> list[Checkpoint]:
+def _checkpoints(models: Iterable[Any], revisions: Sequence[str]) -> list[Checkpoint]:
     """Those asked for, by their steps."""
     every = [model_name(model) for model in models]
     if not every or (revisions and len(every) > 1):

@@ -25,7 +25,9 @@ class Request:
     revisions: str | None = option(help="of the repository, with commas, such as checkpoint-100,checkpoint-200")
     out: Path = option(default=Path("life"), metavar="FOLDER", help="of the results (default: %(default)s)")
     overwrite: bool = option(help="replace results that are others, such as those of fewer checkpoints")
-    stat: str = option(default="kl_final,input_first", help=f"to show, with commas: {', '.join(VALUES)}")
+    stat: str = option(
+        default="kl_final,input_first", help=f"to show, with commas (default: %(default)s); of {', '.join(VALUES)}"
+    )
     figure: str = option(choices=FIGURES, default="png", help="kind of the picture in the folder (default: png)")
     decoder: str = option(default="final", help="as for lens (default: %(default)s)")
     norm: str = option(default="final", help='"final" or "plain" (default: %(default)s)')

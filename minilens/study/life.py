@@ -145,7 +145,8 @@ def life(
     folder, kind = Path(folder), machine(check_device(device, dtype))
     _begin(folder, _request(texts, options, dtype, kind), kind, any_machine)
     for wait in (False, True):  # those that another process is at are left to the end
-        for checkpoint in each([each for each in found if not _file(folder, each).exists()]):
+        missing = [checkpoint for checkpoint in found if not _file(folder, checkpoint).exists()]
+        for checkpoint in each(missing):
             with locked(path := _file(folder, checkpoint), wait) as is_ours:
                 if is_ours and not path.exists():
                     how: Any = dict(device=device, dtype=dtype, ignoring=ignoring, mmap=False)

@@ -82,7 +82,7 @@ def _pairs(places: Sequence[Any], curve: Curve, n: int) -> Iterator[list[Any]]:
 def life_view(life: Life, *, stats: str | Sequence[str] = STATS, title: str = "") -> Group:
     """A line over the checkpoints for each number, with the first and the last value and their standard errors.
 
-    stats: statistics of the lens, each with a line for each row. The lines of a statistic have one scale, from 0.
+    stats: statistics of the lens, each with a line for each row. A line goes from 0 to its highest value.
     Raises ValueError for a statistic that a corpus does not have.
     """
     chosen = torch.linspace(0, len(life.steps) - 1, min(WIDEST, len(life.steps))).round().long().tolist()
@@ -91,11 +91,10 @@ def life_view(life: Life, *, stats: str | Sequence[str] = STATS, title: str = ""
         table.add_column(justify=justify, no_wrap=True)
 
     def add(heading: str, lines: dict[str, Curve], is_share: bool) -> None:
-        highest = max(float(curve.mean.nan_to_num().max()) for curve in lines.values())
         table.add_row(Text(heading, BOLD))
         for name, curve in lines.items():
             ends = (_shown(curve, n, is_share) for n in (0, -1))
-            table.add_row(f"  {name}", _bars(curve.mean[chosen], highest), *ends)
+            table.add_row(f"  {name}", _bars(curve.mean[chosen]), *ends)
 
     for stat in names("stats", stats):
         mean, error = life.lens(stat)
@@ -121,7 +120,7 @@ def _shown(curve: Curve, n: int, is_share: bool) -> str:
     return nats(mean, error)
 
 
-def _bars(values: Tensor, highest: float) -> str:
+def _bars(values: Tensor) -> str:
     """A bar for each number, from 0 to the highest; nothing where there is none."""
-    steps = (values / (highest or 1) * len(BARS)).clamp(0, len(BARS) - 1)
+    steps = (values / (values.nan_to_num().max() or 1) * len(BARS)).clamp(0, len(BARS) - 1)
     return "".join(" " if step != step else BARS[int(step)] for step in steps.tolist())

@@ -28,6 +28,7 @@ from .plots import (
 STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)))  # of several lives
 COLOURS = {"previous": INPUT, "duplicate": "#1a8a5f", "induction": OUTPUT}
 OF_BLOCK_0 = {"embedding": INPUT, "write": OUTPUT, "ratio": INK}
+MOST = 5  # rows that a legend names
 BAND = 2  # standard errors to either side
 PANEL = 3.6, 2.1  # inches
 COLUMNS = 2
@@ -66,16 +67,17 @@ def life_figure(lives: Life | Mapping[str, Life], *, stats: str | Sequence[str] 
 def _statistic(ax: Axes, lives: Mapping[str, Life], stat: str) -> None:
     for life, style in zip(lives.values(), _styles(lives), strict=True):
         mean, error = life.lens(stat)
+        named = {*np.linspace(0, len(life.rows) - 1, MOST).round().astype(int)}
         for r, row in enumerate(life.rows):
             colour = colormaps["cividis"](0.9 * r / max(1, len(life.rows) - 1))
-            label = legend_label(row.replace("resid_", "")) if style == "-" else None
+            label = legend_label(row.replace("resid_", "")) if style == "-" and r in named else None
             _line(ax, life, Curve(mean[:, r], error[:, r]), color=colour, linestyle=style, label=label)
     if stat in NUMBERS:
         scale_nats([ax], 1.0)
     else:
         ax.set_ylim(-0.03, 1.03)
     _title(ax, TITLES[stat])
-    add_legend(ax, ncols=2)
+    add_legend(ax, loc="upper left" if stat in NUMBERS else "center right")
 
 
 def _heads(ax: Axes, lives: Mapping[str, Life], draw: Any) -> None:
@@ -109,8 +111,10 @@ def _findings(ax: Axes, lives: Mapping[str, Life]) -> None:
                 x = [step for step, found in zip(life.steps, verdicts, strict=False) if found == verdict]
                 at = [y + 0.25 * n] * len(x)
                 ax.scatter(x, at, s=9, facecolors=fill, edgecolors=OUTPUT, linewidths=0.6)
-    ax.set_yticks(range(len(statements)), statements)
-    ax.set_ylim(len(statements) - 0.5, -0.5)
+    for y, statement in enumerate(statements):
+        ax.text(0, y - 0.2, statement, fontsize=6, color=INK, **PLAIN)
+    ax.set_yticks([])
+    ax.set_ylim(len(statements) - 0.3, -0.7)
     _title(ax, "findings: full where shown, empty where not")
 
 

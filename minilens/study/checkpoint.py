@@ -50,7 +50,7 @@ class LifeReader:
 
     def __init__(self, lens: CorpusLens) -> None:
         self.lens, self.model, self.tokenizer, self.shard = lens, lens.model, lens.tokenizer, lens.shard
-        self.encode, self.n_tokens = lens.encode, lens.n_tokens
+        self.encode = lens.encode
 
     def identity(self) -> dict[str, Any]:
         return {**self.lens.identity(), "skip": SKIP}
@@ -68,6 +68,9 @@ class LifeReader:
             sums.index_add_(0, batch.document[batch.place >= SKIP], each.T)
         found = Lengths((sums[:, 0] > 0).sum(), sums.sum(0), sums.T @ sums)
         return [*self.lens.tallies(documents, counts), found]
+
+    def n_tokens(self, tallies: Sequence[Any]) -> int:
+        return self.lens.n_tokens(tallies[:-1])
 
     def findings(self, files: tuple[TextFile, ...], counted: Counted, tallies: list[Any]) -> tuple[Findings, Lengths]:
         return self.lens.findings(files, counted, tallies[:-1]), tallies[-1]

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -66,6 +67,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(trained: list[str], text: Path, folder: Path) -> Life:
     return minilens.life(trained, text, folder, window=20)
+
+
+@pytest.fixture
+def unstudied(monkeypatch: Patch) -> None:
+    """A study takes longer than all the rest."""
+    monkeypatch.setattr("minilens.study.checkpoint.study", Mock(side_effect=ValueError("left out")))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -143,6 +150,7 @@ def test_what_is_no_statistic(found: Life) -> None:
 # ---- The folder
 
 
+@pytest.mark.usefixtures("unstudied")
 def test_a_kill_costs_one_checkpoint_at_most(
     found: Life, folder: Path, trained: list[str], text: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
@@ -174,6 +182,7 @@ def test_what_is_measured_is_not_read_again(
     assert again.records == found.records[:2]
 
 
+@pytest.mark.usefixtures("unstudied")
 def test_revisions_are_of_one_repository(trained: list[str], text: Path, tmp_path: Path, monkeypatch: Patch) -> None:
     """The Hub is asked for each that is not measured; of a measured one nothing needs to be there any more."""
     asked = []
@@ -213,6 +222,7 @@ def test_a_folder_is_for_one_life(
         minilens.life(given.pop("models"), text, where, **given)
 
 
+@pytest.mark.usefixtures("unstudied")
 def test_a_checkpoint_that_has_changed_is_refused(trained: list[str], text: Path, tiny: Tiny, tmp_path: Path) -> None:
     folder = changed(Path(trained[0]), tmp_path / "step-7")
     minilens.life(folder, text, tmp_path / "life", window=20)

@@ -293,6 +293,7 @@ def test_the_command(
         )
         assert cells[str(step), "block_0", "ratio", ""]["value"] == str(found.block_0("ratio").mean[n].item())
     written = files(folder)
+    monkeypatch.setattr("minilens.views.plots.drawn", Mock(return_value=written["life.png"]))
     assert main(["life", *trained, str(text), "--window", "20", "--out", str(folder), "--stat", "entropy"]) == 0
     assert files(folder) == written  # the same to the byte, or it would be refused
     capsys.readouterr()

@@ -139,7 +139,7 @@ def life(
     cannot be read, and for a folder that holds something else, or a checkpoint that has changed since it was measured.
     """
     several = isinstance(models, Iterable) and not isinstance(models, (str, PathLike))
-    found = _checkpoints(models if several else [models], names("revisions", revisions))  # type: ignore[arg-type, list-item]
+    found = _checkpoints(models if several else [models], names("revisions", revisions))  # type: ignore[arg-type]
     given = [files] if isinstance(files, (str, PathLike, TextFile)) else files
     texts = [file if isinstance(file, TextFile) else TextFile(Path(file)) for file in given]
     folder, kind = Path(folder), machine(check_device(device, dtype))

@@ -407,7 +407,7 @@ MISTAKES = [
         "for wait in (False,)",
         ("sweep",),
     ),
-    Mistake("corpus: a broken folder is gone on with", "corpus/sweep.py", "if other:", "if False:", ("sweep",)),
+    Mistake("corpus: a broken folder is gone on with", "corpus/shared_files.py", "if other:", "if False:", ("sweep",)),
     Mistake(
         "corpus: a file that changes is read on",
         "corpus/sweep.py",

@@ -425,9 +425,9 @@ MISTAKES = [
     Mistake("corpus: counts of other texts", "corpus/sweep.py", "if n_tokens != n_counted:", "if False:", ("sweep",)),
     Mistake(
         "corpus: who begins last has the folder",
-        "corpus/sweep.py",
-        "if not path.exists():\n                with replacing",
-        "if True:\n                with replacing",
+        "corpus/shared_files.py",
+        "if not path.exists():\n            with replacing",
+        "if True:\n            with replacing",
         ("sweep",),
     ),
     Mistake("learned: A transposed", "learned/affine.py", ".mT.contiguous(), b)", ".contiguous(), b)", ("fit",)),

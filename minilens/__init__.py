@@ -40,6 +40,7 @@ from .learned.named import load_lens
 from .lens import Lens, LensRow, lens_rows
 from .loading import load
 from .model import Model, decode, run, trace
+from .study.life import Life, life
 from .table import LensTable, logit_lens, logit_lenses
 from .traces import SITES, BlockTrace, Edit, Site, Trace, untouched
 from .version import __version__
@@ -66,6 +67,7 @@ __all__ = [
     "Lens",
     "LensRow",
     "LensTable",
+    "Life",
     "Model",
     "Parts",
     "Patching",
@@ -98,6 +100,7 @@ __all__ = [
     "integrated_gradients",
     "kl_from",
     "lens_rows",
+    "life",
     "load",
     "load_lens",
     "log_probability",

@@ -61,20 +61,9 @@ def load(
     CheckpointError for files that are missing, broken, or of a model that is not supported, and for those that change
     while they are read.
     """
-    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise ValueError(f"dtype must be torch.float16, bfloat16, float32 or float64; got {dtype!r}")
+    device = check_device(device, dtype)
     if not isinstance(mmap, bool):
         raise ValueError(f"mmap must be True or False; got {quoted(mmap)}")
-    device = "cpu" if device is None else device
-    if str(device).startswith("mps") and dtype != torch.float32:  # pytorch issue 180776
-        raise ValueError(
-            f"on the device {str(device)!r} the dtype must be torch.float32: there is no float64, and torch gets some "
-            "products of half precision wrong; or load it on the CPU"
-        )
-    try:
-        torch.empty(0, device=device, dtype=dtype)
-    except Exception as error:  # torch has one for a build without CUDA, one for an unknown name, one for other trouble
-        raise ValueError(f"the device {str(device)!r:.80} cannot be used: {one_line(error)}") from error
     name = model_name(name)
     find = locate(name, revision)
     path = find("config.json")
@@ -100,6 +89,22 @@ def load(
         warnings.warn(f"{name!r} is loaded without its tokenizer: {error}", stacklevel=2)
     find.check_unchanged()
     return model, tokenizer
+
+
+def check_device(device: torch.device | str | None, dtype: torch.dtype) -> torch.device:
+    """The device, by default the CPU. Raises ValueError where numbers of this dtype cannot be on it."""
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"dtype must be torch.float16, bfloat16, float32 or float64; got {dtype!r}")
+    device = "cpu" if device is None else device
+    if str(device).startswith("mps") and dtype != torch.float32:  # pytorch issue 180776
+        raise ValueError(
+            f"on the device {str(device)!r} the dtype must be torch.float32: there is no float64, and torch gets some "
+            "products of half precision wrong; or load it on the CPU"
+        )
+    try:
+        return torch.empty(0, device=device, dtype=dtype).device
+    except Exception as error:  # torch has one for a build without CUDA, one for an unknown name, one for other trouble
+        raise ValueError(f"the device {str(device)!r:.80} cannot be used: {one_line(error)}") from error
 
 
 def read_family(settings: Settings) -> Any:

@@ -99,7 +99,7 @@ PAGES = {  # of the API, beside its index: name of the page -> its title, and th
         "SITES Site Edit untouched at zero mean patch add towards then",
     ),
     "api-text": ("Tokens and generation", "Tokenizer generate generate_steps GenerationStep"),
-    "api-lens": ("The lens in Python", "Lens lens_rows LensRow logit_lens logit_lenses LensTable"),
+    "api-lens": ("The lens in Python", "Lens lens_rows LensRow logit_lens logit_lenses LensTable life Life"),
     "api-learned": ("Learned lenses", "load_lens fit Recipe fit_jacobian LearnedLens"),
     "api-views": ("Views", " ".join(name for name in VIEWS if not name.startswith(INSTRUMENTS))),
     "api-views-instruments": ("Views of instruments", " ".join(name for name in VIEWS if name.startswith(INSTRUMENTS))),

@@ -422,7 +422,7 @@ MISTAKES = [
         "position, max(lengths)) for _ in lengths",
         ("attribution",),
     ),
-    Mistake("corpus: a broken folder is gone on with", "corpus/sweep.py", "if other:", "if False:", ("sweep",)),
+    Mistake("corpus: a broken folder is gone on with", "corpus/shared_files.py", "if other:", "if False:", ("sweep",)),
     Mistake(
         "corpus: a file that changes is read on",
         "corpus/sweep.py",
@@ -440,9 +440,9 @@ MISTAKES = [
     Mistake("corpus: counts of other texts", "corpus/sweep.py", "if n_tokens != n_counted:", "if False:", ("sweep",)),
     Mistake(
         "corpus: who begins last has the folder",
-        "corpus/sweep.py",
-        "if not path.exists():\n                with replacing",
-        "if True:\n                with replacing",
+        "corpus/shared_files.py",
+        "if not path.exists():\n            with replacing",
+        "if True:\n            with replacing",
         ("sweep",),
     ),
     Mistake("learned: A transposed", "learned/affine.py", ".mT.contiguous(), b)", ".contiguous(), b)", ("fit",)),

@@ -258,6 +258,12 @@ def calls(root: Path) -> dict[str, Callable[[], object]]:
         with tempfile.TemporaryDirectory(dir=root) as out:
             return fit(model, tokenizer, root / "text", out, **options)
 
+    def lived() -> minilens.Life:
+        with tempfile.TemporaryDirectory(dir=root) as out:
+            return minilens.life(folder, root / "text", out)
+
+    whole_life = lived()
+
     def edited(edit: minilens.Edit) -> object:
         return minilens.trace(model, tokens, edit=edit)
 
@@ -284,6 +290,7 @@ def calls(root: Path) -> dict[str, Callable[[], object]]:
         "integrated_gradients": lambda: minilens.integrated_gradients(*pair, steps=2),
         "kl_from": lambda: minilens.kl_from(whole.logits[0, -1])(whole.logits[:, 0]),
         "lens_rows": lambda: list(minilens.lens_rows(model, tokens)),
+        "life": lived,
         "load_lens": lambda: minilens.load_lens("tales-gpt2/affine"),
         "load": lambda: minilens.load(folder),
         "log_probability": lambda: minilens.log_probability(3)(whole.logits[:, -1]),
@@ -321,6 +328,10 @@ def calls(root: Path) -> dict[str, Callable[[], object]]:
         "heads_view": lambda: minilens.heads_view(scores, copying, pairs),
         "lens_figure": lambda: minilens.lens_figure(table),
         "lens_page": lambda: minilens.lens_page(table),
+        "life_figure": lambda: minilens.life_figure(whole_life),
+        "life_lines": lambda: list(minilens.life_lines(whole_life)),
+        "life_record": lambda: minilens.life_record(whole_life),
+        "life_view": lambda: minilens.life_view(whole_life),
         "lens_view": lambda: minilens.lens_view(table),
         "parts_figure": lambda: minilens.parts_figure(written),
         "parts_page": lambda: minilens.parts_page(written),

@@ -2,9 +2,12 @@
 
 The library holds no training loop; this script is how the folders in weights/ came to be. The models are
 transformers' own, randomly initialised, so that minilens is later checked against an independent author.
-Kill it at any point: the same command continues from the work folder to the same schedule.
+Kill it at any point: the same command continues from the work folder, and on the same machine, with as many
+threads, it gives the same weights, bit for bit.
 
     python scripts/train.py --family gpt2 --corpus ../shared/corpus --out weights/tales-gpt2
+
+--keep 20 keeps the model at 20 steps, for `minilens life`: each a checkpoint in .train/<name of out>-steps.
 """
 
 import argparse
@@ -161,6 +164,9 @@ def batches(docs: list[np.ndarray], args: argparse.Namespace, start: int) -> Ite
 
     Each epoch shuffles the documents, joins them, cuts windows that overlap in one token (so that
     every token is predicted once) and shuffles those: a long chapter does not fill a batch.
+
+    The share args.twice of the windows tells its first passage twice, and then goes on from there. The passage has a
+    sixteenth to a half of the window. With one length for all, a head could look that far back and read no token.
     """
     n_windows = (sum(map(len, docs)) - 1) // args.n_ctx
     epoch, skip = divmod(start, n_windows // args.batch)
@@ -168,9 +174,12 @@ def batches(docs: list[np.ndarray], args: argparse.Namespace, start: int) -> Ite
         rng = np.random.default_rng([args.seed, epoch])
         stream = np.concatenate([docs[k] for k in rng.permutation(len(docs))])
         order = rng.permutation(n_windows)[: n_windows // args.batch * args.batch]
+        passage = rng.integers(args.n_ctx // 16, args.n_ctx // 2, n_windows, endpoint=True)
+        passage[rng.random(n_windows) >= args.twice] = args.n_ctx + 1
         for rows in order.reshape(-1, args.batch)[skip:]:
-            at = rows[:, None] * args.n_ctx + np.arange(args.n_ctx + 1)
-            yield torch.from_numpy(stream[at].astype(np.int64))
+            place = np.arange(args.n_ctx + 1)
+            place = place - passage[rows, None] * (place >= passage[rows, None])
+            yield torch.from_numpy(stream[rows[:, None] * args.n_ctx + place].astype(np.int64))
         epoch, skip = epoch + 1, 0
 
 
@@ -249,14 +258,43 @@ def reporter(n_steps: int, args: argparse.Namespace, start: int) -> Callable[[in
     return report
 
 
+def steps_to_keep(n: int, n_steps: int) -> list[int]:
+    """n steps, at least 2: 0, then from 1 to the last in even ratios; two that would be one are a step apart."""
+    kept = [0]
+    for step in np.geomspace(n_steps, 1, n - 1)[::-1]:
+        kept.append(max(kept[-1] + 1, round(step)))
+    return kept
+
+
+def write_folder(folder: Path, write_files: Callable[[Path], None]) -> None:
+    """Write the files of a folder. Whoever kills this leaves the whole folder, or none."""
+    new = folder.with_name(folder.name + ".new")
+    for old in (new, folder):
+        shutil.rmtree(old, ignore_errors=True)
+    new.mkdir(parents=True)
+    write_files(new)
+    os.replace(new, folder)
+
+
+def store(model: PreTrainedModel, folder: Path, args: argparse.Namespace) -> None:
+    """Write a checkpoint in the Hub's layout, in float16, with its tokenizer. The stream of random numbers stays."""
+    with torch.random.fork_rng():
+        stored = AutoModelForCausalLM.from_config(make_config(args)).half()
+    stored.load_state_dict(model.state_dict())
+    stored.save_pretrained(folder)
+    for file in TEXT[args.family].files:
+        shutil.copyfile(args.work / "tokenizer" / file, folder / file)
+    for file in folder.iterdir():  # safetensors writes for the owner only
+        file.chmod(0o644)
+
+
 def train(args: argparse.Namespace, device: torch.device) -> tuple[PreTrainedModel, dict]:
     """The trained float32 model and its record: loss curve, tokens, seconds. Resumes by itself."""
-    text, saved = TEXT[args.family], args.work / "checkpoint.pt"
-    args.work.mkdir(parents=True, exist_ok=True)
+    text, saved, kept = TEXT[args.family], args.work / "checkpoint.pt", args.work.with_name(f"{args.work.name}-steps")
     texts = {part: documents(args.corpus, part, "train") for part in PARTS}
-    if not all((args.work / file).exists() for file in text.files):
-        text.learn(texts, args.d_vocab, args.work)
-    tokenizer = text(args.work)
+    if not (args.work / "tokenizer").exists():
+        write_folder(args.work / "tokenizer", lambda folder: text.learn(texts, args.d_vocab, folder))
+    tokenizer = text(args.work / "tokenizer")
     docs = [doc for part in PARTS for doc in tokenizer.encode(texts.pop(part), text.codes[part]) * PARTS[part]]
 
     torch.manual_seed(args.seed)
@@ -266,7 +304,8 @@ def train(args: argparse.Namespace, device: torch.device) -> tuple[PreTrainedMod
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, args.lr, BETAS, weight_decay=WEIGHT_DECAY, fused=True)
 
-    plan = {k: getattr(args, k) for k in "family tokens batch n_ctx n_layers d_model n_heads d_vocab lr seed".split()}
+    names = "family tokens batch n_ctx n_layers d_model n_heads d_vocab lr seed keep twice"
+    plan = {name: getattr(args, name) for name in names.split()}
     record: dict[str, Any] = {"plan": plan, "seconds": 0.0, "curve": [], "recent": [], "step": 0}
     record["mix_tokens"] = sum(map(len, docs))
     if saved.exists():
@@ -277,13 +316,22 @@ def train(args: argparse.Namespace, device: torch.device) -> tuple[PreTrainedMod
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
+    else:
+        shutil.rmtree(kept, ignore_errors=True)  # of another run
     cpu = f"{torch.get_num_threads()} shared CPU cores"
     record["machine"] = torch.cuda.get_device_name() if device.type == "cuda" else cpu
     record["machine"] += ", bfloat16 autocast" if has_bf16(device) else ""
 
     n_steps, start = args.tokens // (args.batch * args.n_ctx), record["step"]
+    to_keep = steps_to_keep(args.keep, n_steps) if args.keep else []
+
+    def keep(step: int) -> None:
+        if step in to_keep:
+            write_folder(kept / f"step-{step:0{len(str(n_steps))}}", lambda folder: store(model, folder, args))
+
     report, bf16 = reporter(n_steps, args, start), has_bf16(device)
     begun, last_save, recent = time.monotonic() - record["seconds"], time.monotonic(), record["recent"]
+    keep(start)
     for step, windows in zip(range(start, n_steps), batches(docs, args, start), strict=False):
         windows = windows.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -299,6 +347,7 @@ def train(args: argparse.Namespace, device: torch.device) -> tuple[PreTrainedMod
         recent.append(loss.item())
         done = step + 1
         report(done, recent[-1])
+        keep(done)
         if done % LOG_EVERY == 0 or done == n_steps:
             record["curve"].append((done, sum(recent) / len(recent)))
             recent.clear()
@@ -391,6 +440,10 @@ def card(model: PreTrainedModel, texts: list[str], bits: Bits, record: dict, arg
         "gpt_neo": f"Even layers attend to all that stands before, odd ones to the last {WINDOW} positions.\n",
         "ctrl": "As in the paper: sinusoidal positions, embeddings times sqrt(d_model), ReLU.\n",
     }[args.family]
+    share, n_kept = args.twice, args.keep
+    twice = f" {share:.0%} of the windows tell a passage of a sixteenth to a half of the window twice." if share else ""
+    kept = f" {n_kept} checkpoints were kept, from step 0 to the last, in even ratios." if n_kept else ""
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in record["plan"].items())
     held_out = "\n".join(
         f"| `{code}` | {' | '.join(f'{value:.3f}' for value in row.values())} |" for code, row in bits.items()
     )
@@ -423,7 +476,7 @@ Bits per UTF-8 byte, teacher-forced in float32 over windows of {args.n_ctx} toke
 {record["mix_tokens"]:,} tokens (stories and storybooks three times, books once), in {minutes:.0f} minutes on
 {record["machine"]}. AdamW (betas {BETAS}, weight decay {WEIGHT_DECAY} on matrices), peak learning rate {args.lr},
 warm-up over {WARM_UP:.0%} of the steps, cosine to {FLOOR:.0%} of the peak, gradients clipped to {CLIP}, no dropout,
-seed {args.seed}.
+seed {args.seed}.{twice}{kept}
 
 Training loss, nats per token, mean of the {LOG_EVERY} steps before:
 
@@ -432,7 +485,7 @@ Training loss, nats per token, mean of the {LOG_EVERY} steps before:
 {losses}
 
 ```
-python scripts/train.py --family {args.family} --d-vocab {args.d_vocab} --tokens {args.tokens} --out {args.out}
+python scripts/train.py {options} --out {args.out}
 ```
 
 ## Samples
@@ -461,15 +514,8 @@ chapters come from books whose other chapters were read in training. A thing to 
 def export(model: PreTrainedModel, record: dict, args: argparse.Namespace) -> None:
     """Write --out in the Hub's layout, in float16, after checking that it lost nothing."""
     folder = args.work / "export"
-    shutil.rmtree(folder, ignore_errors=True)
-    stored = AutoModelForCausalLM.from_config(make_config(args)).half()
-    stored.load_state_dict(model.state_dict())
-    stored.save_pretrained(folder)
-    for file in TEXT[args.family].files:
-        shutil.copyfile(args.work / file, folder / file)
+    write_folder(folder, lambda new: store(model, new, args))
     shutil.copyfile(args.corpus / "storybooks-attribution.tsv", folder / "storybooks-attribution.tsv")
-    for file in folder.iterdir():  # safetensors writes for the owner only
-        file.chmod(0o644)
 
     print("float32, before the export:")
     before = evaluate(by_transformers(model), folder, args.corpus)
@@ -505,6 +551,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--n-ctx", type=int, default=256)
     parser.add_argument("--d-vocab", type=int, default=4096)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--twice", type=float, default=0.0, help="share of the windows that tell a passage twice")
+    parser.add_argument("--keep", type=int, default=0, help="how many checkpoints along the way, ends included")
     args = parser.parse_args()
     if not args.corpus.is_dir():
         parser.error(f"There is no corpus folder {args.corpus}; name it with --corpus.")
@@ -512,6 +560,11 @@ def arguments() -> argparse.Namespace:
         parser.error(f"{args.out} holds no checkpoint to evaluate; train it first.")
     if not (args.evaluate or args.overwrite) and args.out.is_dir() and any(args.out.iterdir()):
         parser.error(f"{args.out} is not empty; give another --out, or --overwrite.")
+    n_steps = args.tokens // (args.batch * args.n_ctx)
+    if args.keep and not 2 <= args.keep <= n_steps + 1:
+        parser.error(f"--keep {args.keep}: there are {n_steps} steps, so keep 2 to {n_steps + 1} checkpoints.")
+    if not 0 <= args.twice <= 1:
+        parser.error(f"--twice {args.twice}: the share must be from 0 to 1.")
     args.work = args.work or Path(".train") / args.out.name
     return args
 

@@ -139,6 +139,8 @@ CALLS = {
     "load('a/b', revision='')": 'revision must be a branch, a tag or a commit; got ""',
     "load(folder, ignoring=None)": "ignoring must be a name, or several; got None",
     "load(folder, mmap=None)": "mmap must be True or False; got None",
+    "life(5, folder, 'x')": "name must be the name of a model, or the path of a folder; got 5",
+    "life(folder, folder, 'x', revisions=5)": "revisions must be a name, or several; got 5",
     "verify(5)": "name must be the name of a model, or the path of a folder; got 5",
     "verify(folder, known_as=5)": "known_as must be the name of a repository; got 5",
     "verify(folder, ignoring=5)": "ignoring must be a name, or several; got 5",

@@ -46,10 +46,12 @@ from minilens.command.outputs import FIGURES as KINDS
 from minilens.corpus.documents import TextFile
 from minilens.corpus.measure import CorpusLens, Findings, Plan
 from minilens.corpus.sweep import Sweep
+from minilens.corpus.tally import VALUES
 from minilens.instruments.metrics import log_probability
 from minilens.instruments.parts import Parts, parts
 from minilens.instruments.patching import Patching, patching
 from minilens.study.experiments import Study, study
+from minilens.study.life import Checkpoint, Life
 from minilens.views import (
     attention,
     attention_figure,
@@ -64,6 +66,7 @@ from minilens.views import (
     lens_figure,
     lens_page,
     lens_terminal,
+    life_figure,
     notebook,
     parts_figure,
     patching_figure,
@@ -73,6 +76,7 @@ from minilens.views import (
     study_report,
     walk,
 )
+from minilens.views import life as life_views
 from minilens.views import parts as parts_views
 from minilens.views import patching as patching_views
 from minilens.views import verify as verify_views
@@ -186,6 +190,22 @@ def findings(gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Findings:
     sweep = Sweep(CorpusLens(model, tokenizer, Plan(prefix=NAME, window=100)), [TextFile(path)], path.with_suffix(""))
     assert list(sweep.run())
     return sweep.findings()
+
+
+def lived(name: str) -> Life:
+    """Of two checkpoints with this name."""
+    curve, rows = {"mean": [0.5, None], "standard_error": [0.1, None]}, ["embed", "0.resid_post"]
+    block_0 = {"mean": 2.0, "standard_error": None}
+    record = {
+        "model": name,
+        "revision": name,
+        "rows": rows,
+        "lens": dict.fromkeys(VALUES, curve),
+        "heads": {kind: {of: [each] for of, each in curve.items()} for kind in minilens.HeadScores._fields},
+        "block_0": dict.fromkeys(life_views.BLOCK_0, block_0),
+        "findings": [{"statement": "a finding", "verdict": "shown", "checks": [{"what": "a number", "value": 1.0}]}],
+    }
+    return Life((Checkpoint(0, name, name), Checkpoint(9, name, name)), (record, record))
 
 
 @pytest.fixture(scope="module")
@@ -389,6 +409,8 @@ VIEWS: dict[str, Callable[[Shown], Any]] = {
         title=it.title,
         width=WIDTH,
     ),
+    "life.life_view": lambda it: life_views.life_view(lived(it.title), title=it.title),
+    "life.life_lines": lambda it: list(life_views.life_lines(lived(it.title))),
     "walk.walk_view": lambda it: walk.walk_view(
         it.walked.model, it.walked.tokens, tokenizer=it.table.tokenizer, width=WIDTH
     ),
@@ -419,6 +441,9 @@ SLOW: dict[str, Callable[[Shown], Any]] = {
         corpus_record.corpus_record(it.title, it.findings), "final"
     ),
     "corpus_page.corpus_page": lambda it: corpus_page.corpus_page([corpus_record.corpus_record(it.title, it.findings)]),
+    "life_figure.life_figure": lambda it: life_figure.life_figure(
+        {it.title: lived(it.title), "b": lived("b")}, title=it.title
+    ),
     "verify.verify_view": lambda it: verify_views.verify_view(named(it.verified, it.title)),
     "study_curves.study_figure": lambda it: study_curves.study_figure([(it.title, it.studied, "final")]),
     "study_report.overview": lambda it: study_report.overview([it.studied]),
@@ -432,6 +457,7 @@ PARTS_OF_VIEWS = """
     colours.of_share colours.of_sign corpus_page.corpus_picture corpus_record.called
     corpus_record.mean_and_error corpus_terminal.corpus_summary corpus_terminal.names corpus_terminal.nats
     course.check_view course.summary course.wrong_lines
+    life.life_record
     diff.departures diff.diff_view fit_record.fit_lines fit_record.fit_record
     fit_terminal.fit_table grid.fit grid.in_panels heads.strongest
     heatmap.add_axes heatmap.cell_size heatmap.label_axes heatmap.write_cells lens_panels.long_name
@@ -622,7 +648,7 @@ NO_TEXT = {
     "serve",
     "verify",
 }  # names, or the source
-FILES = {"corpus", "fit"}  # they read whole files
+FILES = {"corpus", "fit", "life"}  # they read whole files
 
 
 def test_every_command_and_every_output_is_among_them() -> None:

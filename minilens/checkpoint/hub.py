@@ -57,12 +57,18 @@ class Files:
                 raise CheckpointError(f"{path} has changed while it was read: try again when nothing writes to it")
 
 
+def local_folder(name: str) -> Path | None:
+    """The folder of a bundled model, or of this path; None where there is none, so that the Hub is asked."""
+    folder = bundled().get(name) or Path(os.path.expanduser(name))
+    return folder if os.path.isdir(folder) else None  # unlike Path.is_dir, it takes any text, a long sentence too
+
+
 def locate(name: str, revision: str | None) -> Files:
     """The files of a model: in a folder, or on the Hub."""
     if revision is not None and not (isinstance(revision, str) and re.fullmatch(REVISION, revision)):
         raise ValueError(f"revision must be a branch, a tag or a commit; got {quoted(revision)}")
-    folder = bundled().get(name) or Path(os.path.expanduser(name))
-    if not os.path.isdir(folder):  # unlike Path.is_dir, it takes any text, a long sentence too
+    folder = local_folder(name)
+    if folder is None:
         return Files(_on_the_hub(Repository(name), revision))
     if revision is not None:
         raise ValueError(f"{name} is a folder, and only a repository on the Hub has a revision; leave out {revision!r}")

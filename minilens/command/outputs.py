@@ -104,6 +104,7 @@ def say(message: str) -> None:
 
 # What an output gets that cannot hold our marks, as one in ASCII; the first four are of views/tokens.py.
 SIGNS = {"↵": "\\x0a", "⇥": "\\x09", "∅": "\\u2205", "◌": "\\u25cc", "‖": "||"}
+SIGNS |= dict(zip("▁▂▃▄▅▆▇█●○", "12345678*o", strict=True))  # of views/life.py
 
 
 def with_signs(stream: object) -> None:

@@ -155,7 +155,7 @@ def show_report(
     files |= drawn("report.html", "curves.png", [record], detailed)
     if beside:
         files |= drawn("beside.html", "beside.png", [record, *beside])
-    _write({out / name: content for name, content in files.items()}, overwrite)
+    write_report({out / name: content for name, content in files.items()}, overwrite)
     if json:
         print(text)
     elif csv:
@@ -193,7 +193,7 @@ def drawn(
     return {page: corpus_page(records, detailed).encode(), picture: corpus_picture(records)}
 
 
-def _write(files: dict[Path, bytes], overwrite: bool) -> None:
+def write_report(files: dict[Path, bytes], overwrite: bool) -> None:
     """Each file, where the same is not there; raises ValueError where another is, and may not be replaced."""
     try:
         # Each is looked at once: another worker may write the same files just now.

@@ -5,6 +5,7 @@ What cannot be locked, written or read is a ValueError.
 
 import contextlib
 import hashlib
+import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from ..checkpoint.reading import opened
+from ..checkpoint.settings import LONGEST_TEXT
 from ..files import replacing
 
 DIGEST = "digest"  # the name that it has among the arrays of a file
@@ -50,6 +52,49 @@ def locked(path: Path, wait: bool) -> Iterator[bool]:
         with contextlib.suppress(OSError):
             os.unlink(lock.lock_file)
         lock.release()
+
+
+def make(folder: Path) -> None:
+    """Make a folder where there is none. Raises ValueError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be made: {error.strerror}") from error
+
+
+def claim(path: Path, ours: Mapping[str, Any]) -> None:
+    """Write what a folder is for, all that its numbers depend on; unless another process has just done so."""
+    with locked(path, wait=True):
+        if not path.exists():
+            with replacing(path) as new:
+                new.write_text(json.dumps(ours, indent=1), encoding="utf-8")
+
+
+def compare(path: Path, what: str, ours: Mapping[str, Any], kind: Mapping[str, Any], any_machine: bool) -> bytes:
+    """The bytes of the file that `claim` wrote. Raises ValueError where it says that the folder is for something else.
+
+    what: the folder is of. kind: the part of ours that is of the machine, where any_machine takes another.
+    """
+    with explained(path, "give another folder"):
+        with opened(path) as file:
+            raw = file.read(LONGEST_TEXT)
+        begun = json.loads(raw)
+        theirs = {key: begun.get(key) for key in ours}
+    other = [key for key in ours if theirs[key] != ours[key] and not (any_machine and key in kind)]
+    if other:
+        found = ", ".join(f"{key} ({_shown(theirs[key])}; here {_shown(ours[key])})" for key in other)
+        way = ", or --any-machine, for numbers that agree within rounding" if {*other} <= {*kind} else ""
+        raise ValueError(
+            f"{path.parent} holds a {what} with another value of {found}: give another folder, or go on with that "
+            f"{what}{way}"
+        )
+    return raw
+
+
+def _shown(value: Any) -> str:
+    """A value in a sentence, cut where it is long."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def write_arrays(path: Path, arrays: dict[str, Tensor]) -> None:

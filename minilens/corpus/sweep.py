@@ -26,15 +26,22 @@ import torch.distributed as dist
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from ..checkpoint.reading import opened
-from ..checkpoint.settings import LONGEST_TEXT
 from ..checkpoint.tokenizer import Tokenizer
-from ..files import replacing
 from ..model import Model
 from .documents import TextFile
 from .hub_files import HubFile
 from .machine import machine
-from .shared_files import as_tensor, digest, explained, locked, read_arrays, write_arrays
+from .shared_files import (
+    as_tensor,
+    claim,
+    compare,
+    digest,
+    explained,
+    locked,
+    make,
+    read_arrays,
+    write_arrays,
+)
 
 F_co = TypeVar("F_co", covariant=True)
 
@@ -115,7 +122,7 @@ class Sweep(Generic[F_co]):
                 raise ValueError(f"{one.path} and {other.path} hold the same text: name it once")
         self.n_machines = 0  # kinds of them that made the shards of the last sum
         self._counted: Counted | None = None
-        _make(self.folder)
+        make(self.folder)
         with explained(self.folder, "give another folder"):
             others = [name for name in os.listdir(self.folder) if not _is_of_a_beginning(name)]
         # Looked for after them: another worker that begins just now makes this one first, so it is never missed.
@@ -157,7 +164,7 @@ class Sweep(Generic[F_co]):
                     write_arrays(path, {"shards": shards, "texts": texts, "total": total, "of": self._begun})
         if not total[2:].any():
             raise ValueError("there is nothing to read: the files hold no tokens")
-        _make(self.folder / "shards")
+        make(self.folder / "shards")
         self._counted = Counted(shards, texts, int(total[0]), int(total[1]), total[2:])
         return self._counted
 
@@ -246,30 +253,13 @@ class Sweep(Generic[F_co]):
 
     def _claim(self) -> None:
         """Make the folder this sweep's, now that its texts are known to be readable; another may just have done so."""
-        path = self.folder / "sweep.json"
-        with locked(path, wait=True):
-            if not path.exists():
-                with replacing(path) as new:
-                    new.write_text(json.dumps(self._identity, indent=1), encoding="utf-8")
+        claim(self.folder / "sweep.json", self._identity)
         self._compare()
 
     def _compare(self) -> None:
         """Refuse a folder that is another sweep's, or another kind of machine's."""
-        path, ours = self.folder / "sweep.json", self._identity
-        with explained(path, "give another folder"):
-            with opened(path) as file:
-                raw = file.read(LONGEST_TEXT)
-            begun = json.loads(raw)
-            theirs = {key: begun.get(key) for key in ours}
         kind = machine(self.lens.model.W_U.device)
-        other = [key for key in ours if theirs[key] != ours[key] and not (self.any_machine and key in kind)]
-        if other:
-            found = ", ".join(f"{key} ({_shown(theirs[key])}; here {_shown(ours[key])})" for key in other)
-            way = ", or --any-machine, for numbers that agree within rounding" if {*other} <= {*kind} else ""
-            raise ValueError(
-                f"{self.folder} holds a sweep with another value of {found}: give another folder, or go on with that "
-                f"sweep{way}"
-            )
+        raw = compare(self.folder / "sweep.json", "sweep", self._identity, kind, self.any_machine)
         self._begun, self._machine = as_tensor(digest(raw)), as_tensor(digest(json.dumps(kind)))
 
     @cached_property
@@ -312,20 +302,6 @@ class Sweep(Generic[F_co]):
             return [self.lens.encode(document) if document else nothing for document in documents]
         except ValueError as error:
             raise ValueError(f"{file.path} cannot be read: {error}") from error
-
-
-def _shown(value: Any) -> str:
-    """A value of sweep.json in a sentence, cut where it is long."""
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
-
-
-def _make(folder: Path) -> None:
-    """Make a folder where there is none. Raises ValueError where that cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be made: {error.strerror}") from error
 
 
 def _is_of_a_beginning(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What each block writes to the stream at one position of a text, and what of it points to a logit."""
+"""What each block writes to the stream at one position of each text, and what of it points to a logit."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from ..edits import then
 from ..model import Model, Writes, run
 from ..ops import upcast
-from ..shapes import Resid
+from ..shapes import Resid, Tokens
 from ..traces import ROW_SITES, Edit, Site
 
 
@@ -49,6 +49,14 @@ def writes_at(
 def at_places(places: Int[Tensor, "batch"], x: Float[Tensor, "batch *head pos d"]) -> Float[Tensor, "batch *head d"]:
     """One position of each text, copied: a view would keep all of x."""
     return upcast(x.movedim(-2, 1)[torch.arange(len(places)), places].clone())
+
+
+@torch.no_grad()
+def first_lengths(model: Model, tokens: Tokens) -> tuple[Float[Tensor, "batch pos"], Float[Tensor, "batch pos"]]:
+    """The lengths (L2 norms) of what stands in the stream before block 0, and of what that block adds to it."""
+    embed = model.embed(tokens)
+    write = upcast(model.block(0, embed).resid_post) - upcast(embed)
+    return upcast(embed).norm(dim=-1), write.norm(dim=-1)
 
 
 def directions_of(

@@ -721,6 +721,7 @@ def test_without_a_network(tiny: Tiny, tmp_path: Path) -> None:
         [*corpus, "--json"],
         [*corpus, "--csv"],
         ["fit", "tales-gpt2", str(tmp_path / "lines"), "--lines", "--shard", "20", "--out", str(tmp_path / "fit")],
+        ["life", "tales-gpt2", str(tmp_path / "text"), "--out", str(tmp_path / "life")],
         ["verify", folder],
         ["verify", folder, "--json"],
     ]
@@ -742,6 +743,7 @@ def test_without_a_network(tiny: Tiny, tmp_path: Path) -> None:
         ["geometry", "--model", "gpt2"],
         ["corpus", "gpt2", str(tmp_path / "text"), "--out", str(tmp_path / "none")],
         ["fit", "gpt2", str(tmp_path / "text"), "--out", str(tmp_path / "none")],
+        ["life", "gpt2", str(tmp_path / "text"), "--revisions", "a,b", "--out", str(tmp_path / "life-of-none")],
         ["verify", "gpt2"],
     ]
     (commands,) = [each for each in _parser()._actions if isinstance(each, argparse._SubParsersAction)]

@@ -7,6 +7,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from ..course.glossary import glossary
+
 PARTS = Path(__file__).with_name("page")
 SCRIPTS = ("elements", "statistics", "grid", "panel", "pins", "attention", "heads", "numbers", "controls", "start")
 
@@ -36,12 +38,19 @@ def one_file(
         "HASH": f"'sha256-{b64encode(sha256(whole.encode()).digest()).decode()}' {runs}".rstrip(),
         "CONNECTS": connects,
         "ASKS": asks,
-        "DATA": as_json(record),
+        "DATA": as_json({**record, "words": _words()}),
         "HOLDS": holds,
         "SCRIPT": whole,
     }
     page = (PARTS / "page.html").read_text(encoding="utf-8")
     return re.sub(f"PUT THE ({'|'.join(puts)}) HERE", lambda mark: puts[mark[1]], page)
+
+
+def _words() -> dict[str, str]:
+    """What the glossary says of the lens's numbers, for whoever points at their names."""
+    subjects = ("The model", "The lens", "Information")
+    known = [entry for entry in glossary() if entry.subject in subjects]
+    return {word.partition("(")[0].lower(): entry.meaning for entry in known for word in entry.words}
 
 
 def as_json(record: Any) -> str:

@@ -20,6 +20,7 @@ from checkpoints import Letters
 from conftest import Tiny
 
 import minilens
+from minilens.course.glossary import look_up
 from minilens.table import STATS
 from minilens.views.colours import CIVIDIS
 from minilens.views.lens_page import HIDDEN, LARGEST, STEPS, lens_page
@@ -431,6 +432,8 @@ def test_hover_shows_every_number_of_a_cell(opened: Opener, tables: list[minilen
         for name, text in shown.items():
             assert close(text, getattr(table, name)[r, c].item()), name
         assert f"Settled from {table.labels[int(table.settled[c])]} on." in page.locator("#panel").inner_text()
+    meaning = look_up("rank")[0].meaning  # the glossary's, for whoever points at the word
+    assert page.locator("#panel .standings th", has_text="Rank").get_attribute("title") == meaning
 
 
 def test_colours_switch_and_are_those_of_the_numbers(opened: Opener, tables: list[minilens.LensTable]) -> None:

@@ -24,16 +24,16 @@ function topTable(r, c) {
       element("td", { text: probability(exp(logprob[i])) }),
       element("td", { text: decimal(logit[i]) }));
   });
-  const heads = [`Best ${k} tokens`, "Probability", "Logit"].map((text) => element("th", { scope: "col", text }));
+  const heads = [`Best ${k} tokens`, "Probability", "Logit"].map((name) => named("th", name, { scope: "col" }));
   return element("table", { class: "top" }, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...lines));
 }
 
 // The tokens that the table follows through every row, whatever their rank.
 function standingsTable(r, c) {
   const i = place(r, c);
-  const heads = ["Followed", "Probability", "Logit", "Rank"].map((text) => element("th", { scope: "col", text }));
+  const heads = ["Followed", "Probability", "Logit", "Rank"].map((name) => named("th", name, { scope: "col" }));
   const line = (name, key, token, { logprob, logit, rank }) => element("tr", { "data-key": key },
-    element("td", {}, element("small", { text: name }), token < 0 ? "none" : pinButton(c, token)),
+    element("td", {}, named("small", name), token < 0 ? "none" : pinButton(c, token)),
     ...[probability(exp(logprob[i])), decimal(logit[i]), whole(rank[i])].map((text) => element("td", { text })));
   const lines = Object.entries(table.standings).map(([key, standing]) =>
     line(STANDINGS[key] ?? key, key, table[`${key}_tokens`]?.[c] ?? -1, standing));
@@ -44,7 +44,7 @@ function standingsTable(r, c) {
 // What stands in neither of the other two tables.
 function distributionTable(r, c) {
   const lines = statistics.filter(({ alone }) => alone).map(({ key, name, value, show }) => element("tr", { "data-key": key },
-    element("td", { text: name }),
+    named("td", name),
     element("td", { text: show(value(place(r, c))) })));
   return element("table", { class: "distribution" }, element("tbody", {}, ...lines));
 }

@@ -36,6 +36,13 @@ const OF_THE_ROW = "The row\u2019s distribution";
 const OF_THE_BEST = "The row\u2019s best token";
 const STANDINGS = { final: "The output\u2019s token", next: "The true next token", input: "The input token" };
 
+// A cell of a table with a name in it. It says what the glossary says of the longest word that the name begins with.
+function named(kind, name, properties = {}) {
+  const plain = name.replace("\u2019", "'").replace(/^The /, "").toLowerCase();
+  const [word] = Object.keys(file.words).filter((each) => plain.startsWith(each)).sort((a, b) => b.length - a.length);
+  return element(kind, { ...properties, text: name, ...(word && { title: file.words[word] }) });
+}
+
 const exp = (logprob) => (logprob === null ? null : Math.exp(logprob));
 const minus = (logprob) => (logprob === null ? null : Math.max(0, -logprob)); // not -0
 

@@ -91,7 +91,7 @@ def load(
     return model, tokenizer
 
 
-def check_device(device: torch.device | str | None, dtype: torch.dtype) -> torch.device:
+def check_device(device: Any, dtype: Any) -> torch.device:
     """The device, by default the CPU. Raises ValueError where numbers of this dtype cannot be on it."""
     if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float16, bfloat16, float32 or float64; got {dtype!r}")

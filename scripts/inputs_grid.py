@@ -204,7 +204,7 @@ def run(corpus: Path, folder: Path, name: str, seed: int) -> None:
         optimizer.load_state_dict(state["optimizer"])
         record = state["record"]
     n_steps, bf16 = recipe.tokens // (recipe.batch * recipe.n_ctx), has_bf16(torch.device("cpu"))
-    args = argparse.Namespace(n_ctx=recipe.n_ctx, batch=recipe.batch, seed=seed, lr=recipe.lr)
+    args = argparse.Namespace(n_ctx=recipe.n_ctx, batch=recipe.batch, seed=seed, lr=recipe.lr, twice=0.0)
     begun, last_save = time.monotonic() - record["seconds"], time.monotonic()
     if not record["step"]:
         record["history"] = [{"step": 0, **measure(model)[0]}]

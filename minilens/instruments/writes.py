@@ -40,7 +40,7 @@ def writes_at(
         changes = {name: at_places(places, getattr(block, name)) - at_places(places, before[name]) for name in edited}
         pattern, v = at_places(places, block.pattern), upcast(block.v.clone())
         writes.append(Written(at_places(places, block.z), pattern, v, at_places(places, block.mlp_post), changes))
-        resid = block.resid_post[torch.arange(len(places)), places][:, None]
+        resid = block.resid_post[torch.arange(len(places), device=places.device), places][:, None]
         before.clear()
         del block
     return writes, resid
@@ -48,7 +48,7 @@ def writes_at(
 
 def at_places(places: Int[Tensor, "batch"], x: Float[Tensor, "batch *head pos d"]) -> Float[Tensor, "batch *head d"]:
     """One position of each text, copied: a view would keep all of x."""
-    return upcast(x.movedim(-2, 1)[torch.arange(len(places)), places].clone())
+    return upcast(x.movedim(-2, 1)[torch.arange(len(places), device=places.device), places].clone())
 
 
 @torch.no_grad()

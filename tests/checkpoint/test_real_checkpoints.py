@@ -13,6 +13,7 @@ import pytest
 import torch
 from checkpoints import Tensors, changed, logits, tokenizer_json
 from conftest import CLASSES, FAMILIES, SIZES, Tiny
+from rounding import near
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -158,7 +159,7 @@ def test_a_gpt2_without_norms(tmp_path: Path) -> None:
     model, _ = minilens.load(tmp_path)
     tokens = torch.tensor([[5, 17, 3, 99, 0]])
     found = model(tokens)
-    assert found.isfinite().all() and torch.equal(found, reference(tokens).logits)
+    assert found.isfinite().all() and near(found, reference(tokens).logits, 50, 3 * 6)
     assert minilens.verify(tmp_path).faults == ()
     assert minilens.logit_lens(model, tokens).final is not None
 

@@ -143,7 +143,7 @@ CANNOT_STAND = [
     ("gpt2", "    rows.append(", "rows.append(", "rows.append(", "has the shape", "It stands after the loop; it belongs in it."),
     ("gpt2", LOOP, LOOP.replace("    z[", "z["), "z[:, head]", "only at head 0 to 6", "It stands after the loop; it belongs in it."),
     ("gpt2", LOOP, "for head in range(cfg.n_heads):\n            z = torch.zeros_like(v)\n            z[:, head] = pattern[:, head] @ v[:, head]\n", "z = torch.zeros", "only at head", "It is made anew in each round of the loop; it belongs before it."),
-    ("gpt_neo", "        scores = scores.masked", "            scores = scores.masked", "scores = scores.masked", "the model's is -inf", "It stands in the `if`; it belongs after it."),
+    ("gpt_neo", "        scores = scores.where", "            scores = scores.where", "scores = scores.where", "the model's is -inf", "It stands in the `if`; it belongs after it."),
     ("ctrl", "resid_mid + mlp_out", "resid_mid + F.dropout(mlp_out)", "dropout", "resid_post differs at", "It draws random numbers: is there a dropout?"),
     # A name that is spelled wrong, or is another's
     ("ctrl", "split_heads(q, cfg.n_heads)", "split_heads(q, n_heads)", "split_heads(q", "there is no name n_heads here: did you mean cfg.n_heads?", ""),

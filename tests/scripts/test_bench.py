@@ -29,7 +29,7 @@ def test_it_runs_and_both_lenses_agree() -> None:
     ]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "the same top tokens at 100.000%" in run.stdout
-    assert run.stdout.count("bare products") == 1
+    assert run.stdout.count("a bare products") == 1
     assert "the same tokens: True" in run.stdout
     assert "KL(output ‖ row) differs by" in run.stdout
 

@@ -725,6 +725,7 @@ def test_the_frame_of_a_notebook_works(opened: Opener, tables: list[minilens.Len
     )
     assert page.frames[1].evaluate(scheme) == [True, False]
     page.evaluate("document.body.dataset.jpThemeLight = 'true'")
+    page.screenshot()  # the frame hears of it when it is drawn
     assert page.frames[1].evaluate(scheme) == [False, True]
 
 

@@ -282,7 +282,9 @@ def contrast(one: list[float], other: list[float]) -> float:
 
 def test_a_notebook_gets_a_frame_in_which_nothing_runs(found: Patching, opened: Opener) -> None:
     frame = found._repr_html_()
-    (page,) = re.findall(r'^<iframe title="Activation patching" sandbox="" srcdoc="([^"<>]*)" style="[^"]*"', frame)
+    (page,) = re.findall(
+        r'<iframe class="minilens" title="Activation patching" sandbox="" srcdoc="([^"<>]*)" style="[^"]*"', frame
+    )
     assert html.unescape(page) == patching_page(found)
     n = 9 if found.by == "position" else 5
     assert repr(found) == f"Patching of q, z in 4 layers by {n} {found.by}s: metric 1.5 clean, -0.5 corrupt"

@@ -69,7 +69,7 @@ def test_notebooks_show_them(model: minilens.Model, tokens: Tensor) -> None:
     block = minilens.trace(model, tokens).blocks[0]
     for shown in (minilens.head_scores(model, length=5), minilens.attribute(model, tokens[:1]), block):
         frame = shown._repr_html_()  # type: ignore[attr-defined]
-        assert frame.startswith("<iframe ") and 'sandbox=""' in frame and "<script" not in frame
+        assert re.match(r"<style>[^<>]*</style><iframe ", frame) and 'sandbox=""' in frame and "<script" not in frame
     meta = minilens.trace(model, tokens).blocks[0]
     there = type(meta)(**{name: getattr(meta, name) for name in meta.__slots__} | {"pattern": meta.pattern.to("meta")})
     assert there._repr_html_() is None  # type: ignore[attr-defined]

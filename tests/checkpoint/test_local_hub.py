@@ -678,13 +678,16 @@ def test_without_a_network(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("Once upon a time there was a girl.")
     (tmp_path / "lines").write_text("Once upon a time there was a girl.\n" * 9)
     folder = str(tiny("gpt2")[1])
+
+    def files(name: str) -> list[str]:
+        return [word for kind in ("html", *FIGURES) for word in (f"--{kind}", f"{tmp_path}/{name}.{kind}")]
+
     patching = ["patching", "Tom had a dog", "Tim had a dog", "--right", " dog"]
     attribute = ["attribute", "Tom had a dog", "--by", "position"]
     works = [
         ["models"],
         *(["lens", "Once upon a time", "--model", name] for name in bundled()),
-        ["lens", "Once upon a time", "--html", str(tmp_path / "page.html"), "--patterns", "0"],
-        *(["lens", "Once upon a time", f"--{kind}", str(tmp_path / f"lens.{kind}")] for kind in FIGURES),
+        ["lens", "Once upon a time", "--patterns", "0", *files("lens")],
         *(["lens", "--file", str(tmp_path / "text"), option] for option in ("--json", "--csv")),
         lens(folder),
         ["trace", "--ids", "1 2", "--model", folder, "--out", str(tmp_path / "trace.safetensors")],
@@ -692,24 +695,18 @@ def test_without_a_network(tiny: Tiny, tmp_path: Path) -> None:
         ["diff", "gpt2", "gpt_neo"],
         attribute,
         [*attribute, "--json"],
-        [*attribute, "--html", str(tmp_path / "attribute.html")],
-        *([*attribute, f"--{kind}", str(tmp_path / f"attribute.{kind}")] for kind in FIGURES),
+        [*attribute, *files("attribute")],
         *(
             [*command, *output]
             for command in (["parts", "Once upon", "--layer", "0"], ["attention", "Once upon", "--layer", "0"])
-            for output in (
-                [],
-                ["--json"],
-                [word for kind in ("html", *FIGURES) for word in (f"--{kind}", f"{tmp_path}/{command[0]}.{kind}")],
-            )
+            for output in ([], ["--json"], files(command[0]))
         ),
         ["exercise", "gpt2", str(tmp_path / "my_gpt2.py"), "--solution"],
         ["check", str(tmp_path / "my_gpt2.py")],
         ["glossary", "logit"],
         patching,
         [*patching, "--json"],
-        [*patching, "--html", str(tmp_path / "patching.html")],
-        *([*patching, f"--{kind}", str(tmp_path / f"patching.{kind}")] for kind in FIGURES),
+        [*patching, *files("patching")],
         ["study", "tales-gpt2", "--file", str(tmp_path / "text"), "--out", str(tmp_path / "study")],
         ["heads", "--model", folder, "--length", "9"],
         ["heads", "--json"],

@@ -34,9 +34,9 @@ class CTRL {
     q = at("q", split_heads(q, cfg.n_heads)); // head pos d_head
     k = at("k", split_heads(k, cfg.n_heads)); // head pos d_head
     v = at("v", split_heads(v, cfg.n_heads)); // head pos d_head
-    let scores = times(attention_scores(q, k), q.shape.at(-1) ** -0.5); // head query key
+    let scores = attention_scores(times(q, q.shape.at(-1) ** -0.5), k); // head query key
     const visible = causal_mask(resid, k); // query key
-    scores = masked_fill(scores, visible);
+    scores = where(visible, scores);
     const pattern = at("pattern", softmax(scores)); // head query key
     const z = at("z", weighted(pattern, v)); // head pos d_head
     const attn_out = at("attn_out", linear(merge_heads(z), w.W_O, w.b_O)); // pos d_model

@@ -38,7 +38,7 @@ class GPTNeo {
     if (cfg.is_local[layer]) {
       visible = within_window(visible, resid, k, cfg.window); // nothing further back than the window
     }
-    scores = masked_fill(scores, visible);
+    scores = where(visible, scores);
     const pattern = at("pattern", softmax(scores)); // head query key
     const z = at("z", weighted(pattern, v)); // head pos d_head
     const attn_out = at("attn_out", linear(merge_heads(z), w.W_O, w.b_O)); // pos d_model

@@ -116,7 +116,7 @@ function attention_scores(q, k) {
 }
 
 // -inf where a query does not see a key.
-function masked_fill(scores, visible) {
+function where(visible, scores) {
   const [, n, n_keys] = scores.shape;
   return each(scores, (score, at) => (visible(Math.floor(at / n_keys) % n, at % n_keys) ? score : -Infinity));
 }

@@ -150,8 +150,9 @@ def spearman(a: Tensor, b: Tensor) -> float:
 
 
 def tangent(run: Record) -> float:
-    """How far the stream after block 0 has turned from the token: what stands across over what lies along."""
-    return math.tan(math.acos(last(run, "kept")))
+    """How far the stream after block 0 has turned from the token: what stands across over what lies along; from a right
+    angle on, without end."""
+    return math.tan(math.acos(kept)) if (kept := last(run, "kept")) > 0 else math.inf
 
 
 def predicted(runs: dict[str, list[Record]], five: Fit) -> Iterator[str]:

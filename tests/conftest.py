@@ -77,7 +77,8 @@ def pytest_runtest_protocol() -> Generator[None, object, object]:
     """OTHER_ROUNDING=1, or another seed, has products of matrices rounded as on another processor."""
     shapes.begin()
     seed = os.environ.get("OTHER_ROUNDING")
-    with OtherRounding(int(seed)) if seed else nullcontext():
+    # Gradients are on again for the next test: some scripts turn them off for good.
+    with torch.enable_grad(), OtherRounding(int(seed)) if seed else nullcontext():
         return (yield)
 
 

@@ -3,6 +3,7 @@
 To read the package, start with gpt2.py, then traces.py, model.py and lens.py.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -11,8 +12,10 @@ from typing import Any
 _is_command = os.path.basename(sys.argv[0]) in ("minilens", "minilens.exe") or (
     sys.argv[0] == "-m" and "minilens" in sys.orig_argv
 )
-if _is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C says nothing while torch is imported; see __main__.py
+if _is_command:  # while torch is imported; what follows is in __main__.py
+    gc.disable()  # it would look through all of torch's objects several times, for half a second, and free nothing
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C says nothing
 
 from .checkpoint.settings import CheckpointError
 from .checkpoint.tokenizer import Tokenizer

@@ -1,5 +1,6 @@
 """python -m minilens, and the `minilens` command."""
 
+import gc
 import signal
 import sys
 
@@ -9,6 +10,8 @@ def main() -> int:
     try:
         from .command.main import main
 
+        gc.freeze()  # what is imported stays until the end: no need to look through it again
+        gc.enable()
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as minilens/__init__.py leaves it
             signal.signal(signal.SIGINT, signal.default_int_handler)
         return main()

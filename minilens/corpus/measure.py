@@ -184,13 +184,14 @@ class CorpusLens:
 
         counts: how often each token occurs in the corpus, for the groups of frequency.
         """
-        n, end, dtype = sum(map(len, documents)), 0, upcast(self.model.W_U[:0]).dtype
+        n, end, numbers = sum(map(len, documents)), 0, upcast(self.model.W_U[:0])
         # All room is taken first: results that lay between what batches take and free would leave the heap in pieces.
+        # It is on the model's device, where results stay until all are there.
         observed = [
             Observations(
-                torch.empty(len(NUMBERS), len(labels), n, dtype=dtype),
-                torch.empty(len(RANKS), len(labels), n, dtype=torch.long),
-                torch.empty(len(labels), n, dtype=dtype),
+                numbers.new_empty(len(NUMBERS), len(labels), n),
+                numbers.new_empty(len(RANKS), len(labels), n, dtype=torch.long),
+                numbers.new_empty(len(labels), n),
             )
             for labels in self.labels.values()
         ]
@@ -201,7 +202,8 @@ class CorpusLens:
             for whole, part in zip(observed, self._observations(batch), strict=True):
                 for values, found in zip(whole, part, strict=True):
                     values[..., here] = found
-        return self._summed(dict(zip(self.lenses, observed, strict=True)), group, document)
+        on_cpu = [Observations(*(each.cpu() for each in of)) for of in observed]
+        return self._summed(dict(zip(self.lenses, on_cpu, strict=True)), group, document)
 
     def _summed(
         self, observed: dict[str, Observations], group: Int[Tensor, "split token"], document: Int[Tensor, "token"]
@@ -229,13 +231,13 @@ class CorpusLens:
         """What each decoder says; the blocks of the model run once for all."""
         lenses = self.readouts(batch)
         embed, W_U, b_U = lenses[0].embed, self.model.W_U, self.model.b_U
-        is_text = batch.is_text.to(embed.device)
+        at = batch.is_text.flatten().nonzero()[:, 0].to(embed.device)  # a mask there would have the device waited for
         read = [upcast(embed.new_empty(len(lens.sites), len(batch.next), embed.shape[-1])) for lens in lenses]
         for site, resid in residuals(self.model, embed, {site for lens in lenses for site in lens.sites}):
             for lens, x in zip(lenses, read, strict=True):
                 if site in lens.sites:
                     reader, decoded = lens.read(site, resid)
-                    x[lens.sites.index(site)] = reader.final_norm(decoded)[is_text]
+                    x[lens.sites.index(site)] = reader.final_norm(decoded).flatten(0, 1)[at]
         asked: dict[Hashable, Tensor] = {
             "next": batch.next.clamp(min=0).to(embed.device),
             "input": batch.tokens[batch.is_text].to(embed.device),
@@ -247,9 +249,9 @@ class CorpusLens:
             numbers = {**found.stats, "cross_entropy": -found.tokens["next"].logprob}
             observed.append(
                 Observations(
-                    torch.stack([numbers[name] for name in NUMBERS]).cpu(),
-                    torch.stack([of_token.rank for of_token in found.tokens.values()]).cpu(),
-                    found.top.prob[..., 0].cpu(),
+                    torch.stack([numbers[name] for name in NUMBERS]),
+                    torch.stack([of_token.rank for of_token in found.tokens.values()]),
+                    found.top.prob[..., 0],
                 )
             )
         return observed

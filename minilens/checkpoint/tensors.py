@@ -189,8 +189,10 @@ def _unpickled(path: Path, *, nested: bool) -> Any:
     warnings.warn(f"{path} is a pickle file; reading it with torch's weights-only loader", stacklevel=5)
     try:
         check_pickle(path, nested=nested)
-        # Files from before torch 1.6 are not zip archives, and only those can be memory-mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # the check has seen each instruction
+            # Files from before torch 1.6 are not zip archives, and only those can be memory-mapped.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
         if not isinstance(error, Fault):  # what torch says may advise against safety
             error = Fault(

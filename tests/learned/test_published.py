@@ -92,7 +92,9 @@ def test_a_jacobian_file_decodes_as_torch_would(tiny: Tiny, tmp_path: Path, is_s
     path = save_jacobian(tmp_path / "lens.pt")
     if is_sum:
         sums = {layer: 4 * matrix.float() for layer, matrix in J.items()}
-        torch.save(dict(jacobian_sum=sums, n_done=4, next_idx=5, source_layers=[0, 1], target_layer=2), path)
+        torch.save(
+            dict(jacobian_sum=sums, n_done=4, next_idx=5, source_layers=[0, 1], target_layer=2), path, pickle_protocol=3
+        )
     with torch.no_grad():
         hidden = reference(TOKENS, output_hidden_states=True).hidden_states
         expected = [reference.lm_head(reference.transformer.ln_f(hidden[n + 1] @ J[n].T)) for n in J]

@@ -35,10 +35,10 @@ def linear(
     W: Float[Tensor, "d_in d_out"],
     b: Float[Tensor, "d_out"] | None = None,
 ) -> Float[Tensor, "batch pos d_out"]:
-    """x @ W + b, the product and the sum in one step (torch writes W the other way round, so it is given a view)."""
+    """x @ W + b, the product and the sum in one step."""
     if x.device.type == "mps":  # where torch 2.8 reads such a view wrongly (pytorch issue 161640)
         return x @ W if b is None else x @ W + b
-    return F.linear(x, W.mT, b)
+    return F.linear(x, W.mT, b)  # torch writes W the other way round, so it is given a view
 
 
 def split_heads(x: Float[Tensor, "batch pos d_model"], n_heads: int) -> Heads:
@@ -68,7 +68,7 @@ def attention_scores(q: Heads, k: Keys) -> Grid:
 
 
 def softmax(scores: Grid, dtype: torch.dtype) -> Grid:
-    """exp(score) / sum of exp over the keys, taken in float32 at least; given in dtype, that of v in `pattern @ v`."""
+    """exp(score) / sum of exp over the keys, taken in float32 at least. What it gives has this dtype, that of v."""
     return scores.softmax(-1, dtype=torch.promote_types(dtype, torch.float32)).to(dtype)
 
 

@@ -6,6 +6,7 @@ gives have the model's values. So each mistake is found at its own line. Where e
 it stands.
 """
 
+import ast
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -165,11 +166,15 @@ def _function(
         try:
             mine = value_of(function(*model, *given))
         except (Exception, SystemExit) as error:
-            told = raised(error)
+            node = student.parts[part]
+            at, deepest = line_in(error, student.path, node.lineno, node.end_lineno), line_in(error, student.path)
+            told = raised(error, ast.unparse(node)) + (
+                f" (in line {deepest}, which this line calls)" if deepest != at else ""
+            )
             if not is_of_a_name(error):
                 told += f"{shapes(student.arguments(part, (*model, *args)))}; it should give "
                 told += f"[{sized(real, reference.axes(part))}]"
-            return LineResult(line_in(error, student.path) or line, part, "wrong", told)
+            return LineResult(at or line, part, "wrong", told)
         if mine is Ellipsis:
             return LineResult(line, part, "not written")
         if any(each._version for each in given if isinstance(each, Tensor)):

@@ -149,5 +149,7 @@ def _another(reference: Reference, lines: Sequence[tuple[Block, Mapping[str, Wri
                 for block, written in lines
                 for each in written.values()
             ):
-                return f"These are the numbers of {other}."
+                is_sum = all(name.startswith("resid_") for _, written in lines for name in written)
+                added = " What a block writes is added to the stream." if is_sum else ""
+                return f"These are the numbers of {other}.{added}"
     return ""

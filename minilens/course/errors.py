@@ -3,7 +3,7 @@
 import builtins
 import re
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from typing import Any
 
 from torch import Tensor
@@ -50,6 +50,9 @@ MEANINGS = {
         "it puts tensors side by side along axis {0} that differ along another, {1} and {2}",
     r"number of dim(?:ension)?s .*permut|permute\(.*\): number of dimensions":
         "permute must name every axis of the tensor once",
+    r"only integer tensors of a single element can be converted to an index":
+        "a tensor stands where a whole number is needed, or is put together with a tuple: of a tuple with a number for "
+        "each layer take [layer]",
     r"Boolean value of Tensor with more than one value":
         "it asks a whole tensor for true or false: ask `is None`, or each number by where(...)",
     r"maximum recursion depth exceeded":
@@ -61,8 +64,13 @@ MEANINGS = {
 }  # fmt: skip
 
 
-def raised(error: BaseException) -> str:
-    """An error, in one sentence without its subject's line."""
+MADE_OF = {"d_head": "it is d_model // n_heads", "head_dim": "it is d_model // n_heads"}  # what is asked of a Config
+
+TAKES_AWAY = r"\.(mean|sum|var|std|norm|amax|logsumexp)\("
+
+
+def raised(error: BaseException, source: str = "") -> str:
+    """An error, in one sentence without its subject's line. source: that of the line or the function."""
     told = " ".join(str(error).split())
     if isinstance(error, SystemExit):
         return "it ends the process (SystemExit); take the exit away"
@@ -71,10 +79,18 @@ def raised(error: BaseException) -> str:
         held = [f"{name}.{error.name}" for name in ("cfg", "w", "self") if hasattr(names.get(name), error.name)]
         return f"there is no name {error.name} here{_asked(held[0] if held else alike(error.name, names))}"
     if isinstance(error, AttributeError) and error.name:
-        return f"{type(error.obj).__name__} has no {error.name}{_asked(alike(error.name, dir(error.obj)))}"
+        told = f"{type(error.obj).__name__} has no {error.name}"
+        return (
+            f"{told}: {MADE_OF[error.name]}"
+            if error.name in MADE_OF
+            else f"{told}{_asked(*_alike(error.name, dir(error.obj)))}"
+        )
     for pattern, meaning in MEANINGS.items():
         if found := re.search(pattern, told):
-            return meaning.format(*found.groups())
+            told = meaning.format(*found.groups())
+            if "that do not fit: along axis" in told and re.search(TAKES_AWAY, source) and "keepdim" not in source:
+                told += " (without keepdim=True a mean or a sum takes its axis away)"
+            return told
     return f"it raises {type(error).__name__}{f': {told}' if told else ''}"
 
 
@@ -91,14 +107,20 @@ def shapes(values: Mapping[str, Any]) -> str:
 
 def alike(name: str, names: Iterable[str]) -> str:
     """The one of these names that is spelled nearly like this one, or nothing."""
+    return next(iter(_alike(name, names)), "")
+
+
+def _alike(name: str, names: Iterable[str]) -> list[str]:
+    """Those of the names that are spelled most nearly like this one."""
     others = [each for each in names if each != name and not each.startswith("_")]
-    if name.replace("0", "O") in others:
-        return name.replace("0", "O")
-    return next(iter(get_close_matches(name, others, n=1, cutoff=0.65)), "")
+    same = [each for each in others if each.casefold() == name.replace("0", "O").casefold()]
+    found = same or get_close_matches(name, others, cutoff=0.65)
+    likeness = [SequenceMatcher(None, each, name).ratio() for each in found]  # as get_close_matches takes it
+    return [each for each, of in zip(found, likeness, strict=True) if of == likeness[0]]
 
 
-def _asked(name: str) -> str:
-    return f": did you mean {name}?" if name else ""
+def _asked(*names: str) -> str:
+    return f": did you mean {' or '.join(names)}?" if any(names) else ""
 
 
 def _names_at(error: BaseException) -> dict[str, Any]:

@@ -31,17 +31,17 @@ HINTS = {  # beside the blanks: for each line of `block`, by the names that it a
     "z": ["the values of the keys, averaged with these weights"],
     "attn_out": ["the heads side by side again, then W_O and its bias"],
     "resid_mid": ["what the stream is after attention has written to it"],
-    "ln2_out": ["what the MLP reads: a norm again, w.ln2"],
+    "ln2_out": ["what the MLP reads: the norm w.ln2 of resid_mid, with the same epsilon"],
     "mlp_pre": ["the hidden layer before its activation function: W_in and its bias"],
     "mlp_post": ["and after it"],
     "mlp_out": ["what the MLP writes: W_out and its bias"],
     "resid_post": ["what the stream is after the MLP has written to it"],
 }
 HINTS_OF_METHODS = {
-    "embed": "the rows of W_E for these tokens, then self.positions of as many places as there are tokens",
-    "positions": "n vectors, those of the places 0 to n - 1",
+    "embed": "the rows of W_E for these tokens, plus self.positions of as many places as there are tokens",
+    "positions": "n vectors of d_model numbers, those of the places 0 to n - 1, in the dtype of W_E",
     "final_norm": "the norm self.ln_final; its epsilon is self.ln_final_eps",
-    "unembed": "first self.final_norm, then W_U (and b_U, which may be None)",
+    "unembed": "first self.final_norm, then W_U, and b_U where there is one that is not None",
     "lens": "a list: one tensor of logits for the stream entering block 0, and one after each block",
 }
 
@@ -129,7 +129,8 @@ from minilens.shapes import Grid, Heads, Keys, Logits, Mask, Resid, Tokens
 from minilens.traces import BlockTrace
 
 # Tokens: batch pos                Resid: batch pos d_model        Logits: batch pos d_vocab
-# Heads, Keys: batch head pos d_head     Grid: batch head query key     Mask: query key"""
+# Heads, Keys: batch head pos d_head     Grid: batch head query key     Mask: query key
+# upcast(x): x in float32, where it has fewer bits"""
 
 
 def _told_by(family: ModuleType) -> str:
@@ -212,8 +213,9 @@ def _weights(family: ModuleType) -> str:
     def sizes() -> str:
         return ", ".join(f.name for f in fields(family.Config) if f.name not in ("is_tied", "activation"))
 
+    settings = sizes().replace("score_scale", "score_scale (a number for each layer)")
     rows = {
-        "self.config": f"{sizes()}{', ln_eps' if 'ln_eps' not in sizes() else ''}",
+        "self.config": f"{settings}{', ln_eps' if 'ln_eps' not in settings else ''}; d_head is d_model // n_heads",
         "self": named(model_class(family)),
         "w, the weights of a block": named(family.Block),
     }

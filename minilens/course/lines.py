@@ -155,6 +155,10 @@ class Lines:
                     found[at] = Outcome(replace(result, verdict="wrong", told=told), {})
                 elif due or touched:
                     found[at] = Outcome(self._judged(block, result, node, due, written, touched), written)
+                for name in {*given_here} & given - {*due}:  # given a value again below
+                    if names[name] is Ellipsis:
+                        names[name] = block.value(self.places[self.last[name], name], name).clone()
+                        found[at] = Outcome(replace(result, name=name, verdict="not written"), {})
             if at in found and found[at].result.verdict == "wrong" and not torch.equal(state, torch.get_rng_state()):
                 found[at] = found[at]._replace(result=replace(found[at].result, mistake=CHANCE))
             for name, each in due.items():
@@ -184,7 +188,7 @@ class Lines:
     ) -> LineResult:
         """A statement that did not run: why, the shapes of what it reads, and those of what it should give."""
         line = line_in(error, self.student.path, node.lineno, node.end_lineno or node.lineno)
-        told = f"{raised(error)}{self._within(error, line)}"
+        told = f"{raised(error, ast.unparse(node))}{self._within(error, line)}"
         if not is_of_a_name(error):
             wanted: dict[str, list[str]] = {}
             for name, each in due.items():

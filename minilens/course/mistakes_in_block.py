@@ -14,10 +14,10 @@ IN_BLOCK: dict[tuple[str, str], dict[str, str]] = {
     ("q", "linear(ln1_out, w.W_QKV, w.b_QKV).chunk(3, -1)"): {
         "linear(resid_pre, w.W_QKV, w.b_QKV).chunk(3, -1)": "It reads the stream itself; it must read ln1_out, after "
         "the norm.",
-        "linear(ln1_out, w.W_QKV, w.b_QKV).unflatten(-1, (cfg.n_heads, 3, -1)).movedim(-2, 0).flatten(-2)": "The "
-        "three are cut head by head; all queries stand first, then all keys, then all values.",
-        "linear(ln1_out, w.W_QKV, w.b_QKV).unflatten(-1, (-1, 3)).unbind(-1)": "The three take turns; all queries "
-        "stand first, then all keys, then all values.",
+        "linear(ln1_out, w.W_QKV, w.b_QKV).unflatten(-1, (cfg.n_heads, 3, -1)).movedim(-2, 0).flatten(-2)": "Your "
+        "queries, keys and values are cut head by head; it must be all queries first, then all keys, then all values.",
+        "linear(ln1_out, w.W_QKV, w.b_QKV).unflatten(-1, (-1, 3)).unbind(-1)": "Your queries, keys and values take "
+        "turns; it must be all queries first, then all keys, then all values.",
     },
     ("q", "q, k, v ="): {
         "k, q, v =": "Queries and keys are exchanged: the order is q, k, v.",
@@ -126,7 +126,7 @@ IN_BLOCK: dict[tuple[str, str], dict[str, str]] = {
         "linear(merge_heads(z), w.W_O.mT, w.b_O)": "W_O is transposed.",
         "merge_heads(z)": "W_O and b_O are not used.",
         "merge_heads(z) + w.b_O": "W_O is not used.",
-        "resid_pre + linear(merge_heads(z), w.W_O, w.b_O)": "The stream is added already; that is the next line.",
+        "resid_pre + linear(merge_heads(z), w.W_O, w.b_O)": "Do not add resid_pre here: the next line does.",
         "linear(merge_heads(z), w.W_O, w.b_out)": "The bias is b_out; it must be b_O.",
         "linear(merge_heads(v), w.W_O, w.b_O)": "The pattern has no part in it: v is written in place of z.",
     },
@@ -173,7 +173,7 @@ IN_BLOCK: dict[tuple[str, str], dict[str, str]] = {
         "linear(mlp_pre, w.W_out, w.b_out)": "It reads mlp_pre, before the activation; it must read mlp_post.",
         "linear(mlp_post, w.W_out, w.b_O)": "The bias is b_O; it must be b_out.",
         "linear(mlp_post, w.W_in.mT, w.b_out)": "The matrix is W_in, transposed; it must be W_out.",
-        "resid_mid + linear(mlp_post, w.W_out, w.b_out)": "The stream is added already; that is the next line.",
+        "resid_mid + linear(mlp_post, w.W_out, w.b_out)": "Do not add resid_mid here: the next line does.",
     },
     ("resid_post", "resid_mid + mlp_out"): {
         "resid_pre + mlp_out": "The stream from before attention, resid_pre, is added to; it must be resid_mid.",

@@ -62,14 +62,14 @@ IN_FUNCTIONS: dict[tuple[str, str], dict[str, str]] = {
     },
     ("merge_heads", "z.transpose(1, 2).flatten(-2)"): {
         "z.reshape(z.shape[0], z.shape[2], -1)": "A reshape alone mixes positions and heads: exchange the axes first.",
-        "z.permute(0, 2, 3, 1).flatten(-2)": "The heads are put together the other way: those numbers of a head belong "
-        "side by side.",
+        "z.permute(0, 2, 3, 1).flatten(-2)": "Your heads take turns, number by number; the d_head numbers of one head "
+        "must stand side by side.",
         "z.flatten(1, 2)": "Heads and positions are put together; heads and d_head belong together.",
         "z.mean(1)": "The heads are averaged; they stand side by side.",
         "z.sum(1)": "The heads are added up; they stand side by side.",
     },
     ("causal_mask", ".tril()"): {
-        ".tril(-1)": "A position does not see itself; it does.",
+        ".tril(-1)": "In your mask a position does not see itself; it must.",
         ".tril(1)": "The mask is off by one: each position sees the next one.",
         ".triu()": "The mask is the wrong way round: positions see what comes after them.",
         ".triu(1)": "The mask says True for what is hidden; it must be True for what is visible.",
@@ -120,8 +120,8 @@ IN_FUNCTIONS: dict[tuple[str, str], dict[str, str]] = {
         "terms: a bracket is missing.",
     },
     ("sinusoids", "torch.cat([angles[:, 0::2].sin(), angles[:, 1::2].cos()], dim=-1)"): {
-        "torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], dim=-1).flatten(1)": "Sines and cosines take "
-        "turns; here the sines fill the first half, the cosines the second.",
+        "torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], dim=-1).flatten(1)": "Your sines and cosines "
+        "take turns; the sines must fill the first half, the cosines the second.",
         "torch.cat([angles[:, 1::2].cos(), angles[:, 0::2].sin()], dim=-1)": "The cosines stand before the sines.",
         "torch.cat([angles[:, 0::2].sin(), angles[:, 1::2].sin()], dim=-1)": "There are sines only.",
         "torch.cat([angles[:, 0::2].cos(), angles[:, 1::2].cos()], dim=-1)": "There are cosines only.",

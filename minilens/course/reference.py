@@ -123,13 +123,7 @@ def reference_of(family: str, settings: frozenset[str] = frozenset()) -> Referen
     loaded = replace(loaded, blocks=(*first, replace(last, W_in=WIDER * last.W_in, b_in=WIDER * last.b_in)))
     program = read_program(solution(family), f"{family}.py")
     model = as_class(program.model, loaded)
-    calls: dict[str, list[Call]] = {part: [] for part in program.parts}
-    noted = {part: _noting(calls[part], program.values[part], 0) for part in program.functions}
-    methods = {part: _noting(calls[part], vars(program.model)[part], 1) for part in program.methods}
-    plain = dict(program.values)
-    program.values.update(noted)
-    as_class(type("Noted", (program.model,), methods), loaded).lens(tokens)
-    program.values.update({part: plain[part] for part in noted})
+    calls = calls_of(program, loaded, tokens)
     statements = tuple(program.statements())
     blocks = []
     resid = model.embed(tokens)
@@ -142,6 +136,18 @@ def reference_of(family: str, settings: frozenset[str] = frozenset()) -> Referen
         blocks.append(Block(layer, tuple(before)))
         resid = model.block(layer, resid).resid_post
     return Reference(program, statements, model, name, tokens, calls, tuple(blocks))
+
+
+def calls_of(program: Program, weights: Model, tokens: Tensor) -> dict[str, list[Call]]:
+    """What each function and method but `block` is given, and gives, while a program's lens reads these tokens."""
+    calls: dict[str, list[Call]] = {part: [] for part in program.parts}
+    noted = {part: _noting(calls[part], program.values[part], 0) for part in program.functions}
+    methods = {part: _noting(calls[part], vars(program.model)[part], 1) for part in program.methods}
+    plain = dict(program.values)
+    program.values.update(noted)
+    as_class(type("Noted", (program.model,), methods), weights).lens(tokens)
+    program.values.update({part: plain[part] for part in noted})
+    return calls
 
 
 def shortened(model: Any, **config: Any) -> Any:

@@ -105,7 +105,8 @@ def main() -> None:
             line = _line_now(thread, path)
             if line is None or len(found) != n:  # it does not run, or the check is one result further
                 n, since = len(found), time.monotonic()
-        tell(stopped=f"line {line} is not done after {limit:g} seconds: is there a loop without an end?")
+        told = f"line {line} is not done after {limit:g} seconds: is there a loop without an end?"
+        tell(stopped=f"{told} What follows it was not tried.")
 
     threading.Thread(target=watch, args=(threading.get_ident(),), daemon=True).start()
     import torch
@@ -123,8 +124,9 @@ def main() -> None:
 
 
 def _line_now(thread: int, path: str) -> int | None:
-    """The line of the file that a thread is in."""
-    frame = sys._current_frames().get(thread)
-    while frame and frame.f_code.co_filename != path:
+    """The line of the file that a thread is in: the one that is tried, not one that it calls."""
+    line, frame = None, sys._current_frames().get(thread)
+    while frame:
+        line = frame.f_lineno if frame.f_code.co_filename == path else line
         frame = frame.f_back
-    return frame.f_lineno if frame else None
+    return line

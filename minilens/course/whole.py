@@ -1,6 +1,7 @@
 """A student's model as a whole, whose lines are right: what `block` gives back, and the logits, also in bfloat16."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from .compare import CLOSE, same, tells
 from .errors import raised
 from .lines import LineResult
 from .program import Program, line_in
-from .reference import AXES, BLOCKS, WINDOW, Reference, as_class, axes_of, cloned, shortened, value_of
+from .reference import AXES, BLOCKS, WINDOW, Call, Reference, as_class, axes_of, calls_of, cloned, shortened, value_of
 
 TOGETHER = "all together"
 COARSER = 4.0  # times the error of the solution in bfloat16: more is no chance
@@ -27,8 +28,8 @@ def returned(student: Program, reference: Reference, model: Model) -> Iterator[L
         try:
             given = block(model, *cloned(args[1:]))
         except (Exception, SystemExit) as error:
-            line = line_in(error, student.path) or result.line
-            yield LineResult(line, result.name, "wrong", raised(error))
+            told = of_another_kind(student, model, reference.calls) or raised(error)
+            yield LineResult(line_in(error, student.path) or result.line, result.name, "wrong", told)
             return
         told = "it is None: is a `return` missing?" if given is None else ""
         for name, real in each.before[-1].items():
@@ -57,6 +58,20 @@ def together(student: Program, reference: Reference) -> LineResult:
     return LineResult(0, TOGETHER, "wrong", f"the logits {tells(mine, real, 'row batch pos d_vocab')}")
 
 
+def of_another_kind(student: Program, model: Any, calls: Mapping[str, Sequence[Call]]) -> str:
+    """The first function or method that gives numbers of another dtype than the solution's."""
+    for part, seen in calls.items():
+        for args, real in seen[:1]:
+            function = student.part(part)
+            assert function is not None  # all is right by now
+            mine = value_of(function(*((model,) if part in student.methods else ()), *cloned(args)))
+            if isinstance(mine, Tensor) and mine.dtype != real.dtype:
+                kinds = [str(each.dtype).removeprefix("torch.") for each in (mine, real)]
+                line = student.parts[part].lineno
+                return "{} (line {}) gives {}, and should give {}: convert it by .to(...)".format(part, line, *kinds)
+    return ""
+
+
 def in_half(student: Program, reference: Reference) -> str:
     """What becomes of the student's model on weights in bfloat16, where that is worse than of the solution."""
     kinds = (torch.float32, torch.bfloat16)
@@ -66,7 +81,9 @@ def in_half(student: Program, reference: Reference) -> str:
     try:
         mine = value_of(as_class(student.model, half).lens(reference.tokens))
     except (Exception, SystemExit) as error:
-        return f"in float32; on weights in bfloat16, in line {line_in(error, student.path) or 0}, {raised(error)}"
+        calls = calls_of(reference.program, as_class(reference.program.model, half), reference.tokens)
+        told = of_another_kind(student, as_class(student.model, half), calls) or raised(error)
+        return f"in float32; on weights in bfloat16 it stops in line {line_in(error, student.path) or 0}: {told}"
     finally:
         torch.set_default_dtype(torch.float64)
     worse, bound = ((each.double() - exact.double()).abs().max().item() for each in (mine, ours))

@@ -46,6 +46,12 @@ def test_the_solution_is_the_family_and_is_right(family: str) -> None:
     assert {result.verdict for result in results} == {"right"} and results[-1].name == "all together"
 
 
+def test_what_is_not_written_is_taken_from_the_model_also_where_it_is_given_twice() -> None:
+    source = solution("gpt2").replace("z = pattern @ v  #", "z = ...\n        z = merge_heads(z)  #")
+    blank, wrong, *_ = (each for each in check(source, "mine.py") if each.verdict != "right")
+    assert (blank.name, blank.verdict, wrong.name) == ("z", "not written", "z") and "head 8" in wrong.told, wrong
+
+
 def test_what_is_not_written_is_taken_from_the_model() -> None:
     """Of an empty exercise nothing is wrong, and a line in its midst is tried before those above it are there."""
     empty = exercise("gpt2")
@@ -171,6 +177,10 @@ def test_a_mistake_is_named_where_several_lines_stand_in_one() -> None:
         ("softmax(scores, v.dtype)", "scores.softmax(-1).tril(-1)", "pattern", "by up to 1: at batch 0, head 0"),
         ("causal_mask(resid)  #", "causal_mask(resid).long()  #", "visible", "int64, and should hold True and False"),
         ("linear(merge_heads(z), w.W_O", "linear(z, w.W_O", "attn_out", "not fit: .*in line .*, which this line calls"),
+        ("self.final_norm(resid), self.W_U", "self.final_norm(resid), self.W_E", "unembed", "(in line .*, which this"),
+        ("cfg.score_scale[layer]", "cfg.d_head**-0.5", "scores", "Config has no d_head: it is d_model // n_heads"),
+        ("pattern = softmax(scores, v.dtype)", "pattern = scores.exp() / scores.exp().sum(-1)", "pattern", "keepdim"),
+        ("w.W_QKV", "w.W_qkv", "q, k, v", "Block has no W_qkv: did you mean W_QKV?"),
         ("return BlockTrace(", "BlockTrace(", "what block returns", "it is None: is a `return` missing?"),
         ("ln1_out, q, k, v, scores", "ln1_out, k, q, v, scores", "what block returns", "its q differs at"),
         ("rows = [self.unembed(resid)]", "rows = [self.unembed(resid)[:, -1]]", "lens", "holds tensors of the shapes"),
@@ -209,7 +219,11 @@ def test_what_is_coarse_or_cannot_run_in_bfloat16_is_noted_and_is_right() -> Non
     source = solution("gpt2")
     for right, wrong, told in (
         ("", "", ""),
-        (", dtype=torch.promote_types(dtype, torch.float32)).to(dtype)", ")", "it multiplies numbers of two kinds"),
+        (
+            ", dtype=torch.promote_types(dtype, torch.float32)).to(dtype)",
+            ")",
+            "gives float32, and should give bfloat16",
+        ),
     ):
         *_, last = check(source.replace(right, wrong), "mine.py")
         assert last.name == "all together" and last.verdict == "right" and bool(last.told) == bool(told)

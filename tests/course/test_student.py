@@ -28,7 +28,7 @@ def test_a_solution_is_right_and_what_it_prints_is_shown(mine: Path, capsys: pyt
 @pytest.mark.parametrize(
     "right, wrong, told",
     [
-        ("z = pattern @ v", "while True: pass", "line {line} is not done after 1 seconds"),
+        ("z = pattern @ v", "while True: merge_heads(v)", "line {line} is not done after 1 seconds"),
         ("return F.linear(x, W.mT, b)", "__import__('os')._exit(3)", "ended its process, with the status 3"),
     ],
 )  # fmt: skip

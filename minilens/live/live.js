@@ -201,7 +201,7 @@ function listenToAsker() {
     ask();
   });
   find("#printed").after(element("div", { id: "beside" }));
-  find("#numbers").before(element("details", { id: "walk" }, element("summary", { text: "The block that wrote this row, line by line with its source" }), element("div")));
+  find("#numbers").before(element("details", { id: "walk" }, element("summary", { text: "The block that wrote this row, line by line with its source" }), element("div", { tabindex: "0", role: "region", "aria-label": "The lines of the block" })));
   find("#attention .controls").append(element("button", { type: "button", id: "silence" }));
   find("#silence").addEventListener("click", () => toggleEdit({ kind: "zero", layer: state.layer, head: state.head }));
   find("#walk").addEventListener("toggle", showWalk);

@@ -165,6 +165,8 @@ function showStrongest() {
   const caption = `Strongest keys of query ${state.query}, ${label(attention.tokens[state.query])}`;
   const lines = seen.map(({ key, weight }) => [key, label(attention.tokens[key]), weight.toFixed(3)]);
   find("#strongest").replaceChildren(textTable(caption, ["Key", "Token", "Weight"], lines));
+  const panel = find(".attention .panel");
+  panel.tabIndex = panel.scrollWidth > panel.clientWidth ? 0 : -1; // what scrolls is reached by the keyboard
 }
 
 // Where a choice in the grid has moved the query, the key is the strongest one.

@@ -1,6 +1,7 @@
 """python -m minilens, and the `minilens` command."""
 
 import gc
+import os
 import signal
 import sys
 
@@ -17,6 +18,12 @@ def main() -> int:
         return main()
     except KeyboardInterrupt:
         return 130
+    finally:
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None where its caller has closed it
+            try:
+                stream.flush()
+            except OSError:  # what a full disk has not taken goes nowhere: Python would try again, and end with 120
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

@@ -126,18 +126,21 @@ def test_stderr_that_is_closed_or_full(gpt2: Path, tmp_path: Path, redirected: s
 @NEEDS_SH
 @NEEDS_FULL
 @pytest.mark.parametrize(
-    ("redirected", "arguments", "status"),
+    ("redirected", "arguments", "unbuffered"),
     [
-        (f">{FULL}", "--help", 2),
-        (f">{FULL} 2>{FULL}", "lens --help", 2),
-        (">&- 2>&-", "nothing", 2),
+        (f">{FULL}", "--help", ""),
+        (f">{FULL}", "--help", "1"),
+        (f">{FULL} 2>{FULL}", "lens --help", ""),
+        (">&- 2>&-", "nothing", ""),
     ],
 )
-def test_what_is_left_in_buffers_changes_no_status(redirected: str, arguments: str, status: int) -> None:
+def test_what_is_left_in_buffers_changes_no_status(redirected: str, arguments: str, unbuffered: str) -> None:
     """As a process of its own, which flushes its streams when it ends."""
     shell = f'exec "{sys.executable}" -m minilens {arguments} {redirected} </dev/null'
-    ran = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, cwd=Path(minilens.__file__).parents[1])
-    assert ran.returncode == status
+    how: dict[str, Any] = dict(cwd=Path(minilens.__file__).parents[1])
+    how["env"] = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    ran = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, **how)
+    assert ran.returncode == 2
     assert "Traceback" not in ran.stderr and "Exception ignored" not in ran.stderr
 
 

@@ -94,6 +94,31 @@ def test_the_library_never_imports_transformers(name: str) -> None:
     assert not re.search(r"^\s*(import|from)\s+transformers", FILES[name].read_text(), re.MULTILINE)
 
 
+OPENS = r"(?<![.\w])open\(|\.open\(.*\"rb\"|\.read_(text|bytes)\("
+OPENERS = {"checkpoint.reading", "corpus.hub_files", "corpus.machine"}  # the one place; of the network; of the system
+ROOMS = ("checkpoint", "checks", "corpus", "learned", "loading", "study")  # that read what others made
+
+
+@pytest.mark.parametrize("name", sorted(name for name in FILES.keys() - OPENERS if name.partition(".")[0] in ROOMS))
+def test_what_others_made_is_opened_in_one_place(name: str) -> None:
+    """By `reading.opened`, which waits for no pipe and reads no device."""
+    assert not re.search(OPENS, FILES[name].read_text())
+
+
+WRITES = r"(\.write_text|\.write_bytes|\bsave_file|\.savez\w*)\(|\w\.open\('[wxa]"
+WRITERS = {"files", "course.nanogpt"}  # the one place; a folder that is gone before its caller has the result
+
+
+@pytest.mark.parametrize("name", sorted(FILES.keys() - WRITERS))
+def test_files_are_written_in_one_place(name: str) -> None:
+    """By `files.replacing`, each whole or not at all."""
+    nodes = list(ast.walk(ast.parse(FILES[name].read_text())))
+    whole = [node for node in nodes if isinstance(node, ast.With) and "replacing(" in ast.unparse(node.items[0])]
+    within = {id(part) for node in whole for part in ast.walk(node)}
+    calls = [ast.unparse(node) for node in nodes if isinstance(node, ast.Call) and id(node) not in within]
+    assert not [call for call in calls if re.search(WRITES, call)]
+
+
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "ctrl"])
 def test_hub_names_appear_only_where_the_checkpoint_is_read(family: str) -> None:
     """The mathematics speaks of W_Q, not of c_attn."""
@@ -134,8 +159,9 @@ def test_the_three_blocks_are_alike_line_for_line() -> None:
         assert {gpt2[statement] for statement in gpt2.keys() - block(family).keys()} == departures
 
 
-def test_every_mistake_that_mutate_plants_has_its_place() -> None:
+def test_every_mistake_that_mutate_plants_has_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """scripts/mutate.py takes minutes to run; that its replacements still match takes none."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
     mistakes = runpy.run_path(str(ROOT / "scripts" / "mutate.py"))["MISTAKES"]
     assert len(mistakes) >= 12
     for mistake in mistakes:

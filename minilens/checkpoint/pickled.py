@@ -171,7 +171,7 @@ TAKEN = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}  # fr
 
 def read_plain(path: Path) -> Any:
     """What a pickle without tensors holds: dictionaries, lists, numbers and texts. Raises Fault for anything else."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         found, storages = _run(io.BytesIO(file.read(LONGEST)), nested=True)
     if storages:
         raise Fault("it holds tensors")

@@ -202,6 +202,8 @@ def why(path: Path, error: Exception) -> str:
             start = file.read(64)
     except OSError as unreadable:
         return unreadable.strerror or str(unreadable)
+    if start is None:  # as in `read_text`
+        return str(error)
     if not start:
         return "it is empty"
     if start.startswith(b"version https://git-lfs"):

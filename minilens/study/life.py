@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..arguments import model_name, names, quoted
 from ..checkpoint.hub import COMMIT, local_folder, locate, weights
-from ..checkpoint.reading import opened, sha256_of
+from ..checkpoint.reading import blocks, opened, sha256_of
 from ..corpus.documents import TextFile
 from ..corpus.machine import machine
 from ..corpus.measure import Plan
@@ -229,8 +229,8 @@ def _read(folder: Path, found: Sequence[Checkpoint]) -> tuple[dict[str, Any], ..
     records = []
     for checkpoint in found:
         path = _file(folder, checkpoint)
-        with explained(path):
-            records.append(json.loads(path.read_text(encoding="utf-8")))
+        with explained(path), opened(path) as file:
+            records.append(json.loads(b"".join(blocks(file))))
         if records[-1]["hash"] != _hash(checkpoint):
             raise ValueError(
                 f"{checkpoint.model} has changed since it was measured: delete {path} to have it done anew"

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import minilens
 from minilens import CheckpointError
-from minilens.checkpoint import hub, tensors
+from minilens.checkpoint import hub, settings, tensors
 from minilens.checkpoint.pickled import Fault, _is_tar, _Storage, _tensor
 from minilens.checkpoint.reading import opened, sha256_of
 
@@ -74,8 +74,9 @@ def test_no_more_bytes_are_read_than_a_file_has() -> None:
 
 
 def test_what_becomes_a_pipe_while_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, stat, before = tmp_path / "file", os.stat, os.listdir("/proc/self/fd")
+    path, stat, open_file, before = tmp_path / "file", os.stat, os.open, os.listdir("/proc/self/fd")
     path.write_text("text")
+    asked = []
 
     def replaced(name: Any) -> os.stat_result:
         found = stat(name)
@@ -83,10 +84,27 @@ def test_what_becomes_a_pipe_while_it_is_opened(tmp_path: Path, monkeypatch: pyt
         os.mkfifo(path)
         return found
 
-    monkeypatch.setattr(os, "stat", replaced)
-    with pytest.raises(OSError, match="it is a pipe, a device or a socket"):
+    def noted(name: Any, flags: int, *mode: int) -> int:
+        asked.append(flags & os.O_NONBLOCK)
+        return open_file(name, flags | os.O_NONBLOCK, *mode)  # without it this test would wait for ever
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="it is a pipe, a device or a socket"):
+        patched.setattr(os, "stat", replaced)
+        patched.setattr(os, "open", noted)
         opened(path)
+    assert asked == [os.O_NONBLOCK]
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_what_waits_for_more_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe stands for files of the system's own, such as /proc/kmsg, which count as regular ones."""
+    waiting, other_end = os.pipe()
+    os.set_blocking(waiting, False)
+    monkeypatch.setattr(settings, "opened", lambda path: os.fdopen(os.dup(waiting), "rb"))
+    with pytest.raises(CheckpointError, match="file is not readable as text: it is not a file that can be read to its"):
+        settings.read_text(tmp_path / "file")
+    os.close(waiting)
+    os.close(other_end)
 
 
 # --- What changes while it is read ---

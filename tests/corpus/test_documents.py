@@ -154,6 +154,14 @@ def test_a_pipe(tmp_path: Path) -> None:
         TextFile(tmp_path / "pipe")
 
 
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="the file is Linux's")
+def test_a_file_of_the_systems_own(tmp_path: Path) -> None:
+    """Its size is 0, whatever it gives, and some such files give bytes without end."""
+    (tmp_path / "a.txt").symlink_to("/proc/version")
+    with pytest.raises(ValueError, match=r"a\.txt cannot be read: it gives more bytes than it has"):
+        TextFile(tmp_path / "a.txt")
+
+
 def test_a_line_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "LONGEST_LINE", 100)
     path = tmp_path / "a.jsonl"

@@ -3,13 +3,15 @@
     python scripts/mutate.py            all of them
     python scripts/mutate.py window     those with this word in their description
 
-Every mistake is one replacement in a copy of the package; the tests of the mathematics run on the copy. Exit status 1
-if a mistake goes unnoticed.
+Every mistake is one replacement in a copy of the package; tests run on the copy. Most mistakes are of the mathematics.
+Those of "safety" undo what keeps files whole and nobody waiting: they are in mistakes_of_safety.py. Exit status 1 if a
+mistake goes unnoticed.
 """
 
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +19,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+from mistakes_of_safety import SAFETY
 
 ROOT = Path(__file__).parents[1]
 TESTS = ("parity", "run", "lens", "vocab", "edits", "patching", "attribution", "heads", "study")
@@ -27,7 +31,7 @@ class Mistake(NamedTuple):
     file: str
     right: str
     wrong: str
-    tests: tuple[str, ...] = TESTS
+    tests: tuple[str, ...] = TESTS  # files, or a test of one: "sweep" is test_sweep.py, and "sweep::test_counts" in it
 
 
 MISTAKES = [
@@ -569,14 +573,21 @@ MISTAKES = [
         "(theirs - ours)",
         ("fit_command",),
     ),
+    *(Mistake(f"safety: {what}", *where) for what, *where in SAFETY),
 ]
+
+
+def named(test: str) -> list[str]:
+    """What pytest is given for a test's name."""
+    file, *rest = test.split("::")
+    return ["::".join([str(path.relative_to(ROOT)), *rest]) for path in (ROOT / "tests").rglob(f"test_{file}.py")]
 
 
 def first_red(mistake: Mistake | None, tests: Iterable[str]) -> str | None:
     """The first of the tests that fails with this mistake planted, or None where all pass."""
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name)
-        for part in ("minilens", "tests", "scripts"):
+        for part in ("minilens", "tests", "scripts", "docs"):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", copy)
         (copy / "weights").symlink_to(ROOT / "weights")
@@ -594,11 +605,7 @@ def first_red(mistake: Mistake | None, tests: Iterable[str]) -> str | None:
                 "-x",
                 "-p",
                 "no:cacheprovider",
-                *(
-                    str(path.relative_to(ROOT))
-                    for name in sorted(tests, key=lambda name: name not in own)
-                    for path in (ROOT / "tests").rglob(f"test_{name}.py")
-                ),
+                *(path for name in sorted(tests, key=lambda name: name not in own) for path in named(name)),
             ],
             cwd=copy,
             env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
@@ -607,6 +614,8 @@ def first_red(mistake: Mistake | None, tests: Iterable[str]) -> str | None:
         )
         if run.returncode == 0:
             return None
+        if run.returncode == -signal.SIGBUS:  # the end of whoever reads a mapped file that is cut short
+            return "SIGBUS"
         failed = re.search(r"^(?:FAILED|ERROR) \S*?::(\S+)", run.stdout, re.MULTILINE)
         if run.returncode != 1 or not failed:
             raise SystemExit(f"{mistake}: the tests did not run\n{run.stdout}{run.stderr}")

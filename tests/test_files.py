@@ -96,6 +96,17 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink()
 
 
+def test_whoever_guesses_the_name_of_the_new_file_has_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "precious").write_bytes(b"precious")
+    monkeypatch.setattr("minilens.files.token_hex", lambda n_bytes: "guessed")
+    (tmp_path / f"a.{os.getpid()}.guessed").symlink_to(tmp_path / "precious")
+    with pytest.raises(ValueError, match="a cannot be written: File exists"), replacing(tmp_path / "a") as new:
+        new.write_bytes(b"new")
+    assert there(tmp_path) == {"precious": b"precious"}
+
+
 def test_a_file_that_was_made_in_the_meantime_is_kept(tmp_path: Path) -> None:
     with (
         pytest.raises(ValueError, match="exists: give another name, or --overwrite"),

@@ -660,7 +660,7 @@ def test_texts_that_cannot_be_read_leave_the_folder_to_another_run(gpt2: Loaded,
     path.write_text('"once"\n"\\ud800"\n')
     with pytest.raises(ValueError, match=r"a\.jsonl cannot be read: .*surrogate"):
         Sweep(lens, [TextFile(path)], tmp_path / "out").count()
-    assert not (tmp_path / "out" / "sweep.json").exists()
+    assert not list((tmp_path / "out").iterdir())
     path.write_text('"once"\n"upon"\n')
     assert swept(lens, [TextFile(path)], tmp_path / "out").counted.documents == 2
 
@@ -784,7 +784,7 @@ def counts(folder: Path, **changes: torch.Tensor) -> None:
         dict(shards=torch.tensor([[1]])),
         dict(shards=torch.tensor(1)),
         dict(shards=torch.tensor([], dtype=torch.long)),
-        dict(shards=torch.tensor([10**4]), texts=torch.zeros(10**4, 32, dtype=torch.uint8)),
+        dict(shards=torch.tensor([10**3]), texts=torch.zeros(10**3, 32, dtype=torch.uint8)),
         dict(texts=torch.zeros(1, 31, dtype=torch.uint8)),
         dict(texts=torch.zeros(0, 32, dtype=torch.uint8)),
         dict(total=torch.zeros(4)),

@@ -383,3 +383,10 @@ def test_the_command_reads_text(tiny: Tiny, tmp_path: Path, capsys: pytest.Captu
 def test_what_does_not_exist(tiny: Tiny, capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
     assert main(["walk", "--ids", "5 17 3", "--model", str(tiny("gpt2")[1]), *options]) == 2
     assert capsys.readouterr() == ("", f"minilens: error: {message}\n")
+
+
+def test_weights_that_are_not_finite(tiny: Tiny, tmp_path: Path) -> None:
+    model, _ = minilens.load(changed(tiny("gpt2")[1], tmp_path / "model"))
+    model.ln_final.w[3] = torch.nan  # type: ignore[index]
+    with pytest.raises(ValueError, match="the logits at position 1 are not finite: there is a NaN or an infinity in"):
+        walk_view(model, torch.tensor([[7, 8]]), layer=1)

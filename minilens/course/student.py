@@ -15,8 +15,10 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..checkpoint.reading import opened
 from .lines import LineResult
 
+LONGEST_FILE = 2**20  # bytes
 LONGEST = 600.0  # seconds for the whole check, over and above the limit of one line
 PRINTED = 2000  # characters of what the file prints that are kept
 CHILD = "import sys; sys.path[:] = filter(None, sys.path); from minilens.course import student; student.main()"
@@ -64,7 +66,11 @@ def check_apart(path: Path, limit: float = 30.0) -> Checked:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with opened(path) as file:
+            source = file.read(LONGEST_FILE + 1)
+        if len(source) > LONGEST_FILE:
+            raise ValueError(f"{path} has more than {LONGEST_FILE:,} bytes, and an exercise has some 10,000")
+        return source.decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeError as error:

@@ -46,6 +46,10 @@ def test_what_cannot_be_checked_is_an_error(mine: Path, capsys: pytest.CaptureFi
     assert main(["check", str(mine)]) == 2
     assert capsys.readouterr().err == f"minilens: error: {mine} cannot be read: No such file or directory\n"
     assert main(["check", str(mine), "--limit", "0"]) == 2
+    mine.write_text("#" * 2**20 + "\n")
+    assert main(["check", str(mine)]) == 2 and "has more than 1,048,576 bytes" in capsys.readouterr().err
+    if Path("/dev/zero").exists():
+        assert main(["check", "/dev/zero"]) == 2 and "a device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

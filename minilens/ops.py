@@ -36,9 +36,9 @@ def linear(
     b: Float[Tensor, "d_out"] | None = None,
 ) -> Float[Tensor, "batch pos d_out"]:
     """x @ W + b, the product and the sum in one step."""
-    if x.device.type == "mps":  # where torch 2.8 reads such a view wrongly (pytorch issue 161640)
+    if x.device.type == "mps":  # where torch 2.8 reads a view like W.mT wrongly (pytorch issue 161640)
         return x @ W if b is None else x @ W + b
-    return F.linear(x, W.mT, b)  # torch writes W the other way round, so it is given a view
+    return F.linear(x, W.mT, b)  # torch writes W the other way round
 
 
 def split_heads(x: Float[Tensor, "batch pos d_model"], n_heads: int) -> Heads:

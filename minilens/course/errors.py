@@ -65,7 +65,6 @@ MEANINGS = {
 
 
 MADE_OF = {"d_head": "it is d_model // n_heads", "head_dim": "it is d_model // n_heads"}  # what is asked of a Config
-
 TAKES_AWAY = r"\.(mean|sum|var|std|norm|amax|logsumexp)\("
 
 
@@ -79,12 +78,9 @@ def raised(error: BaseException, source: str = "") -> str:
         held = [f"{name}.{error.name}" for name in ("cfg", "w", "self") if hasattr(names.get(name), error.name)]
         return f"there is no name {error.name} here{_asked(held[0] if held else alike(error.name, names))}"
     if isinstance(error, AttributeError) and error.name:
-        told = f"{type(error.obj).__name__} has no {error.name}"
-        return (
-            f"{told}: {MADE_OF[error.name]}"
-            if error.name in MADE_OF
-            else f"{told}{_asked(*_alike(error.name, dir(error.obj)))}"
-        )
+        known = MADE_OF.get(error.name)
+        asked = f": {known}" if known else _asked(*_alike(error.name, dir(error.obj)))
+        return f"{type(error.obj).__name__} has no {error.name}{asked}"
     for pattern, meaning in MEANINGS.items():
         if found := re.search(pattern, told):
             told = meaning.format(*found.groups())

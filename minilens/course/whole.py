@@ -59,16 +59,19 @@ def together(student: Program, reference: Reference) -> LineResult:
 
 
 def of_another_kind(student: Program, model: Any, calls: Mapping[str, Sequence[Call]]) -> str:
-    """The first function or method that gives numbers of another dtype than the solution's."""
+    """The first function or method that gives numbers of another dtype than the solution's, or that stops."""
     for part, seen in calls.items():
         for args, real in seen[:1]:
-            function = student.part(part)
-            assert function is not None  # all is right by now
-            mine = value_of(function(*((model,) if part in student.methods else ()), *cloned(args)))
+            if (function := student.part(part)) is None:
+                continue
+            where = f"{part} (line {student.parts[part].lineno})"
+            try:
+                mine = value_of(function(*((model,) if part in student.methods else ()), *cloned(args)))
+            except (Exception, SystemExit) as error:
+                return f"in {where} {raised(error)}"
             if isinstance(mine, Tensor) and mine.dtype != real.dtype:
-                kinds = [str(each.dtype).removeprefix("torch.") for each in (mine, real)]
-                line = student.parts[part].lineno
-                return "{} (line {}) gives {}, and should give {}: convert it by .to(...)".format(part, line, *kinds)
+                mine_is, real_is = (str(each.dtype).removeprefix("torch.") for each in (mine, real))
+                return f"{where} gives {mine_is}, and should give {real_is}: convert it by .to(...)"
     return ""
 
 

@@ -224,6 +224,7 @@ def test_what_is_coarse_or_cannot_run_in_bfloat16_is_noted_and_is_right() -> Non
             ")",
             "gives float32, and should give bfloat16",
         ),
+        ("F.linear(x, W.mT, b)", "F.linear(x, W.mT.to(torch.get_default_dtype()), b)", "in linear (line "),
     ):
         *_, last = check(source.replace(right, wrong), "mine.py")
         assert last.name == "all together" and last.verdict == "right" and bool(last.told) == bool(told)

@@ -7,6 +7,7 @@ threads, it gives the same weights, bit for bit.
 
     python scripts/train.py --family gpt2 --corpus ../shared/corpus --out weights/tales-gpt2
 
+--begin FOLDER goes on from a trained model, with its tokenizer and a new schedule of the learning rate.
 --keep 20 keeps the model at 20 steps, for `minilens life`: each a checkpoint in .train/<name of out>-steps.
 """
 
@@ -288,17 +289,28 @@ def store(model: PreTrainedModel, folder: Path, args: argparse.Namespace) -> Non
         file.chmod(0o644)
 
 
+def make_tokenizer(texts: dict[str, list[str]], args: argparse.Namespace, folder: Path) -> None:
+    """Learn it from the texts, or take that of the model to begin with."""
+    if args.begin:
+        for file in TEXT[args.family].files:
+            shutil.copyfile(args.begin / file, folder / file)
+    else:
+        TEXT[args.family].learn(texts, args.d_vocab, folder)
+
+
 def train(args: argparse.Namespace, device: torch.device) -> tuple[PreTrainedModel, dict]:
     """The trained float32 model and its record: loss curve, tokens, seconds. Resumes by itself."""
     text, saved, kept = TEXT[args.family], args.work / "checkpoint.pt", args.work.with_name(f"{args.work.name}-steps")
     texts = {part: documents(args.corpus, part, "train") for part in PARTS}
     if not (args.work / "tokenizer").exists():
-        write_folder(args.work / "tokenizer", lambda folder: text.learn(texts, args.d_vocab, folder))
+        write_folder(args.work / "tokenizer", lambda folder: make_tokenizer(texts, args, folder))
     tokenizer = text(args.work / "tokenizer")
     docs = [doc for part in PARTS for doc in tokenizer.encode(texts.pop(part), text.codes[part]) * PARTS[part]]
 
     torch.manual_seed(args.seed)
     model = make_model(make_config(args), device).train()
+    if args.begin:
+        model.load_state_dict(AutoModelForCausalLM.from_pretrained(args.begin, dtype=torch.float32).state_dict())
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
@@ -306,6 +318,7 @@ def train(args: argparse.Namespace, device: torch.device) -> tuple[PreTrainedMod
 
     names = "family tokens batch n_ctx n_layers d_model n_heads d_vocab lr seed keep twice"
     plan = {name: getattr(args, name) for name in names.split()}
+    plan |= {"begin": str(args.begin)} if args.begin else {}
     record: dict[str, Any] = {"plan": plan, "seconds": 0.0, "curve": [], "recent": [], "step": 0}
     record["mix_tokens"] = sum(map(len, docs))
     if saved.exists():
@@ -443,6 +456,10 @@ def card(model: PreTrainedModel, texts: list[str], bits: Bits, record: dict, arg
     share, n_kept = args.twice, args.keep
     twice = f" {share:.0%} of the windows tell a passage of a sixteenth to a half of the window twice." if share else ""
     kept = f" {n_kept} checkpoints were kept, from step 0 to the last, in even ratios." if n_kept else ""
+    before = ""
+    if args.begin:  # its card tells of its own training, to the samples
+        told = (args.begin / "README.md").read_text(encoding="utf-8").partition("\n## Training\n")[2]
+        before = f"\n## Training before that\n{told.partition('## Samples')[0].rstrip()}\n"
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in record["plan"].items())
     held_out = "\n".join(
         f"| `{code}` | {' | '.join(f'{value:.3f}' for value in row.values())} |" for code, row in bits.items()
@@ -487,7 +504,7 @@ Training loss, nats per token, mean of the {LOG_EVERY} steps before:
 ```
 python scripts/train.py {options} --out {args.out}
 ```
-
+{before}
 ## Samples
 
 Temperature 0.8, top-k 40, seed {args.seed}, from `{PROMPT}`; the first three, not chosen:
@@ -539,6 +556,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--family", choices=TEXT, required=True)
     parser.add_argument("--corpus", type=Path, default=Path("../shared/corpus"))
     parser.add_argument("--out", type=Path, required=True, help="the folder of the checkpoint")
+    parser.add_argument("--begin", type=Path, help="a folder that this script wrote: the weights to begin with")
     parser.add_argument("--work", type=Path, help="where to resume from (.train/<name of out>)")
     parser.add_argument("--evaluate", action="store_true", help="only measure what --out holds")
     parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
@@ -558,6 +576,8 @@ def arguments() -> argparse.Namespace:
         parser.error(f"There is no corpus folder {args.corpus}; name it with --corpus.")
     if args.evaluate and not (args.out / "config.json").is_file():
         parser.error(f"{args.out} holds no checkpoint to evaluate; train it first.")
+    if args.begin and not (args.begin / "config.json").is_file():
+        parser.error(f"{args.begin} holds no checkpoint to begin with; name a folder that this script wrote.")
     if not (args.evaluate or args.overwrite) and args.out.is_dir() and any(args.out.iterdir()):
         parser.error(f"{args.out} is not empty; give another --out, or --overwrite.")
     n_steps = args.tokens // (args.batch * args.n_ctx)

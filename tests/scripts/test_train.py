@@ -24,10 +24,11 @@ class Killed(BaseException):
     """In place of the signal."""
 
 
-def train(root: Path, name: str) -> dict[str, torch.Tensor]:
+def train(root: Path, name: str, begin: Path | None = None, lr: float = 0.01) -> dict[str, torch.Tensor]:
     """The weights of a tiny run, which goes on from what the folder of this name has."""
-    sizes = dict(family="gpt2", n_layers=1, d_model=8, n_heads=1, n_ctx=N_CTX, d_vocab=300, lr=0.01, seed=3)
+    sizes = dict(family="gpt2", n_layers=1, d_model=8, n_heads=1, n_ctx=N_CTX, d_vocab=300, lr=lr, seed=3)
     run = dict(tokens=STEPS * BATCH * N_CTX, batch=BATCH, keep=4, twice=0.5, corpus=root / "corpus", work=root / name)
+    run["begin"] = begin
     model, record = SCRIPT["train"](Namespace(**sizes, **run), torch.device("cpu"))
     assert record["step"] == STEPS
     weights: dict[str, torch.Tensor] = model.state_dict()
@@ -80,6 +81,8 @@ def test_killed_at_every_write_it_gives_the_same_weights(tmp_path: Path, monkeyp
     model, tokenizer = minilens.load(tmp_path / "killed-steps" / "step-5")
     assert tokenizer is not None
     assert torch.equal(model.W_E, wanted["transformer.wte.weight"].half().float())
+    begun = train(tmp_path, "begun", tmp_path / "killed-steps" / "step-5", lr=0.0)
+    assert all(torch.equal(begun[name], wanted[name].half().float()) for name in wanted)
 
 
 def windows(twice: float) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

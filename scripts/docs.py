@@ -15,8 +15,8 @@ The blocks of a page are run one after another, as by a reader who types them in
     ```text            what the block of Python before it prints
 
 In an excerpt, a line that is only ... stands for lines that are left out. A number with a decimal point may differ by
-one in its last digit: processors round sums differently. After the kind of a block may stand
-"not compared: REASON", for what depends on the machine, or "not run: REASON".
+one in its last digit: processors round sums differently. A number after the word "rounding" is not compared. After the
+kind of a block may stand "not compared: REASON", for what depends on the machine, or "not run: REASON".
 """
 
 import argparse
@@ -43,6 +43,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the Hub's client: 
 
 WRITTEN = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 NUMBER = re.compile(r"-?\d+\.\d+")
+ROUNDING = re.compile(r"(?<=rounding )[+-]?[\d.e+-]*\d")
 LIMITS = {"README.md": 200, "CONTRIBUTING.md": 80}  # lines; 250 for every page of docs/
 FENCE = re.compile(r"^```(\w+)(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
 OUR_COMMANDS = ("minilens", "scripts/lens", ".venv/bin/python")
@@ -236,7 +237,8 @@ def excerpt(printed: str, shown: str) -> str:
 
 
 def alike(one: str, other: str) -> bool:
-    """Whether two texts are the same, but for one in the last digit of numbers with a decimal point."""
+    """Whether two texts are the same, but for one in the last digit of numbers with a decimal point, and rounding."""
+    one, other = ROUNDING.sub("some", one), ROUNDING.sub("some", other)
     ours, theirs = NUMBER.findall(one), NUMBER.findall(other)
     rest = [" ".join(re.sub(" +", " ", NUMBER.sub("#", text)).split(" ")) for text in (one, other)]
     return rest[0] == rest[1] and all(map(_close, ours, theirs))

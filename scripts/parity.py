@@ -15,7 +15,8 @@ SHAPE    the shapes differ
 MISSING  no module gives such a value: the scores are made and used within one function of transformers
 
 The tolerance is relative to the largest number of the value, or absolute where that is below 1: a residual stream may
-hold numbers in the thousands, and there float32 has steps of 2e-4.
+hold numbers in the thousands, and there float32 has steps of 2e-4. For the pattern it is relative to half of the
+largest score: where scores are off by d, a share of attention is off by d / 2 at most.
 
 float32  1e-5, a hundred roundings: room for a sum in another order, not for another formula
 float64  1e-10: CTRL needs no more, since both libraries have its positions as float32 numbers. The scores of GPT-Neo
@@ -249,7 +250,12 @@ def report(name: str, dtype: str, args: argparse.Namespace) -> Report:
     reference = load_reference(name, args.revision, getattr(torch, dtype))
     with Float64Stays():
         theirs = reference_values(reference, model.family, tokens)
-        rows = [compare(key, ours, theirs.pop(key, None), TOLERANCES[dtype]) for key, ours in own_values(model, tokens)]
+        rows, largest_score = [], 0.0
+        for key, ours in own_values(model, tokens):
+            if key[0] == "scores":
+                largest_score = ours[ours.isfinite()].abs().max().item()  # what is masked is not
+            size = largest_score / 2 if key[0] == "pattern" else 1
+            rows.append(compare(key, ours, theirs.pop(key, None), TOLERANCES[dtype] * max(1, size)))
     return Report(name, dtype, tuple(tokens.shape), rows)
 
 

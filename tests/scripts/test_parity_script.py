@@ -123,6 +123,22 @@ def test_an_edited_value_counts_from_the_tolerance_on(
     assert status == 0  # the last nudge moves nothing else beyond its tolerance
 
 
+def test_a_pattern_counts_by_its_largest_score(tiny: Tiny, tmp_path: Path, capsys: Capture, monkeypatch: Patch) -> None:
+    def sharpened(tensors: Tensors) -> Tensors:
+        return {name: each * 1000 if name.endswith("q_proj.weight") else each for name, each in tensors.items()}
+
+    folder = changed(tiny("gpt_neo")[1], tmp_path / "sharp", tensors=sharpened)
+    model, _ = LOAD(folder)
+    tokens = torch.randint(model.W_U.shape[1], (2, 40), generator=torch.Generator().manual_seed(SCRIPT["SEED"]))
+    scores = model.block(0, model.embed(tokens)).scores
+    room = 1e-5 * scores[scores.isfinite()].abs().max() / 2
+    assert room > 1e-3
+    for factor, expected in ((2, "DIFF"), (0.5, "OK")):
+        plant(monkeypatch, edit=minilens.at(0, "pattern", lambda pattern, by=factor * room: pattern + by))
+        _, (report,) = run(capsys, folder, "--dtype", "float32")
+        assert "0.pattern" in by_status(report)[expected]
+
+
 def test_a_wrong_shape_is_said_as_such(tiny: Tiny, capsys: Capture, monkeypatch: Patch) -> None:
     plant(monkeypatch, drop=1)
     status, reports = run(capsys, tiny("ctrl")[1])

@@ -41,18 +41,23 @@ def check_precision(precision: str, device: torch.device) -> None:
     """
     if precision not in PRECISIONS:
         raise ValueError(f"there is no precision {precision!r:.80}; there are {', '.join(PRECISIONS)}")
-    if precision == "bfloat16" and not _has_bfloat16(device):
+    if precision == "bfloat16" and not has_bfloat16(device):
         raise ValueError(
             f'the precision "bfloat16" gains nothing on this {device.type}, which would emulate it: leave it out, or '
             'take "emulated" for the same numbers'
         )
 
 
-def _has_bfloat16(device: torch.device) -> bool:
-    """Whether there are units that take such products: AVX512-BF16 or AMX, or the tensor cores since Ampere."""
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether there are units that take such products: AVX512-BF16 or AMX, or the tensor cores since Ampere.
+
+    A CPU's library may be told to leave them alone, as by ONEDNN_MAX_CPU_ISA. So a product shows whether it rounds.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    ones = torch.full((64, 64), 1 + 2**-10, dtype=torch.float32, device="cpu")  # in bfloat16 they are 1
+    with products("bfloat16"):
+        return device.type == "cpu" and bool(((ones @ ones) == 64).all())
 
 
 @contextmanager

@@ -45,6 +45,7 @@ from torch import Tensor
 import minilens
 from minilens import Site
 from minilens.checkpoint.hub import bundled
+from minilens.device import has_bfloat16
 from minilens.learned.affine import LearnedLens, RowMap, Subject
 from minilens.learned.moments import MomentSums, best_map, choose_ridge
 from minilens.lens import EMBED
@@ -697,7 +698,7 @@ def part_precision(args: argparse.Namespace, folder: Path) -> None:
     size = args.size(GPT2)
     model, tokens = load(checkpoint(size, folder)), random_tokens(size, min(args.tokens, size.n_ctx))
     part(f"precision: {size}; T {tokens.shape[1]}, {size.n_layers + 1} rows")
-    half = "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "emulated"
+    half = "bfloat16" if has_bfloat16(torch.device("cpu")) else "emulated"
     ways = {name: partial(minilens.logit_lens, model, tokens, precision=name) for name in ("full", half)}
     x = torch.stack([model.final_norm(resid)[0] for resid in residuals_of(model, tokens)])
     passes = {name: partial(vocab_stats, x, model.W_U, None, {}, k=TOP_K, stats=STATS, precision=name) for name in ways}

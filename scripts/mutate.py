@@ -63,6 +63,7 @@ MISTAKES = [
         "V.mT / V.square().sum(1)",
         ("coordinates",),
     ),
+    Mistake("bfloat16: on any processor", "device.py", "bool(((ones @ ones) == 64).all())", "True", ("lens",)),
     Mistake("exact GELU for gelu_new", "ops.py", '"gelu_new": gelu_new', '"gelu_new": F.gelu'),
     Mistake("GPT-Neo: window one too long", "gpt_neo.py", "triu(1 - cfg.window)", "triu(-cfg.window)"),
     Mistake("GPT-Neo: window one too short", "gpt_neo.py", "triu(1 - cfg.window)", "triu(2 - cfg.window)"),

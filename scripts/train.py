@@ -310,7 +310,11 @@ def train(args: argparse.Namespace, device: torch.device) -> tuple[PreTrainedMod
     torch.manual_seed(args.seed)
     model = make_model(make_config(args), device).train()
     if args.begin:
-        model.load_state_dict(AutoModelForCausalLM.from_pretrained(args.begin, dtype=torch.float32).state_dict())
+        begun = AutoModelForCausalLM.from_pretrained(args.begin, dtype=torch.float32)
+        try:
+            model.load_state_dict(begun.state_dict())
+        except RuntimeError:
+            sys.exit(f"{args.begin} is of another family or size; give the --family and the sizes that its card names.")
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
@@ -556,7 +560,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--family", choices=TEXT, required=True)
     parser.add_argument("--corpus", type=Path, default=Path("../shared/corpus"))
     parser.add_argument("--out", type=Path, required=True, help="the folder of the checkpoint")
-    parser.add_argument("--begin", type=Path, help="a folder that this script wrote: the weights to begin with")
+    parser.add_argument("--begin", type=Path, help="an --out of this script: the weights to begin with")
     parser.add_argument("--work", type=Path, help="where to resume from (.train/<name of out>)")
     parser.add_argument("--evaluate", action="store_true", help="only measure what --out holds")
     parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
@@ -576,8 +580,8 @@ def arguments() -> argparse.Namespace:
         parser.error(f"There is no corpus folder {args.corpus}; name it with --corpus.")
     if args.evaluate and not (args.out / "config.json").is_file():
         parser.error(f"{args.out} holds no checkpoint to evaluate; train it first.")
-    if args.begin and not (args.begin / "config.json").is_file():
-        parser.error(f"{args.begin} holds no checkpoint to begin with; name a folder that this script wrote.")
+    if args.begin and not (args.begin / "README.md").is_file():  # which a step that was kept does not have
+        parser.error(f"{args.begin} holds no checkpoint with its card; begin with an --out of this script.")
     if not (args.evaluate or args.overwrite) and args.out.is_dir() and any(args.out.iterdir()):
         parser.error(f"{args.out} is not empty; give another --out, or --overwrite.")
     n_steps = args.tokens // (args.batch * args.n_ctx)

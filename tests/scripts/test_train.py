@@ -83,6 +83,8 @@ def test_killed_at_every_write_it_gives_the_same_weights(tmp_path: Path, monkeyp
     assert torch.equal(model.W_E, wanted["transformer.wte.weight"].half().float())
     begun = train(tmp_path, "begun", tmp_path / "killed-steps" / "step-5", lr=0.0)
     assert all(torch.equal(begun[name], wanted[name].half().float()) for name in wanted)
+    with pytest.raises(SystemExit, match="is of another family or size; give the --family and the sizes"):
+        train(tmp_path, "other", Path(__file__).parents[2] / "weights" / "tales-gpt2")
 
 
 def windows(twice: float) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -48,11 +48,12 @@ def lenses(args: argparse.Namespace, model: Any, tokenizer: Any, files: list[Tex
     return {**others, "tuned": tuned, "jacobian": jacobian, "last": last}
 
 
-def measured(args: argparse.Namespace, model: Any, tokenizer: Any, found: dict[str, LearnedLens]) -> Findings:
-    """What all lenses say of the held-out text, from one sweep."""
-    plan = Plan(("final", LAST), prefix=tokenizer.codes[0] if tokenizer.codes else "")
+def measured(
+    model: Any, tokenizer: Any, plan: Plan, found: dict[str, LearnedLens], files: list[TextFile], folder: Path
+) -> Findings:
+    """What all lenses say of held-out text, from one sweep."""
     reader = CorpusLens(model, tokenizer, plan, {name: Lens(**lens.options) for name, lens in found.items()})
-    sweep: Sweep[Findings] = Sweep(reader, list(map(TextFile, args.held_out)), args.out / "held-out", any_machine=True)
+    sweep: Sweep[Findings] = Sweep(reader, files, folder, any_machine=True)
     sweep.count()
     read_all(sweep)
     return sweep.findings()
@@ -84,7 +85,9 @@ def main() -> None:
         parser.error(f"{args.model} has no tokenizer")
     args.out.mkdir(parents=True, exist_ok=True)
     made = lenses(args, model, tokenizer, list(map(TextFile, args.fit)))
-    found = measured(args, model, tokenizer, made)
+    plan = Plan(("final", LAST), prefix=tokenizer.codes[0] if tokenizer.codes else "")
+    held_out = list(map(TextFile, args.held_out))
+    found = measured(model, tokenizer, plan, made, held_out, args.out / "held-out")
     plain = found.decoders["final"]
     rows, tally = range(len(plain.labels)), plain.tally
     print(f"{args.model}, {machine()}")

@@ -335,7 +335,8 @@ def train(args: argparse.Namespace, device: torch.device) -> tuple[PreTrainedMod
         torch.set_rng_state(state["rng"])
     else:
         shutil.rmtree(kept, ignore_errors=True)  # of another run
-    cpu = f"{torch.get_num_threads()} shared CPU cores"
+    n_cores = torch.get_num_threads()
+    cpu = f"{n_cores} shared CPU core{'s' if n_cores > 1 else ''}"
     record["machine"] = torch.cuda.get_device_name() if device.type == "cuda" else cpu
     record["machine"] += ", bfloat16 autocast" if has_bf16(device) else ""
 
@@ -458,8 +459,8 @@ def card(model: PreTrainedModel, texts: list[str], bits: Bits, record: dict, arg
         "ctrl": "As in the paper: sinusoidal positions, embeddings times sqrt(d_model), ReLU.\n",
     }[args.family]
     share, n_kept = args.twice, args.keep
-    twice = f" {share:.0%} of the windows tell a passage of a sixteenth to a half of the window twice." if share else ""
-    kept = f" {n_kept} checkpoints were kept, from step 0 to the last, in even ratios." if n_kept else ""
+    twice = f"{share:.0%} of the windows tell a passage of 1/16 to 1/2 of the window twice.\n" if share else ""
+    kept = f"{n_kept} checkpoints were kept, from step 0 to the last, in even ratios.\n" if n_kept else ""
     before = ""
     if args.begin:  # its card tells of its own training, to the samples
         told = (args.begin / "README.md").read_text(encoding="utf-8").partition("\n## Training\n")[2]
@@ -497,8 +498,8 @@ Bits per UTF-8 byte, teacher-forced in float32 over windows of {args.n_ctx} toke
 {record["mix_tokens"]:,} tokens (stories and storybooks three times, books once), in {minutes:.0f} minutes on
 {record["machine"]}. AdamW (betas {BETAS}, weight decay {WEIGHT_DECAY} on matrices), peak learning rate {args.lr},
 warm-up over {WARM_UP:.0%} of the steps, cosine to {FLOOR:.0%} of the peak, gradients clipped to {CLIP}, no dropout,
-seed {args.seed}.{twice}{kept}
-
+seed {args.seed}.
+{twice}{kept}
 Training loss, nats per token, mean of the {LOG_EVERY} steps before:
 
 | tokens | loss |

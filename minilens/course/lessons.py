@@ -23,7 +23,7 @@ from .training import check_8_2 as check_8_2
 from .training import check_8_3 as check_8_3
 
 STORY = "Once upon a time there was a little girl named Lily. She loved to play with her ball in the park."
-GAVE = "Tom and Sue went to the park. {} gave the ball to"
+GAVE = "One day, Tom and Sue went to the park. {} gave the ball to"
 LONG = (
     "Once upon a time there was a little girl named Lily. She loved to play with her ball in the park. One day, "
     "she saw a big dog near the tree. The dog was sad because it had lost its toy. Lily wanted to help, so she "
@@ -55,7 +55,7 @@ def check_1_2() -> list[str]:
     return [tokenizer.decode(token[None]) for token in best]
 
 
-@checks("The vectors share a direction: two tokens at random have a cosine of 0.36. Hold the others against it.")
+@checks("The vectors share a direction: two tokens at random have a cosine of 0.38. Hold the others against it.")
 def check_1_3() -> Tensor:
     """The mean cosine of two different tokens: the null of exercise 2."""
     unit = torch.nn.functional.normalize(_loaded()[0].W_E, dim=-1)
@@ -124,7 +124,7 @@ def check_4_1() -> Tensor:
     return torch.stack([part[0, -1] for part in parts])
 
 
-@checks("The last MLP writes most, and nearly every part has a share.")
+@checks("The last MLP adds most, and nearly every part has a share.")
 def check_4_2() -> Tensor:
     """What each of these parts adds to the logit of the output's token."""
     model, tokenizer = _loaded()
@@ -164,14 +164,14 @@ def check_5_1() -> Tensor:
     return torch.cat([metric(model(text)[:, -1]) for text in (clean, corrupt)])
 
 
-@checks("One head stands out, 1 of layer 6: without it the model names Tom. The spread of the others is the null.")
+@checks("Heads 6.1 and 7.4 stand out. Without 6.1 the model names Tom. The spread of the others is the null.")
 def check_5_2() -> Tensor:
     """The same on the clean text without each head of the last four layers."""
     model, clean, _, metric = _given()
     return _for_heads(model, clean, metric, lambda layer, head: zero(layer, "z", heads=head))
 
 
-@checks("At the median nothing has changed: that is the null. Head 1 of layer 6 turns the answer round.")
+@checks("At the median nothing has changed: that is the null. Heads 6.1 and 7.4 turn the answer round.")
 def check_5_3() -> Tensor:
     """The same on the corrupt text, with the z of one head at the last position from the clean run."""
     model, clean, corrupt, metric = _given()
@@ -204,7 +204,7 @@ def check_6_1() -> Tensor:
     return torch.stack([_left("tales-gpt2", "final"), _left("tales-gpt-neo", "final")])
 
 
-@checks("A quarter is left in GPT-2, a tenth in GPT-Neo: both gain, and GPT-Neo more.")
+@checks("A fifth is left in GPT-2, a sixth in GPT-Neo: both gain, and by much the same share.")
 def check_6_2() -> Tensor:
     """The same where the last block is part of the decoder."""
     found = torch.stack([_left("tales-gpt2", "block:1"), _left("tales-gpt-neo", "block:1")])

@@ -323,7 +323,7 @@ def take_pictures() -> None:
     _, tokenizer = minilens.load("tales-gpt2")
     pins = "+".join(f"{int(tokenizer.encode(word)[0, 0])}@7" for word in (" girl", ","))
     with tempfile.TemporaryDirectory() as folder:
-        path, study = Path(folder) / "lens.html", Path(folder) / "study"
+        path, live, study = (Path(folder) / name for name in ("lens.html", "live.html", "study"))
         main(["lens", "Once upon a time there was a little", "--html", str(path)])
         with sync_playwright() as driver:
             arguments = ["--headless", "--no-sandbox", "--disable-gpu"]
@@ -331,10 +331,10 @@ def take_pictures() -> None:
             page = browser.new_page(viewport={"width": 1200, "height": 1110}, device_scale_factor=1.5)
             page.goto(f"{path.as_uri()}#at=4.resid_post@7&pins={pins}")
             keep_picture(io.BytesIO(page.screenshot()), "page.png")
-            main(["live", "tales-gpt2", "--html", str(path), "--overwrite"])
+            main(["live", "tales-gpt2", "--html", str(live)])
             asked = {"text": "Once upon a time there was a little girl who lived in a house with he", "edits": "5.h7"}
             page.set_viewport_size({"width": 1200, "height": 930})
-            page.goto(f"{path.as_uri()}#{urlencode(asked, quote_via=quote)}")
+            page.goto(f"{live.as_uri()}#{urlencode(asked, quote_via=quote)}")
             page.wait_for_selector("#asks[data-answered]")
             page.locator("#text").press("Control+End")
             page.keyboard.type("r")

@@ -33,7 +33,10 @@ def test_each_model_has_an_affine_lens_of_its_own(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(bundled()))
 def test_affine_beats_mean_and_plain_at_every_row(name: str, shared: Path, tmp_path: Path) -> None:
-    """By more than five standard errors, from the differences of each document. Two means may be worse than none."""
+    """By more than five standard errors, from the differences of each document.
+
+    Only in one model are two means better than none at every row.
+    """
     model, tokenizer = minilens.load(name)
     assert tokenizer is not None
     prefix = tokenizer.codes[0] if tokenizer.codes else ""
@@ -49,7 +52,7 @@ def test_affine_beats_mean_and_plain_at_every_row(name: str, shared: Path, tmp_p
         for way, options in lenses.items():
             sums[way].append(minilens.logit_lens(model, tokens, stats=["kl_final"], **options).kl_final.double().sum(1))
     n = torch.tensor(counts, dtype=torch.double)
-    for better, worse in (("affine", "mean"), ("affine", "plain")):
+    for better, worse in (("affine", "mean"), ("mean" if name == "tales-gpt-neo" else "affine", "plain")):
         gain = torch.stack(sums[worse]) - torch.stack(sums[better])
         mean_gain = gain.sum(0) / n.sum()
         spread = (gain - mean_gain * n[:, None]).square().sum(0)
